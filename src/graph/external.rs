@@ -1,0 +1,111 @@
+//! A check on ONNX files that others wrote: tensors kept in files of their own must stay inside the model's folder.
+//!
+//! An ONNX file may say "my weights are in `../../etc/something`", and a runtime that follows it reads whatever the
+//! server may read. The check walks every place where the format lets a tensor stand, before the runtime sees the file.
+
+use std::path::{Component, Path};
+
+use prost::Message;
+
+use super::onnx::proto;
+
+/// Why a foreign ONNX file is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ExternalDataError {
+    /// Not an ONNX file, or a damaged one.
+    #[error("it is not a readable ONNX model: {0}")]
+    NotOnnx(#[from] prost::DecodeError),
+    /// A tensor's data lies outside the folder of the model.
+    #[error(
+        "tensor `{tensor}` keeps its data in `{location}`, which is outside the model's folder; save the model with \
+         its external data beside it"
+    )]
+    Outside {
+        /// The tensor's name.
+        tensor: String,
+        /// What the file says.
+        location: String,
+    },
+}
+
+/// Verifies that every external-data location in the ONNX file `bytes` is a relative path that stays below the folder
+/// the file is in.
+///
+/// # Errors
+/// The file is no ONNX model, or a location is absolute or climbs out with `..`.
+pub fn check_external_data(bytes: &[u8]) -> Result<(), ExternalDataError> {
+    let model = proto::ModelProto::decode(bytes)?;
+    if let Some(graph) = &model.graph {
+        check_graph(graph)?;
+    }
+    model.functions.iter().try_for_each(|f| check_nodes(&f.node))
+}
+
+fn check_graph(graph: &proto::GraphProto) -> Result<(), ExternalDataError> {
+    graph.initializer.iter().try_for_each(check_tensor)?;
+    graph.sparse_initializer.iter().try_for_each(check_sparse)?;
+    check_nodes(&graph.node)
+}
+
+fn check_nodes(nodes: &[proto::NodeProto]) -> Result<(), ExternalDataError> {
+    for attribute in nodes.iter().flat_map(|n| &n.attribute) {
+        attribute.t.iter().chain(&attribute.tensors).try_for_each(check_tensor)?;
+        attribute.sparse_tensor.iter().chain(&attribute.sparse_tensors).try_for_each(check_sparse)?;
+        attribute.g.iter().chain(&attribute.graphs).try_for_each(check_graph)?;
+    }
+    Ok(())
+}
+
+fn check_sparse(sparse: &proto::SparseTensorProto) -> Result<(), ExternalDataError> {
+    sparse.values.iter().chain(&sparse.indices).try_for_each(check_tensor)
+}
+
+fn check_tensor(tensor: &proto::TensorProto) -> Result<(), ExternalDataError> {
+    // Looked at whatever `data_location` says: a reader may go by the presence of the entry alone.
+    for entry in tensor.external_data.iter().filter(|e| e.key == "location") {
+        let inside =
+            Path::new(&entry.value).components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir));
+        if !inside {
+            return Err(ExternalDataError::Outside { tensor: tensor.name.clone(), location: entry.value.clone() });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn model_with_location(location: &str) -> Vec<u8> {
+        let tensor = proto::TensorProto {
+            name: "w".into(),
+            external_data: vec![proto::StringStringEntryProto { key: "location".into(), value: location.into() }],
+            ..Default::default()
+        };
+        let inner = proto::GraphProto { initializer: vec![tensor], ..Default::default() };
+        let branch = proto::AttributeProto { name: "then_branch".into(), g: Some(inner), ..Default::default() };
+        let node = proto::NodeProto { op_type: "If".into(), attribute: vec![branch], ..Default::default() };
+        let graph = proto::GraphProto { node: vec![node], ..Default::default() };
+        proto::ModelProto { graph: Some(graph), ..Default::default() }.encode_to_vec()
+    }
+
+    #[test]
+    fn data_beside_the_model_is_accepted() {
+        check_external_data(&model_with_location("weights.bin")).unwrap();
+        check_external_data(&model_with_location("./parts/weights.bin")).unwrap();
+    }
+
+    #[test]
+    fn data_elsewhere_is_refused_by_name_even_in_a_subgraph() {
+        for location in ["../secret", "/etc/passwd", "parts/../../secret"] {
+            let error = check_external_data(&model_with_location(location)).unwrap_err().to_string();
+            assert!(error.contains('w') && error.contains(location), "{error}");
+        }
+    }
+
+    #[test]
+    fn garbage_is_refused() {
+        assert!(matches!(check_external_data(b"not a model"), Err(ExternalDataError::NotOnnx(_))));
+    }
+}

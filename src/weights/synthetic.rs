@@ -1,0 +1,61 @@
+//! Weights made from nothing but the key's name and the element's index, the same on every machine and in Python
+//! (`tests/goldens/synthetic.py`): what the parity tests compare networks with, and what benchmarks run on.
+//!
+//! An element's bits come from SplitMix64 over a counter that starts at the FNV-1a hash of the key. What the bits become
+//! depends on the key, so that activations stay of order one through the network: batch-norm statistics vary around
+//! their neutral values, kernels are uniform with He's variance.
+
+use super::{TensorSource, WeightsError};
+
+/// A share of He's bound: with all of it, the sums of the residual branches grow until every attention gate saturates.
+const GAIN: f64 = 0.65;
+
+/// A source that has every tensor anyone asks for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Synthetic;
+
+impl TensorSource for Synthetic {
+    fn shape(&self, _key: &str, wanted: &[usize]) -> Option<Vec<usize>> {
+        Some(wanted.to_vec())
+    }
+
+    fn read(&self, key: &str, shape: &[usize]) -> Result<Vec<f32>, WeightsError> {
+        Ok(synthetic_tensor(key, shape))
+    }
+
+    fn keys(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+/// The tensor `key` of the given shape, row-major. Keys that are no weight's (`"input"`) give values in ±2.
+#[must_use]
+pub fn synthetic_tensor(key: &str, shape: &[usize]) -> Vec<f32> {
+    let seed = fnv1a(key);
+    let kind = key.rsplit('.').next().unwrap_or(key);
+    // Evaluated in f64 and rounded once, in the order in which the Python script does it.
+    let bound = GAIN * (6.0 / shape.iter().skip(1).product::<usize>() as f64).sqrt();
+    let value = |unit: f64| {
+        let signed = 2.0 * unit - 1.0;
+        match (kind, shape.len()) {
+            ("running_mean" | "bias", _) => 0.1 * signed,
+            ("running_var", _) | ("weight", 1) => 0.5 + unit,
+            ("weight", _) => signed * bound,
+            _ => 2.0 * signed,
+        }
+    };
+    (0..shape.iter().product::<usize>() as u64).map(|i| value(unit(seed, i)) as f32).collect()
+}
+
+/// Element `index` of the stream `seed`: uniform in [0, 1), a multiple of 2⁻²⁴.
+fn unit(seed: u64, index: u64) -> f64 {
+    let mut z = seed.wrapping_add((index + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^= z >> 31;
+    (z >> 40) as f64 / f64::from(1u32 << 24)
+}
+
+fn fnv1a(key: &str) -> u64 {
+    key.bytes().fold(0xCBF2_9CE4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3))
+}
