@@ -1,0 +1,232 @@
+//! From a name or a folder to a model that can run: manifest, labels and graph, read and verified.
+//!
+//! One model is embedded in the binary, so that a fresh clone serves something real; every other is a folder that holds
+//! a `manifest.toml`, a labels file and a weights file. [`ModelFolder::load`] verifies the digest before it looks inside
+//! the weights, builds the graph for a preset architecture or checks a foreign ONNX file, and hands out
+//! [`LoadedModel`]: everything that serving needs, with nothing left to read.
+
+use std::borrow::Cow;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::ghostnet::{self, BuildError, ConfigError, Cost, Network, Size};
+use crate::graph::{ExternalDataError, check_external_data};
+use crate::manifest::{Architecture, Digest, Label, MANIFEST_FILE, Manifest, ManifestError, parse_labels};
+use crate::weights::SafetensorsFile;
+
+/// The model that is part of the binary.
+pub const EMBEDDED_MODEL: &str = "ghostnetv2-cifar10";
+
+const EMBEDDED: [(&str, &[u8]); 3] = [
+    (MANIFEST_FILE, include_bytes!("../models/ghostnetv2-cifar10/manifest.toml")),
+    ("labels.txt", include_bytes!("../models/ghostnetv2-cifar10/labels.txt")),
+    ("weights.safetensors", include_bytes!("../models/ghostnetv2-cifar10/weights.safetensors")),
+];
+
+/// Where a model's files are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ModelFolder {
+    /// In the binary.
+    Embedded,
+    /// In a directory.
+    Directory(PathBuf),
+}
+
+/// A model, ready to be given to a runtime.
+#[derive(Clone, Debug)]
+pub struct LoadedModel {
+    /// The folder's contract.
+    pub manifest: Manifest,
+    /// The classes, in the order of the outputs.
+    pub labels: Vec<Label>,
+    /// The graph.
+    pub graph: OnnxSource,
+    /// What an image costs, where the architecture is known.
+    pub cost: Option<Cost>,
+}
+
+/// An ONNX model.
+#[derive(Clone, Debug)]
+pub enum OnnxSource {
+    /// Its bytes.
+    Memory(Vec<u8>),
+    /// A file, which may keep tensors in further files beside it.
+    File(PathBuf),
+}
+
+/// Why a model cannot be loaded. Every message names the file.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// There is no such model.
+    #[error(
+        "no model `{0}`: give the embedded `{EMBEDDED_MODEL}` or the path of a folder that holds a {MANIFEST_FILE}"
+    )]
+    Unknown(String),
+    /// A file cannot be read.
+    #[error("cannot read {path}: {source}")]
+    Io {
+        /// Which.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The manifest or the labels are wrong.
+    #[error("{path}: {source}")]
+    Manifest {
+        /// Which.
+        path: String,
+        /// Why.
+        source: ManifestError,
+    },
+    /// The weights are not those the manifest was written for.
+    #[error(
+        "{path} is not the file that the manifest describes: expected {expected}, found {found}; fetch it again, or \
+         correct `network.digest` if the change was meant"
+    )]
+    Digest {
+        /// Which file.
+        path: String,
+        /// The manifest's digest.
+        expected: Digest,
+        /// The file's.
+        found: Digest,
+    },
+    /// The manifest names an architecture that is not known here.
+    #[error("{path}: `network.architecture`: expected one of {expected}, found `{found}`")]
+    Architecture {
+        /// The manifest.
+        path: String,
+        /// What there is.
+        expected: String,
+        /// What it says.
+        found: String,
+    },
+    /// The architecture's numbers do not make a network.
+    #[error("{path}: {source}")]
+    Config {
+        /// The manifest.
+        path: String,
+        /// Why.
+        source: ConfigError,
+    },
+    /// The weights do not fit the architecture.
+    #[error("{path}: {source}")]
+    Build {
+        /// The weights.
+        path: String,
+        /// Why.
+        source: BuildError,
+    },
+    /// A foreign ONNX file that is not safe to load.
+    #[error("{path}: {source}")]
+    External {
+        /// The file.
+        path: String,
+        /// Why.
+        source: ExternalDataError,
+    },
+}
+
+impl ModelFolder {
+    /// Finds a model by what a user typed: the embedded model's name, or a folder.
+    ///
+    /// # Errors
+    /// [`ModelError::Unknown`].
+    pub fn resolve(model: &str) -> Result<Self, ModelError> {
+        if model == EMBEDDED_MODEL {
+            return Ok(Self::Embedded);
+        }
+        let path = Path::new(model);
+        if path.join(MANIFEST_FILE).is_file() {
+            Ok(Self::Directory(path.to_owned()))
+        } else {
+            Err(ModelError::Unknown(model.to_owned()))
+        }
+    }
+
+    /// Reads and checks the manifest alone.
+    ///
+    /// # Errors
+    /// The file cannot be read or is wrong.
+    pub fn manifest(&self) -> Result<Manifest, ModelError> {
+        Manifest::parse(&self.text(MANIFEST_FILE)?)
+            .map_err(|source| ModelError::Manifest { path: self.path(MANIFEST_FILE), source })
+    }
+
+    /// Reads everything, verifies it, builds the graph.
+    ///
+    /// # Errors
+    /// Whatever is wrong first, with the file it is in.
+    pub fn load(&self) -> Result<LoadedModel, ModelError> {
+        let manifest = self.manifest()?;
+        let labels = parse_labels(&self.text(&manifest.labels_file)?)
+            .map_err(|source| ModelError::Manifest { path: self.path(&manifest.labels_file), source })?;
+
+        let weights = self.read(&manifest.network.weights)?;
+        let path = self.path(&manifest.network.weights);
+        let found = Digest::of(&weights);
+        if found != manifest.network.digest {
+            return Err(ModelError::Digest { path, expected: manifest.network.digest, found });
+        }
+        let (graph, cost) = match &manifest.network.architecture {
+            Architecture::Onnx => {
+                check_external_data(&weights).map_err(|source| ModelError::External { path, source })?;
+                let source = match self {
+                    Self::Embedded => OnnxSource::Memory(weights.into_owned()),
+                    // By path, so that the runtime finds external data beside it.
+                    Self::Directory(folder) => OnnxSource::File(folder.join(&manifest.network.weights)),
+                };
+                (source, None)
+            }
+            Architecture::Preset(name) => {
+                let network = self.network(name, labels.len())?;
+                let [height, width] = manifest.input.crop;
+                let size = Size { height, width };
+                let bytes = SafetensorsFile::parse(&weights)
+                    .map_err(BuildError::from)
+                    .and_then(|file| network.lower(&file, size))
+                    .map_err(|source| ModelError::Build { path, source })?
+                    .into_onnx(&[("architecture", name.clone()), ("digest", manifest.network.digest.to_string())]);
+                (OnnxSource::Memory(bytes), Some(network.cost(size)))
+            }
+        };
+        Ok(LoadedModel { manifest, labels, graph, cost })
+    }
+
+    fn network(&self, name: &str, classes: usize) -> Result<Network, ModelError> {
+        let path = || self.path(MANIFEST_FILE);
+        let Some(mut config) = ghostnet::preset(name) else {
+            let expected = ghostnet::PRESETS.map(|(known, _)| known).join(", ") + ", onnx";
+            return Err(ModelError::Architecture { path: path(), expected, found: name.to_owned() });
+        };
+        config.classes = classes;
+        Network::new(config).map_err(|source| ModelError::Config { path: path(), source })
+    }
+
+    fn path(&self, file: &str) -> String {
+        match self {
+            Self::Embedded => format!("{EMBEDDED_MODEL}/{file} (embedded)"),
+            Self::Directory(folder) => folder.join(file).display().to_string(),
+        }
+    }
+
+    fn read(&self, file: &str) -> Result<Cow<'static, [u8]>, ModelError> {
+        let error = |source| ModelError::Io { path: self.path(file), source };
+        match self {
+            Self::Embedded => EMBEDDED
+                .iter()
+                .find(|(name, _)| *name == file)
+                .map(|(_, bytes)| Cow::Borrowed(*bytes))
+                .ok_or_else(|| error(io::ErrorKind::NotFound.into())),
+            Self::Directory(folder) => std::fs::read(folder.join(file)).map(Cow::Owned).map_err(error),
+        }
+    }
+
+    fn text(&self, file: &str) -> Result<String, ModelError> {
+        let bytes = self.read(file)?.into_owned();
+        String::from_utf8(bytes).map_err(|_| ModelError::Io {
+            path: self.path(file),
+            source: io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8 text"),
+        })
+    }
+}
