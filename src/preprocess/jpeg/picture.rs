@@ -1,0 +1,76 @@
+//! The finished pixels: takes each row of the picture from the components' planes, enlarged and turned into RGB.
+
+use super::colour::{self, Colour};
+use super::frame::Frame;
+use super::plane::Plane;
+use super::upsample::Upsampler;
+
+/// The picture while its rows are being made.
+pub(super) struct Picture {
+    width: usize,
+    height: usize,
+    /// Pixel rows of a row of MCUs, and of the group of rows made from the same samples.
+    mcu: usize,
+    group: usize,
+    colour: Colour,
+    upsamplers: Vec<Upsampler>,
+    pixels: Vec<u8>,
+    /// Rows that are made.
+    made: usize,
+}
+
+impl Picture {
+    /// Makes room for a frame's pixels.
+    pub(super) fn new(frame: &Frame, colour: Colour) -> Self {
+        let channels = if colour == Colour::Gray { 1 } else { 3 };
+        Self {
+            width: frame.width,
+            height: frame.height,
+            mcu: frame.max_v * super::frame::BLOCK,
+            group: frame.max_v,
+            colour,
+            upsamplers: frame.components.iter().map(|c| Upsampler::new(frame, c)).collect(),
+            pixels: vec![0; frame.width * frame.height * channels],
+            made: 0,
+        }
+    }
+
+    /// Makes the rows that can be made once `mcu_rows` rows of MCUs are in the planes: all above the last group, which
+    /// takes samples from below it, unless the picture ends there.
+    pub(super) fn make_rows(&mut self, planes: &[Plane], mcu_rows: usize) {
+        let ready = mcu_rows * self.mcu;
+        let until = if ready >= self.height { self.height } else { ready - self.group };
+        while self.made < until {
+            self.make_row(planes, self.made);
+            self.made += 1;
+        }
+    }
+
+    fn make_row(&mut self, planes: &[Plane], y: usize) {
+        let width = self.width;
+        match (&mut self.upsamplers[..], planes) {
+            ([a], [plane_a]) => {
+                self.pixels[y * width..][..width].copy_from_slice(&a.row(plane_a, y)[..width]);
+            }
+            ([a, b, c, rest @ ..], [plane_a, plane_b, plane_c, plane_rest @ ..]) => {
+                let out = &mut self.pixels[y * width * 3..][..width * 3];
+                let (a, b, c) = (a.row(plane_a, y), b.row(plane_b, y), c.row(plane_c, y));
+                match self.colour {
+                    Colour::YCbCr | Colour::Ycck => colour::ycbcr_to_rgb(a, b, c, out),
+                    _ => colour::interleave(a, b, c, out),
+                }
+                let ([k], [plane_k]) = (rest, plane_rest) else { return };
+                if self.colour == Colour::Cmyk {
+                    out.iter_mut().for_each(|ink| *ink = 255 - *ink);
+                }
+                colour::inks_to_rgb(&k.row(plane_k, y)[..width], out);
+            }
+            _ => {}
+        }
+    }
+
+    /// The pixels, all made.
+    pub(super) fn into_pixels(self) -> Vec<u8> {
+        self.pixels
+    }
+}

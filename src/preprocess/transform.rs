@@ -1,0 +1,172 @@
+//! Resize, crop, orient, normalise: the evaluation transform of the released weights.
+//!
+//! It reproduces, to the rounding of 8-bit intermediate rows, `Resize(shorter side, bicubic)` and `CenterCrop` of
+//! torchvision over Pillow, with Pillow's integer rules for sizes and offsets. Two liberties that do not change a pixel's
+//! value beyond that rounding: only the source rows and columns under the crop are resized, and the EXIF orientation is
+//! applied to the small crop instead of the whole photograph.
+
+use fast_image_resize::images::{Image, ImageRef};
+use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use image::metadata::Orientation;
+use image::{DynamicImage, RgbImage};
+
+use super::Pixels;
+use super::decode::displayed;
+use crate::manifest::InputSpec;
+
+/// A model's pre-processing, with its tables made.
+#[derive(Clone, Debug)]
+pub struct Transform {
+    spec: InputSpec,
+    /// `(v / 255 − mean) / std` for every channel and 8-bit value.
+    normalised: [[f32; 256]; 3],
+}
+
+impl Transform {
+    /// Prepares the transform that a manifest describes.
+    #[must_use]
+    pub fn new(spec: InputSpec) -> Self {
+        let table = |c: usize| std::array::from_fn(|v| (v as f32 / 255.0 - spec.mean[c]) / spec.std[c]);
+        Self { spec, normalised: std::array::from_fn(table) }
+    }
+
+    /// Elements of a row: 3 × height × width.
+    #[must_use]
+    pub fn row_len(&self) -> usize {
+        3 * self.spec.crop[0] * self.spec.crop[1]
+    }
+
+    /// The network's view of a photograph, as 8-bit RGB: resized, cropped, turned upright.
+    #[must_use]
+    pub fn crop(&self, pixels: &Pixels) -> RgbImage {
+        let [height, width] = self.spec.crop.map(|side| side as u32);
+        match self.spec.source {
+            None => resize_crop(pixels, self.spec.resize as u32, width, height),
+            Some(source) => {
+                let small = resize_crop(pixels, source as u32, source as u32, source as u32);
+                let upright = Pixels { rgb: small, orientation: Orientation::NoTransforms };
+                resize_crop(&upright, self.spec.resize as u32, width, height)
+            }
+        }
+    }
+
+    /// Writes the network's input for a crop: planar R, G, B, normalised. `row` has [`Transform::row_len`] elements.
+    pub fn normalise(&self, crop: &RgbImage, row: &mut [f32]) {
+        let planes = row.chunks_exact_mut(self.spec.crop[0] * self.spec.crop[1]);
+        for ((channel, plane), table) in planes.enumerate().zip(&self.normalised) {
+            for (out, pixel) in plane.iter_mut().zip(crop.as_raw().as_chunks::<3>().0) {
+                *out = table[usize::from(pixel[channel])];
+            }
+        }
+    }
+}
+
+/// The box of the source that a resize to `shorter` and a centre crop of `width`×`height` show, all in displayed
+/// coordinates: left, top, width, height.
+fn source_box(image: (u32, u32), shorter: u32, crop: (u32, u32)) -> [f64; 4] {
+    let (w, h) = (u64::from(image.0), u64::from(image.1));
+    // torchvision: the longer side is truncated, not rounded.
+    let (new_w, new_h) = if w <= h {
+        (u64::from(shorter), u64::from(shorter) * h / w)
+    } else {
+        (u64::from(shorter) * w / h, u64::from(shorter))
+    };
+    let side = |old: u64, new: u64, crop: u32| {
+        let scale = old as f64 / new as f64;
+        // Python's round: halves go to the even number.
+        let offset = ((new - u64::from(crop)) as f64 / 2.0).round_ties_even();
+        (offset * scale, f64::from(crop) * scale)
+    };
+    let (left, box_w) = side(w, new_w, crop.0);
+    let (top, box_h) = side(h, new_h, crop.1);
+    [left, top, box_w, box_h]
+}
+
+/// Where a box of the displayed image lies in the stored one.
+fn stored_box(orientation: Orientation, [left, top, w, h]: [f64; 4], displayed: (u32, u32)) -> [f64; 4] {
+    let right = f64::from(displayed.0) - left - w;
+    let bottom = f64::from(displayed.1) - top - h;
+    // Each orientation says how the stored image is turned to be displayed; this undoes it.
+    match orientation {
+        Orientation::NoTransforms => [left, top, w, h],
+        Orientation::FlipHorizontal => [right, top, w, h],
+        Orientation::FlipVertical => [left, bottom, w, h],
+        Orientation::Rotate180 => [right, bottom, w, h],
+        Orientation::Rotate90 => [top, right, h, w],
+        Orientation::Rotate270 => [bottom, left, h, w],
+        Orientation::Rotate90FlipH => [top, left, h, w],
+        Orientation::Rotate270FlipH => [bottom, right, h, w],
+    }
+}
+
+/// A stretch of one axis of the source, and how many pixels it becomes.
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    start: f64,
+    length: f64,
+    /// Pixels of the source along this axis.
+    source: u32,
+    out: u32,
+}
+
+impl Span {
+    fn new(start: f64, length: f64, source: u32, out: u32) -> Self {
+        // Sums of rounded products may leave the image by a hair, which the resizer refuses.
+        let start = start.clamp(0.0, f64::from(source));
+        Self { start, length: length.min(f64::from(source) - start), source, out }
+    }
+
+    /// The whole pixels that this span's filter reaches, and the span counted from the first of them.
+    fn reach(self) -> (Self, Self) {
+        // The cubic reaches two pixels, of the larger of the two images; one more against rounding.
+        let support = 2.0 * (self.length / f64::from(self.out)).max(1.0) + 1.0;
+        let first = (self.start - support).floor().max(0.0);
+        let last = (self.start + self.length + support).ceil().min(f64::from(self.source));
+        let count = (last - first) as u32;
+        let whole = Self { start: first, length: last - first, source: self.source, out: count };
+        (whole, Self { start: self.start - first, source: count, ..self })
+    }
+}
+
+fn resize_crop(pixels: &Pixels, shorter: u32, width: u32, height: u32) -> RgbImage {
+    let Pixels { rgb, orientation } = pixels;
+    let shown = displayed(*orientation, rgb.width(), rgb.height());
+    let [left, top, w, h] = stored_box(*orientation, source_box(shown, shorter, (width, height)), shown);
+    let (out_w, out_h) = displayed(*orientation, width, height);
+    let across = Span::new(left, w, rgb.width(), out_w);
+    let down = Span::new(top, h, rgb.height(), out_h);
+
+    // Pillow resizes along the displayed rows first and rounds to 8 bits before the other axis, which clips the cubic's
+    // overshoot: at hard edges the order shows. On an image that lies on its side, displayed rows are stored columns.
+    let crop = if displayed(*orientation, 1, 2) == (1, 2) {
+        let (rows, down) = down.reach();
+        let narrow = resize(rgb, across, rows);
+        resize(&narrow, Span::new(0.0, f64::from(out_w), out_w, out_w), down)
+    } else {
+        let (columns, across) = across.reach();
+        let flat = resize(rgb, columns, down);
+        resize(&flat, across, Span::new(0.0, f64::from(out_h), out_h, out_h))
+    };
+    if *orientation == Orientation::NoTransforms {
+        return crop;
+    }
+    let mut crop = DynamicImage::ImageRgb8(crop);
+    crop.apply_orientation(*orientation);
+    crop.into_rgb8()
+}
+
+/// Resizes a box of an image. An axis whose span is whole pixels, one for one, is copied.
+fn resize(image: &RgbImage, across: Span, down: Span) -> RgbImage {
+    // CatmullRom is the cubic with a = −1/2, Pillow's BICUBIC; as a convolution it widens with the scale: antialiasing.
+    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom)).crop(
+        across.start,
+        down.start,
+        across.length,
+        down.length,
+    );
+    let mut out = Image::new(across.out, down.out, PixelType::U8x3);
+    let source = ImageRef::new(image.width(), image.height(), image.as_raw(), PixelType::U8x3);
+    let resized = source.is_ok_and(|source| Resizer::new().resize(&source, &mut out, &options).is_ok());
+    debug_assert!(resized, "a box inside the image always resizes");
+    RgbImage::from_raw(across.out, down.out, out.into_vec()).unwrap_or_default()
+}
