@@ -1,0 +1,266 @@
+//! Every metric of the server, in one struct. The doc comment of a field is its help text on `/metrics`.
+//!
+//! Label values come from fixed sets only: route patterns, status codes, error codes, stages, names of loaded models.
+
+use std::time::Duration;
+
+use prometheus::core::Collector;
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
+
+/// Declares a struct of metrics, and a constructor that registers each under `ghostserve_` and its field's name.
+macro_rules! metrics {
+    ($(#[$outer:meta])* pub struct $name:ident { $( $(#[doc = $help:literal])+ $field:ident: $kind:ident $(<$($label:literal),+>)? $(= $buckets:expr)?, )+ }) => {
+        $(#[$outer])*
+        #[derive(Debug)]
+        pub struct $name { $( $(#[doc = $help])+ pub $field: $kind, )+ registry: Registry }
+
+        impl $name {
+            fn register() -> prometheus::Result<Self> {
+                let registry = Registry::new();
+                $(
+                    let name = concat!("ghostserve_", stringify!($field));
+                    let help = [$($help),+].concat().trim().to_owned();
+                    let labels: &[&str] = &[$($($label),+)?];
+                    let buckets: &[f64] = metrics!(@buckets $($buckets)?);
+                    let $field: $kind = Metric::make(name, help, labels, buckets)?;
+                    registry.register(Box::new($field.clone()))?;
+                )+
+                Ok(Self { $($field,)+ registry })
+            }
+        }
+    };
+    (@buckets) => { &[] };
+    (@buckets $buckets:expr) => { $buckets };
+}
+
+/// A kind of metric that [`metrics!`] can make.
+trait Metric: Collector + Clone + Sized + 'static {
+    fn make(name: &str, help: String, labels: &[&str], buckets: &[f64]) -> prometheus::Result<Self>;
+}
+
+macro_rules! metric_kinds {
+    ($($kind:ty: |$opts:ident, $labels:ident, $buckets:ident| $make:expr;)+) => {$(
+        impl Metric for $kind {
+            fn make(name: &str, help: String, $labels: &[&str], $buckets: &[f64]) -> prometheus::Result<Self> {
+                let $opts = Opts::new(name, help);
+                $make
+            }
+        }
+    )+};
+}
+
+metric_kinds! {
+    IntCounter: |opts, _labels, _buckets| Self::with_opts(opts);
+    IntGauge: |opts, _labels, _buckets| Self::with_opts(opts);
+    IntCounterVec: |opts, labels, _buckets| Self::new(opts, labels);
+    IntGaugeVec: |opts, labels, _buckets| Self::new(opts, labels);
+    HistogramVec: |opts, labels, buckets| Self::new(HistogramOpts::from(opts).buckets(buckets.to_vec()), labels);
+}
+
+/// 0.1 ms to 10 s: the fastest stage to the longest request.
+const SECONDS: &[f64] =
+    &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+const BATCH_SIZES: &[f64] = &[1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0];
+
+metrics! {
+    /// The server's metrics. Cheap to record; cloned handles share their values.
+    pub struct Metrics {
+        /// HTTP requests answered, by route pattern and status.
+        http_requests_total: IntCounterVec<"route", "status">,
+        /// Seconds from the head of a request to the end of its handling, by route pattern.
+        http_request_duration_seconds: HistogramVec<"route"> = SECONDS,
+        /// HTTP requests being handled.
+        http_requests_in_flight: IntGauge,
+        /// Open connections.
+        http_connections: IntGauge,
+        /// Connections closed because the client was too slow or idle, by phase: header, idle.
+        http_connection_timeouts_total: IntCounterVec<"phase">,
+        /// Error answers, by code: each refused request counts once. Shows every bound that bites.
+        problems_total: IntCounterVec<"code">,
+        /// Images, by model and outcome: ok, or the code of the error.
+        images_total: IntCounterVec<"model", "outcome">,
+        /// Seconds spent in a stage of a request: read, decode, resize, queue, infer, encode, total.
+        stage_duration_seconds: HistogramVec<"stage"> = SECONDS,
+        /// Bytes of request bodies in memory.
+        body_bytes: IntGauge,
+        /// Images a run of the model took at once.
+        batch_size: HistogramVec<"model"> = BATCH_SIZES,
+        /// Images waiting for a worker.
+        queue_depth: IntGaugeVec<"model">,
+        /// Images admitted and not yet answered: being decoded, waiting or running.
+        images_in_flight: IntGaugeVec<"model">,
+        /// Images admitted at most at once.
+        images_capacity: IntGaugeVec<"model">,
+        /// Images dropped before the model ran, by reason: cancelled (the client went away), expired (its deadline passed).
+        images_dropped_total: IntCounterVec<"model", "reason">,
+        /// Workers that can take a batch.
+        workers_ready: IntGaugeVec<"model">,
+        /// Times a worker had to load its model again after a failure.
+        worker_restarts_total: IntCounterVec<"model">,
+        /// Images on which a decoder panicked. The image is refused, nothing else is lost; worth reporting all the same.
+        decoder_panics_total: IntCounter,
+        /// Always 1; labels tell which model is served.
+        model_info: IntGaugeVec<"model", "digest", "architecture">,
+        /// Always 1; labels tell what is running.
+        build_info: IntGaugeVec<"version", "revision", "onnxruntime">,
+    }
+}
+
+/// The stages a request goes through; the names are those of the `Server-Timing` header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// The body arrives.
+    Read,
+    /// Header and pixels.
+    Decode,
+    /// Resize, crop, normalisation.
+    Resize,
+    /// Waiting for a worker.
+    Queue,
+    /// The model runs.
+    Infer,
+    /// The answer is written.
+    Encode,
+    /// All of it.
+    Total,
+}
+
+impl Stage {
+    /// Its name in metrics and headers.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Decode => "decode",
+            Self::Resize => "resize",
+            Self::Queue => "queue",
+            Self::Infer => "infer",
+            Self::Encode => "encode",
+            Self::Total => "total",
+        }
+    }
+}
+
+impl Metrics {
+    /// A fresh set, all zero, with the process's own (`process_*`) beside it.
+    ///
+    /// # Errors
+    /// Two metrics of one name: a mistake in this file.
+    pub fn new() -> prometheus::Result<Self> {
+        let metrics = Self::register()?;
+        #[cfg(target_os = "linux")]
+        metrics.registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        Ok(metrics)
+    }
+
+    /// Records the time a stage took.
+    pub fn stage(&self, stage: Stage, took: Duration) {
+        self.stage_duration_seconds.with_label_values(&[stage.name()]).observe(took.as_secs_f64());
+    }
+
+    /// The Prometheus text format.
+    ///
+    /// # Errors
+    /// A metric without values or a name: a mistake in this file.
+    pub fn render(&self) -> prometheus::Result<String> {
+        TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+
+    /// The handles that the batching of one model records on.
+    #[must_use]
+    pub fn for_model(&self, model: &str) -> ModelMetrics {
+        let stage = |stage: Stage| self.stage_duration_seconds.with_label_values(&[stage.name()]);
+        let dropped = |reason| self.images_dropped_total.with_label_values(&[model, reason]);
+        ModelMetrics {
+            queue_depth: self.queue_depth.with_label_values(&[model]),
+            in_flight: self.images_in_flight.with_label_values(&[model]),
+            capacity: self.images_capacity.with_label_values(&[model]),
+            batch_size: self.batch_size.with_label_values(&[model]),
+            queued: stage(Stage::Queue),
+            infer: stage(Stage::Infer),
+            cancelled: dropped("cancelled"),
+            expired: dropped("expired"),
+            workers_ready: self.workers_ready.with_label_values(&[model]),
+            restarts: self.worker_restarts_total.with_label_values(&[model]),
+        }
+    }
+}
+
+/// What [`crate::batch`] records for one model.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub struct ModelMetrics {
+    pub queue_depth: IntGauge,
+    pub in_flight: IntGauge,
+    pub capacity: IntGauge,
+    pub batch_size: Histogram,
+    pub queued: Histogram,
+    pub infer: Histogram,
+    pub cancelled: IntCounter,
+    pub expired: IntCounter,
+    pub workers_ready: IntGauge,
+    pub restarts: IntCounter,
+}
+
+/// Raises a gauge while it lives, so that no path can forget to lower it.
+#[derive(Debug)]
+pub struct GaugeGuard {
+    gauge: IntGauge,
+    by: i64,
+}
+
+impl GaugeGuard {
+    /// Raises `gauge` by one.
+    #[must_use]
+    pub fn one(gauge: &IntGauge) -> Self {
+        Self::by(gauge, 1)
+    }
+
+    /// Raises `gauge` by an amount.
+    #[must_use]
+    pub fn by(gauge: &IntGauge, by: i64) -> Self {
+        gauge.add(by);
+        Self { gauge: gauge.clone(), by }
+    }
+}
+
+impl GaugeGuard {
+    /// Hands one of its count to a guard of its own.
+    pub(crate) fn split_one(&mut self) -> Self {
+        self.by -= 1;
+        Self { gauge: self.gauge.clone(), by: 1 }
+    }
+}
+
+impl Drop for GaugeGuard {
+    fn drop(&mut self) {
+        self.gauge.sub(self.by);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn help_texts_are_the_doc_comments() {
+        let metrics = Metrics::new().unwrap();
+        metrics.for_model("m").queue_depth.set(3);
+        let text = metrics.render().unwrap();
+        assert!(text.contains("# HELP ghostserve_queue_depth Images waiting for a worker.\n"), "{text}");
+        assert!(text.contains("ghostserve_queue_depth{model=\"m\"} 3\n"), "{text}");
+    }
+
+    #[test]
+    fn a_gauge_falls_when_its_guard_goes() {
+        let gauge = IntGauge::new("g", "g").unwrap();
+        let guard = GaugeGuard::by(&gauge, 5);
+        assert_eq!(gauge.get(), 5);
+        drop(guard);
+        assert_eq!(gauge.get(), 0);
+    }
+}

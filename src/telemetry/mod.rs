@@ -1,0 +1,8 @@
+//! What the server says about itself: [`Metrics`] for Prometheus, logs through `tracing`.
+//!
+//! A leaf: everything may record here, nothing here knows who does.
+
+pub mod logging;
+mod metrics;
+
+pub use metrics::{GaugeGuard, Metrics, ModelMetrics, Stage};
