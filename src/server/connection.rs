@@ -1,0 +1,321 @@
+//! Connections: the accept loop, and a watch over every connection that closes it when its client is too slow.
+//!
+//! hyper's own header timeout is not enough here. It also runs between the requests of a kept-alive connection, so it
+//! cannot be both short (against slow headers) and long (for load balancers, which keep connections open); and
+//! hyper-util's detection of HTTP/2 reads the first bytes without any timeout. So a [`Watch`] is told what happens on the
+//! connection: bytes came, a request began, a response is done.
+
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::service::Service as _;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::task::TaskTracker;
+
+use super::shutdown::{Lifecycle, Phase};
+use crate::config::{LoadLimits, TimeLimits};
+use crate::telemetry::{GaugeGuard, Metrics};
+
+/// What every connection of a listener shares.
+#[derive(Clone)]
+pub(crate) struct Listener {
+    pub(crate) router: Router,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) lifecycle: Lifecycle,
+    pub(crate) time: TimeLimits,
+    pub(crate) load: LoadLimits,
+}
+
+impl Listener {
+    /// Accepts connections until the server stops, then waits for those that are open, at most the drain time.
+    pub(crate) async fn serve(self, listener: TcpListener) {
+        let slots = Arc::new(Semaphore::new(self.load.max_connections.min(Semaphore::MAX_PERMITS)));
+        let open = TaskTracker::new();
+        let stopping = {
+            let lifecycle = self.lifecycle.clone();
+            async move { lifecycle.reached(Phase::Stopping).await }
+        };
+        tokio::pin!(stopping);
+        loop {
+            // Past the bound, connections wait in the kernel's backlog.
+            let next = async {
+                let slot = Arc::clone(&slots).acquire_owned().await.ok()?;
+                Some((accept(&listener).await, slot))
+            };
+            tokio::select! {
+                biased;
+                () = &mut stopping => break,
+                next = next => if let Some((stream, slot)) = next {
+                    self.spawn(stream, slot, &open);
+                },
+            }
+        }
+        // Clients whose connection the kernel has already accepted are served too.
+        while let Ok(slot) = Arc::clone(&slots).try_acquire_owned() {
+            let Some(Ok((stream, _))) = futures::FutureExt::now_or_never(listener.accept()) else { break };
+            self.spawn(stream, slot, &open);
+        }
+        drop(listener);
+        open.close();
+        if tokio::time::timeout(self.time.drain, open.wait()).await.is_err() {
+            tracing::warn!("connections were still open at the end of the drain time");
+        }
+    }
+
+    fn spawn(&self, stream: TcpStream, slot: OwnedSemaphorePermit, open: &TaskTracker) {
+        // An answer is small and complete: waiting for more to send only delays it.
+        let _ = stream.set_nodelay(true);
+        let watch = Watch::new(self.time.header, self.time.idle);
+        let io = TokioIo::new(WatchedStream { stream, watch: Arc::clone(&watch), started: false });
+
+        let router = TowerToHyperService::new(self.router.clone());
+        let requests = Arc::clone(&watch);
+        let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+            let guard = RequestGuard::begin(&requests);
+            let response = router.call(request);
+            async move {
+                let response: Result<Response<Body>, _> = response.await;
+                drop(guard);
+                response
+            }
+        });
+
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(None);
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(self.load.max_http2_streams)
+            // A peer that is gone without a word is noticed, and one that never sends its preface's settings too.
+            .keep_alive_interval(Some(self.time.idle / 2))
+            .keep_alive_timeout(self.time.header);
+
+        let (metrics, lifecycle) = (Arc::clone(&self.metrics), self.lifecycle.clone());
+        open.spawn(async move {
+            let _slot = slot;
+            let _open = GaugeGuard::one(&metrics.http_connections);
+            let mut connection = pin!(builder.serve_connection(io, service));
+            let mut stop = pin!(async {
+                lifecycle.reached(Phase::Stopping).await;
+                // A request that is on its way is let in: hyper would close the connection over it.
+                watch.past_header().await;
+            });
+            let mut stopping = false;
+            loop {
+                tokio::select! {
+                    result = connection.as_mut() => {
+                        if let Err(error) = result {
+                            // Clients hang up, reset and talk nonsense; none of it is the server's trouble.
+                            tracing::debug!(%error, "a connection ended");
+                        }
+                        return;
+                    }
+                    phase = watch.expired() => {
+                        metrics.http_connection_timeouts_total.with_label_values(&[phase]).inc();
+                        tracing::debug!(phase, "a connection was closed for being too slow");
+                        return;
+                    }
+                    () = &mut stop, if !stopping => {
+                        stopping = true;
+                        connection.as_mut().graceful_shutdown();
+                    }
+                }
+            }
+        });
+    }
+}
+
+/// The next connection. Errors of the listener pass (a peer that reset) or are waited out (no file descriptors).
+async fn accept(listener: &TcpListener) -> TcpStream {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => return stream,
+            Err(error) if is_about_the_peer(&error) => {}
+            Err(error) => {
+                tracing::error!(%error, "connections cannot be accepted; trying again in a second");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+    }
+}
+
+fn is_about_the_peer(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
+}
+
+/// A connection's clock.
+#[derive(Debug)]
+struct Watch {
+    state: Mutex<WatchState>,
+    /// Told of every change that somebody may wait for.
+    changed: Notify,
+    /// Over HTTP/2 bytes also come between requests (pings, settings), and heads have no beginning of their own.
+    http2: AtomicBool,
+    header: Duration,
+    idle: Duration,
+}
+
+#[derive(Debug)]
+enum WatchState {
+    /// A head should be arriving: the connection is new, or bytes came after the last response.
+    Header(Instant),
+    /// This many requests are being handled; they have timeouts of their own.
+    Busy(usize),
+    /// Between requests.
+    Idle(Instant),
+}
+
+impl Watch {
+    fn new(header: Duration, idle: Duration) -> Arc<Self> {
+        let state = Mutex::new(WatchState::Header(Instant::now() + header));
+        Arc::new(Self { state, changed: Notify::new(), http2: AtomicBool::new(false), header, idle })
+    }
+
+    fn update(&self, change: impl FnOnce(&mut WatchState)) {
+        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Notes that `bytes` came; `first` if they are the connection's first.
+    fn received(&self, bytes: &[u8], first: bool) {
+        let preface = first && bytes.starts_with(b"PRI");
+        self.http2.fetch_or(preface, Ordering::Relaxed);
+        let mut shortened = false;
+        self.update(|state| {
+            if preface {
+                *state = WatchState::Idle(Instant::now() + self.idle);
+            } else if matches!(state, WatchState::Idle(_)) && !self.http2.load(Ordering::Relaxed) {
+                *state = WatchState::Header(Instant::now() + self.header);
+                shortened = true;
+            }
+        });
+        if shortened {
+            self.changed.notify_waiters();
+        }
+    }
+
+    /// Waits until the client has taken too long, and says over what.
+    async fn expired(&self) -> &'static str {
+        loop {
+            // Listening before looking: a change in between is not missed.
+            let mut changed = pin!(self.changed.notified());
+            changed.as_mut().enable();
+            let mut deadline = None;
+            self.update(|state| match state {
+                WatchState::Header(at) => deadline = Some((*at, "header")),
+                WatchState::Idle(at) => deadline = Some((*at, "idle")),
+                WatchState::Busy(_) => {}
+            });
+            match deadline {
+                None => changed.await,
+                Some((at, phase)) if at <= Instant::now() => return phase,
+                Some((at, _)) => tokio::select! {
+                    () = sleep_until(at) => {}
+                    () = changed => {}
+                },
+            }
+        }
+    }
+
+    /// Waits until no head is expected: a request is being handled, or the last one is done.
+    async fn past_header(&self) {
+        loop {
+            let mut changed = pin!(self.changed.notified());
+            changed.as_mut().enable();
+            let mut expected = false;
+            self.update(|state| expected = matches!(state, WatchState::Header(_)));
+            if !expected {
+                return;
+            }
+            changed.await;
+        }
+    }
+}
+
+/// A request being handled.
+struct RequestGuard(Arc<Watch>);
+
+impl RequestGuard {
+    fn begin(watch: &Arc<Watch>) -> Self {
+        watch.update(|state| {
+            *state = match state {
+                WatchState::Busy(n) => WatchState::Busy(*n + 1),
+                _ => WatchState::Busy(1),
+            }
+        });
+        watch.changed.notify_waiters();
+        Self(Arc::clone(watch))
+    }
+}
+
+impl Drop for RequestGuard {
+    fn drop(&mut self) {
+        self.0.update(|state| {
+            *state = match state {
+                WatchState::Busy(n) if *n > 1 => WatchState::Busy(*n - 1),
+                _ => WatchState::Idle(Instant::now() + self.0.idle),
+            }
+        });
+        self.0.changed.notify_waiters();
+    }
+}
+
+/// A stream that tells its watch when bytes arrive.
+struct WatchedStream {
+    stream: TcpStream,
+    watch: Arc<Watch>,
+    started: bool,
+}
+
+impl AsyncRead for WatchedStream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let result = Pin::new(&mut self.stream).poll_read(cx, buf);
+        let bytes = &buf.filled()[before..];
+        if !bytes.is_empty() {
+            self.watch.received(bytes, !self.started);
+            self.started = true;
+        }
+        result
+    }
+}
+
+impl AsyncWrite for WatchedStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}

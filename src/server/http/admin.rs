@@ -1,0 +1,34 @@
+//! `/metrics`, `/livez`, `/readyz`: for Prometheus, load balancers and container engines.
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use http::header;
+
+use super::App;
+use crate::server::problem::Problem;
+use crate::server::shutdown::Phase;
+use crate::service::Error;
+
+/// Prometheus' text format.
+pub(super) async fn metrics(State(app): State<App>) -> Result<Response, Problem> {
+    match app.metrics.render() {
+        Ok(text) => Ok(([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response()),
+        Err(error) => {
+            tracing::error!(%error, "the metrics cannot be rendered");
+            Err(Error::Internal.into())
+        }
+    }
+}
+
+/// Answered whenever the event loop turns.
+pub(super) async fn livez() -> &'static str {
+    "ok\n"
+}
+
+/// Whether this server should be sent requests.
+pub(super) async fn readyz(State(app): State<App>) -> Result<&'static str, Problem> {
+    if app.lifecycle.phase() > Phase::Running {
+        return Err(Error::Draining.into());
+    }
+    if app.service.is_ready() { Ok("ok\n") } else { Err(Error::NotReady.into()) }
+}

@@ -1,0 +1,128 @@
+//! `POST /v1/classify`.
+
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, Request, State};
+use axum::response::{IntoResponse, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use serde::{Deserialize, Serialize};
+use tokio::time::{Duration, Instant};
+
+use super::App;
+use super::images::images;
+use crate::server::problem::Problem;
+use crate::service::{Ask, Classified, ClassifyRequest, Code, Error, ImageResult};
+use crate::telemetry::Stage;
+
+/// A deadline in milliseconds, from the client.
+const TIMEOUT_HEADER: HeaderName = HeaderName::from_static("x-request-timeout-ms");
+const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
+const DEFAULT_TOP_K: usize = 5;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Parameters {
+    top_k: Option<usize>,
+    min_confidence: Option<f32>,
+    model: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Answer<'a> {
+    model: ModelRef<'a>,
+    results: Vec<Outcome<'a>>,
+}
+
+#[derive(Serialize)]
+struct ModelRef<'a> {
+    id: &'a str,
+    digest: &'a str,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Outcome<'a> {
+    Ok(&'a ImageResult),
+    Failed { error: ItemError },
+}
+
+#[derive(Serialize)]
+struct ItemError {
+    code: Code,
+    detail: String,
+}
+
+pub(super) async fn classify(
+    State(app): State<App>,
+    parameters: Result<Query<Parameters>, QueryRejection>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let start = Instant::now();
+    let Query(parameters) = parameters.map_err(|e| Problem::new(Code::InvalidParameter, e.body_text()))?;
+    let min_confidence = parameters.min_confidence.unwrap_or(0.0);
+    if !(0.0..=1.0).contains(&min_confidence) {
+        let detail = format!("`min_confidence` must be between 0 and 1, found {min_confidence}");
+        return Err(Problem::new(Code::InvalidParameter, detail));
+    }
+    let deadline = start + timeout(&app, request.headers())?;
+    // Asked before the body is read: a request for what is not there should not be waited for.
+    let classes = app.service.model(parameters.model.as_deref())?.labels.len();
+    let top_k = parameters.top_k.unwrap_or(DEFAULT_TOP_K.min(classes));
+
+    let images = images(&app, request, start, deadline).await?;
+    app.metrics.stage(Stage::Read, images.read);
+
+    let ask = Ask { top_k, min_confidence };
+    let request = ClassifyRequest { model: parameters.model, images: images.files, ask, deadline };
+    let classified = app.service.classify(request).await?;
+
+    let encoding = Instant::now();
+    let body = encode(&classified);
+    let encode = encoding.elapsed();
+    app.metrics.stage(Stage::Encode, encode);
+    app.metrics.stage(Stage::Total, start.elapsed());
+
+    let times = classified.times;
+    let stages = [
+        (Stage::Read, images.read),
+        (Stage::Decode, times.decode),
+        (Stage::Resize, times.resize),
+        (Stage::Queue, times.queue),
+        (Stage::Infer, times.infer),
+        (Stage::Encode, encode),
+    ];
+    let mut response = ([(header::CONTENT_TYPE, "application/json")], body).into_response();
+    if let Ok(timing) = HeaderValue::try_from(server_timing(&stages)) {
+        response.headers_mut().insert(SERVER_TIMING, timing);
+    }
+    Ok(response)
+}
+
+fn timeout(app: &App, headers: &HeaderMap) -> Result<Duration, Problem> {
+    let longest = app.config.time.request;
+    let Some(value) = headers.get(TIMEOUT_HEADER) else { return Ok(longest) };
+    match value.to_str().ok().and_then(|v| v.parse::<u32>().ok()) {
+        Some(ms) if ms > 0 => Ok(Duration::from_millis(ms.into()).min(longest)),
+        _ => {
+            let detail = format!("`{TIMEOUT_HEADER}` must be a whole number of milliseconds above 0, found {value:?}");
+            Err(Problem::new(Code::InvalidParameter, detail))
+        }
+    }
+}
+
+fn encode(classified: &Classified) -> Vec<u8> {
+    let manifest = &classified.model.manifest;
+    let failed = |error: &Error| Outcome::Failed { error: ItemError { code: error.code(), detail: error.to_string() } };
+    let answer = Answer {
+        model: ModelRef { id: &manifest.id, digest: manifest.network.digest.as_str() },
+        results: classified.results.iter().map(|r| r.as_ref().map_or_else(failed, Outcome::Ok)).collect(),
+    };
+    // Strings and finite numbers always serialise.
+    serde_json::to_vec(&answer).unwrap_or_default()
+}
+
+/// `read;dur=0.1, decode;dur=1.5, …` in milliseconds.
+fn server_timing(stages: &[(Stage, Duration)]) -> String {
+    let entries: Vec<_> =
+        stages.iter().map(|(stage, took)| format!("{};dur={:.3}", stage.name(), took.as_secs_f64() * 1e3)).collect();
+    entries.join(", ")
+}

@@ -1,0 +1,150 @@
+//! What surrounds every handler, from the outside in: request ids, the span and the log line, metrics, error bodies,
+//! panic containment, compression, the last-resort timeout; and load shedding around `/v1`.
+//!
+//! Bodies are limited where they are read ([`super::body`]): tower-http's layer answers without reading on, and the
+//! client's system then throws that answer away.
+
+use std::any::Any;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::error_handling::HandleErrorLayer;
+use axum::extract::{MatchedPath, Request, State};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::{BoxError, Router};
+use http::{HeaderName, HeaderValue, Version, header};
+use tower::ServiceBuilder;
+use tower::limit::GlobalConcurrencyLimitLayer;
+use tower::load_shed::LoadShedLayer;
+use tower::timeout::TimeoutLayer;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::compression::CompressionLayer;
+use tower_http::compression::predicate::{NotForContentType, Predicate, SizeAbove};
+use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, RequestId, SetRequestIdLayer};
+use tower_http::sensitive_headers::SetSensitiveRequestHeadersLayer;
+use tower_http::set_header::SetResponseHeaderLayer;
+use tower_http::trace::TraceLayer;
+
+use super::App;
+use crate::config::Config;
+use crate::server::problem::Problem;
+use crate::server::shutdown::Phase;
+use crate::service::{Error, Service};
+use crate::telemetry::GaugeGuard;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Longer ids from clients are replaced: they stand on every log line.
+const MAX_REQUEST_ID: usize = 128;
+/// Answers below this gain nothing from compression.
+const COMPRESS_ABOVE: u64 = 1024;
+/// What a handler should have noticed itself is cut off this much later.
+const BACKSTOP: Duration = Duration::from_secs(1);
+
+/// Sheds requests past the bound on requests in flight, before their body is read.
+pub(super) fn shed_past(routes: Router<App>, config: &Config, service: &Arc<Service>) -> Router<App> {
+    let service = Arc::clone(service);
+    let overloaded = move |_: BoxError| {
+        let retry_after = service.retry_after();
+        async move { Problem::from(Error::Overloaded { limit: "requests in flight", retry_after }) }
+    };
+    routes.route_layer(
+        ServiceBuilder::new()
+            .layer(HandleErrorLayer::new(overloaded))
+            .layer(LoadShedLayer::new())
+            .layer(GlobalConcurrencyLimitLayer::new(config.load.max_requests)),
+    )
+}
+
+/// Puts the common layers around all routes.
+pub(super) fn around(routes: Router<App>, app: &App) -> Router<App> {
+    let constant =
+        |name: HeaderName, value| SetResponseHeaderLayer::if_not_present(name, HeaderValue::from_static(value));
+    let late = async |_: BoxError| Problem::from(Error::DeadlineExceeded);
+    let compress = SizeAbove::new(COMPRESS_ABOVE).and(NotForContentType::IMAGES);
+
+    let inner = ServiceBuilder::new()
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(CompressionLayer::new().compress_when(compress))
+        .layer(HandleErrorLayer::new(late))
+        .layer(TimeoutLayer::new(app.config.time.request + BACKSTOP));
+    let outer = ServiceBuilder::new()
+        .map_request(drop_odd_request_id)
+        .layer(SetRequestIdLayer::new(REQUEST_ID, MakeRequestUuid))
+        .layer(PropagateRequestIdLayer::new(REQUEST_ID))
+        .layer(SetSensitiveRequestHeadersLayer::new([header::AUTHORIZATION, header::COOKIE]))
+        .layer(TraceLayer::new_for_http().make_span_with(span).on_request(()).on_response(()).on_failure(()))
+        .layer(constant(header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
+        .layer(constant(header::X_FRAME_OPTIONS, "DENY"))
+        .layer(constant(header::REFERRER_POLICY, "no-referrer"))
+        .layer(constant(header::CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"))
+        .layer(constant(header::CACHE_CONTROL, "no-store"))
+        .layer(from_fn_with_state(app.clone(), observe));
+    routes.layer(inner).layer(outer)
+}
+
+/// Counts, times and logs a request; writes the body of an error; ends kept-alive connections of a draining server.
+async fn observe(State(app): State<App>, request: Request, next: Next) -> Response {
+    let start = Instant::now();
+    let _in_flight = GaugeGuard::one(&app.metrics.http_requests_in_flight);
+    let method = request.method().clone();
+    let path = request.uri().path().to_owned();
+    let route = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).to_owned();
+    let version = request.version();
+    let id =
+        request.extensions().get::<RequestId>().and_then(|id| id.header_value().to_str().ok()).unwrap_or("").to_owned();
+
+    let mut response = next.run(request).await;
+
+    let problem = response.extensions_mut().remove::<Problem>().or_else(|| {
+        let status = response.status();
+        (status.is_client_error() || status.is_server_error()).then(|| Problem::of_status(status))
+    });
+    if let Some(problem) = &problem {
+        app.metrics.problems_total.with_label_values(&[problem.code.as_str()]).inc();
+        let rendered = problem.render(app.config.shed_status, &id);
+        // Headers of the original that still mean something.
+        let allow = response.headers_mut().remove(header::ALLOW);
+        response = rendered;
+        response.headers_mut().extend(allow.map(|allow| (header::ALLOW, allow)));
+    }
+    if app.lifecycle.phase() > Phase::Running && version < Version::HTTP_2 {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+
+    let took = start.elapsed();
+    let status = response.status().as_u16();
+    app.metrics.http_requests_total.with_label_values(&[&route[..], response.status().as_str()]).inc();
+    app.metrics.http_request_duration_seconds.with_label_values(&[&route[..]]).observe(took.as_secs_f64());
+    let code = problem.as_ref().map(|p| p.code.as_str());
+    let ms = took.as_secs_f64() * 1e3;
+    // Scrapes and probes come every few seconds for ever.
+    if matches!(&route[..], "/metrics" | "/livez" | "/readyz") && status < 400 {
+        tracing::debug!(%method, path, status, ms, "request");
+    } else {
+        tracing::info!(%method, path, status, code, ms, "request");
+    }
+    response
+}
+
+fn span(request: &http::Request<axum::body::Body>) -> tracing::Span {
+    let id = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default();
+    tracing::info_span!("http", request_id = id)
+}
+
+/// A client's id is taken over if it can stand in a log.
+fn drop_odd_request_id<B>(mut request: http::Request<B>) -> http::Request<B> {
+    let sane = |id: &HeaderValue| {
+        let bytes = id.as_bytes();
+        (1..=MAX_REQUEST_ID).contains(&bytes.len()) && bytes.iter().all(|b| b.is_ascii_graphic())
+    };
+    if request.headers().get(REQUEST_ID).is_some_and(|id| !sane(id)) {
+        request.headers_mut().remove(REQUEST_ID);
+    }
+    request
+}
+
+/// The panic itself is logged by the process's hook, inside the request's span.
+fn panicked(_: Box<dyn Any + Send>) -> Response {
+    Problem::from(Error::Internal).into_response()
+}

@@ -1,0 +1,66 @@
+//! The HTTP interface: one file a resource. A handler decodes its input, makes one call to [`crate::service`], encodes.
+
+mod admin;
+mod body;
+mod classify;
+mod images;
+pub(crate) mod layers;
+mod models;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::routing::{get, post};
+use http::StatusCode;
+
+use super::problem::Problem;
+use super::shutdown::Lifecycle;
+use crate::config::Config;
+use crate::service::Service;
+use crate::telemetry::Metrics;
+use body::BodyBudget;
+
+/// What handlers share.
+#[derive(Clone)]
+pub(crate) struct App {
+    pub(crate) service: Arc<Service>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) config: Arc<Config>,
+    pub(crate) lifecycle: Lifecycle,
+    pub(crate) bodies: BodyBudget,
+}
+
+impl App {
+    pub(crate) fn new(service: Arc<Service>, metrics: Arc<Metrics>, config: Arc<Config>, lifecycle: Lifecycle) -> Self {
+        let bodies = BodyBudget::new(config.load.max_body_bytes, &metrics);
+        Self { service, metrics, config, lifecycle, bodies }
+    }
+
+    /// The routes that clients use; with the administrative ones unless those have a listener of their own.
+    pub(crate) fn public(&self) -> Router {
+        let api = Router::new()
+            .route("/v1/classify", post(classify::classify))
+            .route("/v1/models", get(models::list))
+            .route("/v1/models/{id}", get(models::show));
+        let routes = layers::shed_past(api, &self.config, &self.service);
+        let routes = if self.config.admin.is_none() { routes.merge(Self::administrative()) } else { routes };
+        self.finish(routes)
+    }
+
+    /// The routes for operators, for the private listener.
+    pub(crate) fn private(&self) -> Router {
+        self.finish(Self::administrative())
+    }
+
+    fn administrative() -> Router<Self> {
+        Router::new()
+            .route("/metrics", get(admin::metrics))
+            .route("/livez", get(admin::livez))
+            .route("/readyz", get(admin::readyz))
+    }
+
+    fn finish(&self, routes: Router<Self>) -> Router {
+        let routes = routes.fallback(async || Problem::of_status(StatusCode::NOT_FOUND));
+        layers::around(routes, self).with_state(self.clone())
+    }
+}

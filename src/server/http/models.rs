@@ -1,0 +1,86 @@
+//! `GET /v1/models`, `GET /v1/models/{id}`: what is served, and how.
+
+use axum::Json;
+use axum::extract::{Path, RawQuery, State};
+use serde::Serialize;
+
+use super::App;
+use crate::manifest::{InputSpec, Label};
+use crate::server::problem::Problem;
+use crate::service::{Code, Plan, ServedModel};
+
+#[derive(Serialize)]
+pub(super) struct Listing {
+    models: Vec<Summary>,
+}
+
+#[derive(Serialize)]
+struct Summary {
+    id: String,
+    description: String,
+    architecture: String,
+    digest: String,
+    classes: usize,
+    /// Whether it answers requests that name no model.
+    default: bool,
+}
+
+#[derive(Serialize)]
+pub(super) struct Details {
+    #[serde(flatten)]
+    summary: Summary,
+    /// Known for built-in architectures, not for foreign ONNX files.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parameters: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    macs: Option<u64>,
+    input: InputSpec,
+    interpolation: &'static str,
+    labels: Vec<Label>,
+    plan: Plan,
+}
+
+fn summary(app: &App, model: &ServedModel) -> Summary {
+    let manifest = &model.manifest;
+    Summary {
+        id: manifest.id.clone(),
+        description: manifest.description.clone(),
+        architecture: manifest.network.architecture.to_string(),
+        digest: manifest.network.digest.to_string(),
+        classes: model.labels.len(),
+        default: manifest.id == app.service.default_model(),
+    }
+}
+
+/// All models, in short.
+pub(super) async fn list(State(app): State<App>, RawQuery(query): RawQuery) -> Result<Json<Listing>, Problem> {
+    no_parameters(query)?;
+    Ok(Json(Listing { models: app.service.models().map(|model| summary(&app, model)).collect() }))
+}
+
+/// A parameter that would be ignored is a misunderstanding.
+fn no_parameters(query: Option<String>) -> Result<(), Problem> {
+    match query.filter(|q| !q.is_empty()) {
+        None => Ok(()),
+        Some(_) => Err(Problem::new(Code::InvalidParameter, "this path takes no query parameters")),
+    }
+}
+
+/// One model, in full.
+pub(super) async fn show(
+    State(app): State<App>,
+    Path(id): Path<String>,
+    RawQuery(query): RawQuery,
+) -> Result<Json<Details>, Problem> {
+    no_parameters(query)?;
+    let model = app.service.model(Some(&id))?;
+    Ok(Json(Details {
+        summary: summary(&app, model),
+        parameters: model.cost.map(|cost| cost.parameters),
+        macs: model.cost.map(|cost| cost.macs),
+        input: model.manifest.input,
+        interpolation: "bicubic, antialiased",
+        labels: model.labels.clone(),
+        plan: model.plan.clone(),
+    }))
+}

@@ -1,0 +1,229 @@
+//! The server: puts model, runtime, workers, service and listeners together, and takes them apart again.
+//!
+//! [`Server::start`] returns when clients can connect; the models are loaded and warm by then. [`Server::run`] serves
+//! until it is told to stop and everything admitted has been answered.
+
+mod connection;
+mod http;
+mod problem;
+mod shutdown;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::time::timeout;
+
+use crate::batch::{ModelFailure, Queue, Worker, WorkerState};
+use crate::config::{Config, ConfigError};
+use crate::model::{LoadedModel, ModelError, ModelFolder};
+use crate::preprocess::{PoolConfig, Preprocessor, Transform};
+use crate::runtime::{Runtime, RuntimeError, Session, SessionSpec};
+use crate::service::{Plan, ServedModel, Service};
+use crate::telemetry::Metrics;
+use connection::Listener;
+use shutdown::{Lifecycle, Phase};
+
+/// A server whose listeners are bound.
+pub struct Server {
+    config: Arc<Config>,
+    app: http::App,
+    lifecycle: Lifecycle,
+    public: TcpListener,
+    admin: Option<TcpListener>,
+    workers: Vec<thread::JoinHandle<()>>,
+}
+
+/// Why a server could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The settings contradict each other.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The model cannot be loaded.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The runtime does not take it.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address}: {source}; is another server running there? `--listen` takes another address")]
+    Listen {
+        /// Which.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// A thread cannot be started.
+    #[error("cannot start a worker thread: {0}")]
+    Thread(io::Error),
+    /// A mistake in the metrics' definitions.
+    #[error("cannot register the metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+}
+
+/// Stops a [`Server`] from outside, as SIGTERM does.
+#[derive(Clone, Debug)]
+pub struct StopHandle(Lifecycle);
+
+impl StopHandle {
+    /// Begins draining.
+    pub fn stop(&self) {
+        self.0.advance(Phase::Draining);
+    }
+}
+
+impl Server {
+    /// Loads the model, starts and warms the workers, binds the listeners.
+    ///
+    /// # Errors
+    /// Whatever is wrong first; the message says what to change.
+    pub async fn start(config: Config, runtime: &Runtime) -> Result<Self, StartError> {
+        config.validate()?;
+        let metrics = Arc::new(Metrics::new()?);
+        let revision = option_env!("GHOSTSERVE_BUILD_REVISION").unwrap_or("unknown");
+        metrics.build_info.with_label_values(&[env!("CARGO_PKG_VERSION"), revision, runtime.version()]).set(1);
+
+        // Bound first: an address that is taken should not cost the time of loading a model.
+        let public = listen(config.listen).await?;
+        let admin = match config.admin {
+            Some(address) => Some(listen(address).await?),
+            None => None,
+        };
+        let loaded = ModelFolder::resolve(&config.model)?.load()?;
+        let (model, workers) = start_model(loaded, &config, runtime, &metrics)?;
+        let preprocessor = Preprocessor::new(PoolConfig {
+            threads: config.execution.preprocess_threads,
+            max_decoded_bytes: config.load.max_decoded_bytes,
+            limits: config.image,
+        });
+        let service = Arc::new(Service::new(model, Vec::new(), preprocessor, Arc::clone(&metrics)));
+
+        // The workers' threads have their models already; they only have to come up.
+        while !service.is_ready() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+
+        let config = Arc::new(config);
+        let lifecycle = Lifecycle::new();
+        let app = http::App::new(service, metrics, Arc::clone(&config), lifecycle.clone());
+        Ok(Self { config, app, lifecycle, public, admin, workers })
+    }
+
+    /// Where clients connect; the port is the real one if 0 was asked for.
+    ///
+    /// # Errors
+    /// The socket is gone.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.public.local_addr()
+    }
+
+    /// Where operators connect, if that is another listener.
+    #[must_use]
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin.as_ref().and_then(|admin| admin.local_addr().ok())
+    }
+
+    /// Stops the server from another task.
+    #[must_use]
+    pub fn stop_handle(&self) -> StopHandle {
+        StopHandle(self.lifecycle.clone())
+    }
+
+    /// Serves until SIGTERM, SIGINT or [`StopHandle::stop`]; then drains. Returns when everything admitted has been
+    /// answered, or the drain time is over.
+    pub async fn run(self) {
+        let Self { config, app, lifecycle, public, admin, workers } = self;
+        let listener = |router| Listener {
+            router,
+            metrics: Arc::clone(&app.metrics),
+            lifecycle: lifecycle.clone(),
+            time: config.time,
+            load: config.load,
+        };
+        let public = tokio::spawn(listener(app.public()).serve(public));
+        let admin = admin.map(|socket| tokio::spawn(listener(app.private()).serve(socket)));
+
+        let told = lifecycle.clone();
+        tokio::select! {
+            signal = shutdown::signal() => match signal {
+                Ok(signal) => tracing::info!(signal, grace = ?config.time.drain_grace, "draining"),
+                Err(error) => tracing::error!(%error, "signals cannot be received; stopping"),
+            },
+            () = told.reached(Phase::Draining) => tracing::info!(grace = ?config.time.drain_grace, "draining"),
+        }
+        lifecycle.advance(Phase::Draining);
+        tokio::select! {
+            () = tokio::time::sleep(config.time.drain_grace) => {}
+            _ = shutdown::signal() => tracing::info!("a second signal: no longer accepting"),
+        }
+        lifecycle.advance(Phase::Stopping);
+        // Each waits for its connections, at most the drain time.
+        let _ = public.await;
+        if let Some(admin) = admin {
+            let _ = admin.await;
+        }
+        app.service.close();
+        let ended = tokio::task::spawn_blocking(move || workers.into_iter().for_each(|w| drop(w.join())));
+        if timeout(config.time.drain, ended).await.is_err() {
+            tracing::warn!("a worker did not end in time");
+        }
+        tracing::info!("stopped");
+    }
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })
+}
+
+/// Makes a session for every worker, and a thread for each to live on.
+fn start_model(
+    loaded: LoadedModel,
+    config: &Config,
+    runtime: &Runtime,
+    metrics: &Metrics,
+) -> Result<(ServedModel, Vec<thread::JoinHandle<()>>), StartError> {
+    let LoadedModel { manifest, labels, graph, cost } = loaded;
+    let execution = config.execution;
+    let spec = SessionSpec { input: manifest.input.crop, classes: labels.len(), threads: execution.threads_per_worker };
+    let queue = Queue::new(config.load.max_images, metrics.for_model(&manifest.id));
+    let graph = Arc::new(graph);
+    let mut threads = Vec::with_capacity(execution.workers);
+    let mut states: Vec<Arc<WorkerState>> = Vec::with_capacity(execution.workers);
+    for index in 0..execution.workers {
+        // The first session is made here, so that a model that does not work stops the start instead of the worker.
+        let mut first = Some(runtime.session(&graph, spec)?);
+        let (runtime, graph) = (runtime.clone(), Arc::clone(&graph));
+        let load = move || -> Result<Session, ModelFailure> {
+            first.take().map_or_else(|| runtime.session(&graph, spec).map_err(|e| ModelFailure(e.to_string())), Ok)
+        };
+        let worker = Worker::new(Arc::clone(&queue), execution.max_batch, load);
+        states.push(worker.state());
+        // The worker computes on this thread; its runtime is only for waiting.
+        let clock = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(StartError::Thread)?;
+        let thread = thread::Builder::new().name(format!("worker-{index}"));
+        threads.push(thread.spawn(move || clock.block_on(worker.run())).map_err(StartError::Thread)?);
+    }
+    metrics
+        .model_info
+        .with_label_values(&[
+            &manifest.id[..],
+            manifest.network.digest.as_str(),
+            &manifest.network.architecture.to_string(),
+        ])
+        .set(1);
+    let plan = Plan {
+        provider: "CPUExecutionProvider",
+        onnxruntime: runtime.version().to_owned(),
+        workers: execution.workers,
+        threads_per_worker: execution.threads_per_worker,
+        max_batch: execution.max_batch,
+        max_images_in_flight: config.load.max_images,
+    };
+    tracing::info!(model = %manifest.id, architecture = %manifest.network.architecture, ?plan, "model loaded");
+    let transform = Arc::new(Transform::new(manifest.input));
+    Ok((ServedModel { manifest, labels, cost, plan, transform, queue, workers: states }, threads))
+}
