@@ -1,0 +1,75 @@
+//! `ghostserve eval`.
+
+use std::io::{Write, stdout};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::thread::available_parallelism;
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::RuntimeArgs;
+use crate::eval::{Report, Samples, evaluate};
+use crate::model::ModelFolder;
+
+/// Measure a model's accuracy over a folder of images.
+///
+/// FOLDER holds one folder a class, named by label or by WordNet id, with images in it: FOLDER/cat/0001.jpg.
+#[derive(Debug, Args)]
+pub(super) struct EvalArgs {
+    /// The embedded model's name, or a model folder.
+    model: String,
+
+    /// The images.
+    folder: PathBuf,
+
+    /// Threads, each with a session [default: one a core].
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+
+    /// JSON instead of text.
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    runtime: RuntimeArgs,
+}
+
+impl EvalArgs {
+    pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        let loaded = ModelFolder::resolve(&self.model)?.load()?;
+        let samples = Samples::find(&self.folder, &loaded.labels)?;
+        let runtime = self.runtime.load()?;
+        let threads = self.threads.unwrap_or_else(|| available_parallelism().map_or(1, std::num::NonZero::get));
+
+        // Hidden by itself where standard error is no terminal.
+        let bar = ProgressBar::new(samples.len() as u64);
+        if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} images, {per_sec}, {eta} left") {
+            bar.set_style(style);
+        }
+        let report = evaluate(&loaded, &samples, &runtime, threads.max(1), &|| bar.inc(1))?;
+        bar.finish_and_clear();
+
+        let mut out = stdout().lock();
+        if self.json {
+            writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?;
+        } else {
+            print(&report, &mut out)?;
+        }
+        Ok(if report.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+}
+
+fn print(report: &Report, out: &mut impl Write) -> std::io::Result<()> {
+    let width = report.classes.iter().map(|c| c.label.chars().count()).max().unwrap_or(0).max(5);
+    writeln!(out, "{:<width$}  {:>7}  {:>8}  {:>8}", "class", "images", "top-1 %", "top-5 %")?;
+    let rows = report.classes.iter().filter(|class| class.images > 0);
+    for class in rows.chain([&report.all]) {
+        let (top1, top5) = (class.top1_percent(), class.top5_percent());
+        writeln!(out, "{:<width$}  {:>7}  {top1:>8.2}  {top5:>8.2}", class.label, class.images)?;
+    }
+    for failure in &report.failed {
+        writeln!(out, "not read: {}: {}", failure.file.display(), failure.error)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,75 @@
+//! The command line: one file a subcommand, each from arguments to one call of the library.
+//!
+//! Only here is the environment read, and only here does an error become text on standard error.
+
+mod classify;
+mod eval;
+mod health;
+mod inspect;
+mod serve;
+mod values;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::runtime::{LIBRARY_ENV, Runtime, RuntimeError};
+
+/// Image inference over HTTP: GhostNetV2 on plain CPUs.
+///
+/// POST an image to /v1/classify, get labelled probabilities; scrape /metrics. A small model is built in.
+#[derive(Debug, Parser)]
+#[command(version, arg_required_else_help = true, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(Box<serve::ServeArgs>),
+    Classify(classify::ClassifyArgs),
+    Eval(eval::EvalArgs),
+    Inspect(inspect::InspectArgs),
+    Health(health::HealthArgs),
+}
+
+/// Where ONNX Runtime is.
+#[derive(Debug, Args)]
+struct RuntimeArgs {
+    /// ONNX Runtime's shared library, or the folder that holds it [default: beside the program, then the system's path].
+    #[arg(long, env = LIBRARY_ENV, value_name = "PATH")]
+    onnxruntime: Option<PathBuf>,
+}
+
+impl RuntimeArgs {
+    fn load(&self) -> Result<Runtime, RuntimeError> {
+        Runtime::load(self.onnxruntime.as_deref())
+    }
+}
+
+/// Parses the process's arguments, runs the subcommand, and says how it went.
+#[must_use]
+pub fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Serve(args) => args.run(),
+        Command::Classify(args) => args.run(),
+        Command::Eval(args) => args.run(),
+        Command::Inspect(args) => args.run(),
+        Command::Health(args) => args.run(),
+    };
+    match result {
+        Ok(code) => code,
+        // A reader that has seen enough (`| head`) is no failure.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+}

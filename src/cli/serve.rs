@@ -1,0 +1,235 @@
+//! `ghostserve serve`.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::thread::available_parallelism;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Args;
+
+use super::{RuntimeArgs, values};
+use crate::config::{Config, Execution, LoadLimits, RequestLimits, ShedStatus, TimeLimits};
+use crate::model::EMBEDDED_MODEL;
+use crate::preprocess::ImageLimits;
+use crate::server::Server;
+use crate::telemetry::logging::{self, LogFormat};
+
+/// Serve a model over HTTP.
+///
+/// Every flag is also an environment variable: --max-batch is GHOSTSERVE_MAX_BATCH. The defaults suit one server on a
+/// machine or in a container of its own; cores are counted by what the process may use (affinity, cgroup quota).
+#[derive(Debug, Args)]
+pub(super) struct ServeArgs {
+    /// Address and port for clients.
+    #[arg(long, env = "GHOSTSERVE_LISTEN", default_value = "0.0.0.0:8080", value_name = "ADDR")]
+    listen: SocketAddr,
+
+    /// Address and port for /metrics, /livez and /readyz, instead of beside the clients' routes.
+    #[arg(long, env = "GHOSTSERVE_ADMIN_ADDR", value_name = "ADDR")]
+    admin_addr: Option<SocketAddr>,
+
+    /// The embedded model's name, or a folder with a manifest.toml.
+    #[arg(long, env = "GHOSTSERVE_MODEL", default_value = EMBEDDED_MODEL)]
+    model: String,
+
+    #[command(flatten)]
+    runtime: RuntimeArgs,
+
+    /// What is logged: levels, also by module (info, warn, ghostserve=debug).
+    #[arg(long, env = "GHOSTSERVE_LOG", default_value = "info", value_name = "FILTER")]
+    log: String,
+
+    /// How it is logged.
+    #[arg(long, env = "GHOSTSERVE_LOG_FORMAT", value_enum, default_value_t)]
+    log_format: LogFormat,
+
+    #[command(flatten, next_help_heading = "Execution")]
+    execution: ExecutionArgs,
+
+    #[command(flatten, next_help_heading = "Limits of a request")]
+    request: RequestArgs,
+
+    #[command(flatten, next_help_heading = "Limits of load")]
+    load: LoadArgs,
+
+    #[command(flatten, next_help_heading = "Limits of time")]
+    time: TimeArgs,
+}
+
+#[derive(Debug, Args)]
+struct ExecutionArgs {
+    /// Sessions that run at the same time [default: one a core].
+    #[arg(long, env = "GHOSTSERVE_WORKERS", value_name = "N")]
+    workers: Option<usize>,
+
+    /// Threads of each session. More workers serve more images than more threads do.
+    #[arg(long, env = "GHOSTSERVE_THREADS_PER_WORKER", default_value_t = 1, value_name = "N")]
+    threads_per_worker: usize,
+
+    /// Images that one run of the model takes at most. Nothing waits for a batch to fill.
+    #[arg(long, env = "GHOSTSERVE_MAX_BATCH", default_value_t = 4, value_name = "N")]
+    max_batch: usize,
+
+    /// Images decoded at the same time [default: one a core].
+    #[arg(long, env = "GHOSTSERVE_PREPROCESS_THREADS", value_name = "N")]
+    preprocess_threads: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+struct RequestArgs {
+    /// Size of a body that is one image.
+    #[arg(long, env = "GHOSTSERVE_MAX_BODY_BYTES", default_value = "10MiB", value_parser = values::size, value_name = "SIZE")]
+    max_body_bytes: usize,
+
+    /// Size of a multipart or JSON body.
+    #[arg(long, env = "GHOSTSERVE_MAX_MULTI_BODY_BYTES", default_value = "32MiB", value_parser = values::size, value_name = "SIZE")]
+    max_multi_body_bytes: usize,
+
+    /// Images in a request.
+    #[arg(long, env = "GHOSTSERVE_MAX_IMAGES_PER_REQUEST", default_value_t = 32, value_name = "N")]
+    max_images_per_request: usize,
+
+    /// Parts of a multipart body.
+    #[arg(long, env = "GHOSTSERVE_MAX_MULTIPART_PARTS", default_value_t = 64, value_name = "N")]
+    max_multipart_parts: usize,
+
+    /// Header lines of a multipart body's part.
+    #[arg(long, env = "GHOSTSERVE_MAX_PART_HEADERS", default_value_t = 16, value_name = "N")]
+    max_part_headers: usize,
+
+    /// Width times height of an image.
+    #[arg(long, env = "GHOSTSERVE_MAX_IMAGE_PIXELS", default_value_t = 50_000_000, value_name = "N")]
+    max_image_pixels: u64,
+
+    /// Width and height of an image, each.
+    #[arg(long, env = "GHOSTSERVE_MAX_IMAGE_SIDE", default_value_t = 16_384, value_name = "N")]
+    max_image_side: u32,
+
+    /// Scans of a progressive JPEG.
+    #[arg(long, env = "GHOSTSERVE_MAX_JPEG_SCANS", default_value_t = 100, value_name = "N")]
+    max_jpeg_scans: usize,
+}
+
+#[derive(Debug, Args)]
+struct LoadArgs {
+    /// Images admitted at once: being decoded, waiting, running. Choose the wait that clients accept, in seconds, times
+    /// the images a second that this machine does; past it requests are shed.
+    #[arg(long, env = "GHOSTSERVE_MAX_IMAGES_IN_FLIGHT", default_value_t = 512, value_name = "N")]
+    max_images_in_flight: usize,
+
+    /// Requests to /v1 handled at once.
+    #[arg(long, env = "GHOSTSERVE_MAX_REQUESTS_IN_FLIGHT", default_value_t = 1024, value_name = "N")]
+    max_requests_in_flight: usize,
+
+    /// Bodies of all requests in memory.
+    #[arg(long, env = "GHOSTSERVE_MAX_BODY_BYTES_IN_FLIGHT", default_value = "256MiB", value_parser = values::size, value_name = "SIZE")]
+    max_body_bytes_in_flight: usize,
+
+    /// Decoded pixels of all requests in memory.
+    #[arg(long, env = "GHOSTSERVE_MAX_DECODED_BYTES_IN_FLIGHT", default_value = "1GiB", value_parser = values::bytes, value_name = "SIZE")]
+    max_decoded_bytes_in_flight: u64,
+
+    /// Open connections; more wait until one closes.
+    #[arg(long, env = "GHOSTSERVE_MAX_CONNECTIONS", default_value_t = 4096, value_name = "N")]
+    max_connections: usize,
+
+    /// Concurrent streams of an HTTP/2 connection.
+    #[arg(long, env = "GHOSTSERVE_MAX_HTTP2_STREAMS", default_value_t = 100, value_name = "N")]
+    max_http2_streams: u32,
+
+    /// Status of a shed request: some load balancers try another server only after a 503.
+    #[arg(long, env = "GHOSTSERVE_SHED_STATUS", value_enum, default_value_t)]
+    shed_status: ShedStatus,
+}
+
+#[derive(Debug, Args)]
+struct TimeArgs {
+    /// For the head of a request to arrive.
+    #[arg(long, env = "GHOSTSERVE_HEADER_TIMEOUT", default_value = "5s", value_parser = values::duration, value_name = "TIME")]
+    header_timeout: Duration,
+
+    /// For a whole body to arrive.
+    #[arg(long, env = "GHOSTSERVE_BODY_TIMEOUT", default_value = "10s", value_parser = values::duration, value_name = "TIME")]
+    body_timeout: Duration,
+
+    /// For a whole request; also the longest deadline that x-request-timeout-ms can ask for.
+    #[arg(long, env = "GHOSTSERVE_REQUEST_TIMEOUT", default_value = "10s", value_parser = values::duration, value_name = "TIME")]
+    request_timeout: Duration,
+
+    /// For a connection without a request. Longer than your load balancer keeps its connections.
+    #[arg(long, env = "GHOSTSERVE_IDLE_TIMEOUT", default_value = "75s", value_parser = values::duration, value_name = "TIME")]
+    idle_timeout: Duration,
+
+    /// After SIGTERM: accept for this long while readiness fails. Longer than your load balancer's health check takes.
+    #[arg(long, env = "GHOSTSERVE_DRAIN_GRACE", default_value = "5s", value_parser = values::duration, value_name = "TIME")]
+    drain_grace: Duration,
+
+    /// After that: for requests in flight to finish.
+    #[arg(long, env = "GHOSTSERVE_DRAIN_TIMEOUT", default_value = "20s", value_parser = values::duration, value_name = "TIME")]
+    drain_timeout: Duration,
+}
+
+impl ServeArgs {
+    pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        logging::install(&self.log, self.log_format).with_context(|| format!("--log `{}`", self.log))?;
+        let runtime = self.runtime.load()?;
+        tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
+            let server = Server::start(self.config(), &runtime).await?;
+            tracing::info!(
+                address = %server.address()?,
+                admin = server.admin_address().map(tracing::field::display),
+                "ready: POST images to /v1/classify"
+            );
+            server.run().await;
+            Ok(ExitCode::SUCCESS)
+        })
+    }
+
+    fn config(self) -> Config {
+        // Counts what the process may use: the affinity mask and the cgroup's quota, not the host's cores.
+        let cores = available_parallelism().map_or(1, std::num::NonZero::get);
+        let Self { execution, request, load, time, .. } = self;
+        Config {
+            listen: self.listen,
+            admin: self.admin_addr,
+            model: self.model,
+            onnxruntime: self.runtime.onnxruntime,
+            execution: Execution {
+                workers: execution.workers.unwrap_or(cores),
+                threads_per_worker: execution.threads_per_worker,
+                max_batch: execution.max_batch,
+                preprocess_threads: execution.preprocess_threads.unwrap_or(cores),
+            },
+            request: RequestLimits {
+                max_body: request.max_body_bytes,
+                max_multi_body: request.max_multi_body_bytes,
+                max_images: request.max_images_per_request,
+                max_parts: request.max_multipart_parts,
+                max_part_headers: request.max_part_headers,
+            },
+            image: ImageLimits {
+                max_pixels: request.max_image_pixels,
+                max_side: request.max_image_side,
+                max_jpeg_scans: request.max_jpeg_scans,
+            },
+            load: LoadLimits {
+                max_connections: load.max_connections,
+                max_requests: load.max_requests_in_flight,
+                max_images: load.max_images_in_flight,
+                max_body_bytes: load.max_body_bytes_in_flight,
+                max_decoded_bytes: load.max_decoded_bytes_in_flight,
+                max_http2_streams: load.max_http2_streams,
+            },
+            time: TimeLimits {
+                header: time.header_timeout,
+                body: time.body_timeout,
+                request: time.request_timeout,
+                idle: time.idle_timeout,
+                drain_grace: time.drain_grace,
+                drain: time.drain_timeout,
+            },
+            shed_status: load.shed_status,
+        }
+    }
+}

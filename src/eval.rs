@@ -1,0 +1,260 @@
+//! Models without a server: one image at a time ([`Classifier`]), or a folder of them for accuracy ([`evaluate`]).
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use serde::Serialize;
+
+use crate::batch::ModelFailure;
+use crate::manifest::Label;
+use crate::model::LoadedModel;
+use crate::preprocess::{ImageError, ImageInfo, ImageLimits, PoolConfig, Preprocessor, Transform};
+use crate::runtime::{Runtime, RuntimeError, Session, SessionSpec};
+use crate::service::{Ask, Prediction, predict, top};
+
+/// Images that one run of the model takes.
+const BATCH: usize = 4;
+const TOP: usize = 5;
+
+/// A model on this thread.
+pub struct Classifier<'a> {
+    model: &'a LoadedModel,
+    session: Session,
+    transform: Transform,
+    preprocessor: Preprocessor,
+}
+
+/// Why an image could not be classified, or a folder not be evaluated.
+#[derive(Debug, thiserror::Error)]
+pub enum EvalError {
+    /// The image.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The model.
+    #[error(transparent)]
+    Model(#[from] ModelFailure),
+    /// The runtime.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    /// The folder cannot be read.
+    #[error("cannot read {path}: {source}")]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A folder that is no class of the model.
+    #[error(
+        "{path} holds a folder `{found}`, which is no class of the model; folders are named by label or WordNet id, \
+         such as {expected}"
+    )]
+    UnknownClass {
+        /// The folder of folders.
+        path: PathBuf,
+        /// The odd one.
+        found: String,
+        /// Some that would be right.
+        expected: String,
+    },
+    /// Nothing to evaluate.
+    #[error("{0} holds no images: expected one folder a class with images in it")]
+    Empty(PathBuf),
+}
+
+impl<'a> Classifier<'a> {
+    /// Loads `model` into the runtime.
+    ///
+    /// # Errors
+    /// The runtime does not take it.
+    pub fn new(model: &'a LoadedModel, runtime: &Runtime) -> Result<Self, RuntimeError> {
+        let spec = SessionSpec { input: model.manifest.input.crop, classes: model.labels.len(), threads: 1 };
+        let limits = ImageLimits::default();
+        Ok(Self {
+            session: runtime.session(&model.graph, spec)?,
+            transform: Transform::new(model.manifest.input),
+            preprocessor: Preprocessor::new(PoolConfig { threads: 1, max_decoded_bytes: u64::MAX, limits }),
+            model,
+        })
+    }
+
+    /// Classifies one image file.
+    ///
+    /// # Errors
+    /// The image cannot be used, or the model fails.
+    pub fn classify(&mut self, file: &[u8], top_k: usize) -> Result<(ImageInfo, Vec<Prediction>), EvalError> {
+        let prepared = self.preprocessor.run_here(&self.transform, file)?;
+        let scores = self.scores(&[&prepared.row])?.concat();
+        let ask = Ask { top_k, min_confidence: 0.0 };
+        let predictions = predict(scores, self.model.manifest.network.output, &self.model.labels, ask);
+        Ok((prepared.info, predictions))
+    }
+
+    fn scores(&mut self, rows: &[&[f32]]) -> Result<Vec<Vec<f32>>, ModelFailure> {
+        self.session.run_rows(rows)
+    }
+}
+
+/// Image files with their classes.
+#[derive(Debug)]
+pub struct Samples(Vec<(PathBuf, usize)>);
+
+impl Samples {
+    /// Lists the files of an image folder, `folder/<label or wnid>/<file>`.
+    ///
+    /// # Errors
+    /// It cannot be read, holds no files, or a folder in it is no class of the model.
+    pub fn find(folder: &Path, labels: &[Label]) -> Result<Self, EvalError> {
+        let mut samples = Vec::new();
+        for class_folder in list(folder)?.into_iter().filter(|path| path.is_dir()) {
+            let name = class_folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let matches = |label: &Label| label.name == name || label.wnid.as_ref() == Some(&name);
+            let Some(class) = labels.iter().position(matches) else {
+                let expected = labels.iter().take(3).map(|l| format!("`{}`", l.name)).collect::<Vec<_>>().join(", ");
+                return Err(EvalError::UnknownClass { path: folder.to_owned(), found: name, expected });
+            };
+            samples.extend(list(&class_folder)?.into_iter().filter(|path| path.is_file()).map(|file| (file, class)));
+        }
+        if samples.is_empty() { Err(EvalError::Empty(folder.to_owned())) } else { Ok(Self(samples)) }
+    }
+
+    /// How many.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none; [`Samples::find`] makes no such.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+fn list(folder: &Path) -> Result<Vec<PathBuf>, EvalError> {
+    let error = |source| EvalError::Io { path: folder.to_owned(), source };
+    let entries = fs::read_dir(folder).map_err(error)?;
+    let mut paths: Vec<_> = entries.map(|entry| entry.map(|e| e.path())).collect::<Result<_, _>>().map_err(error)?;
+    paths.sort();
+    Ok(paths)
+}
+
+/// A model's accuracy.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Over all images that could be read.
+    pub all: Tally,
+    /// For each class, in order.
+    pub classes: Vec<Tally>,
+    /// Images that could not be read; they count nowhere.
+    pub failed: Vec<Failure>,
+}
+
+/// Right answers among some images.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Tally {
+    /// The class, or `all`.
+    pub label: String,
+    /// Images.
+    pub images: usize,
+    /// Whose class was the most probable.
+    pub top1: usize,
+    /// Whose class was among the five most probable.
+    pub top5: usize,
+}
+
+/// An image that could not be read.
+#[derive(Clone, Debug, Serialize)]
+pub struct Failure {
+    /// Which.
+    pub file: PathBuf,
+    /// Why.
+    pub error: String,
+}
+
+impl Tally {
+    /// Share of images whose class was the most probable, percent.
+    #[must_use]
+    pub fn top1_percent(&self) -> f64 {
+        100.0 * self.top1 as f64 / self.images.max(1) as f64
+    }
+
+    /// Share of images whose class was among the five most probable, percent.
+    #[must_use]
+    pub fn top5_percent(&self) -> f64 {
+        100.0 * self.top5 as f64 / self.images.max(1) as f64
+    }
+
+    fn count(&mut self, rank: Option<usize>) {
+        self.images += 1;
+        self.top1 += usize::from(rank == Some(0));
+        self.top5 += usize::from(rank.is_some());
+    }
+}
+
+/// Runs `model` over `samples` on some threads, each with a session of its own. `progress` is called for every image.
+///
+/// # Errors
+/// The runtime does not take the model, or fails. Images that cannot be read are reported, not fatal.
+pub fn evaluate(
+    model: &LoadedModel,
+    samples: &Samples,
+    runtime: &Runtime,
+    threads: usize,
+    progress: &(dyn Fn() + Sync),
+) -> Result<Report, EvalError> {
+    let tally = |label: &str| Tally { label: label.to_owned(), ..Tally::default() };
+    let report = Mutex::new(Report {
+        all: tally("all"),
+        classes: model.labels.iter().map(|label| tally(&label.name)).collect(),
+        failed: Vec::new(),
+    });
+    let next = AtomicUsize::new(0);
+    let work = || -> Result<(), EvalError> {
+        let mut classifier = Classifier::new(model, runtime)?;
+        loop {
+            let start = next.fetch_add(BATCH, Ordering::Relaxed);
+            let Some(batch) = samples.0.get(start..samples.len().min(start + BATCH)).filter(|b| !b.is_empty()) else {
+                return Ok(());
+            };
+            let (mut rows, mut classes, mut failed) = (Vec::new(), Vec::new(), Vec::new());
+            for (file, class) in batch {
+                let bytes = fs::read(file).map_err(|e| e.to_string());
+                let row = bytes.and_then(|bytes| {
+                    let preprocessor = &classifier.preprocessor;
+                    preprocessor.run_here(&classifier.transform, &bytes).map_err(|e| e.to_string())
+                });
+                match row {
+                    Ok(prepared) => {
+                        rows.push(prepared.row);
+                        classes.push(*class);
+                    }
+                    Err(error) => failed.push(Failure { file: file.clone(), error }),
+                }
+                progress();
+            }
+            let views: Vec<&[f32]> = rows.iter().map(Vec::as_slice).collect();
+            let scores = classifier.scores(&views)?;
+
+            let mut report = report.lock().unwrap_or_else(PoisonError::into_inner);
+            for (class, scores) in classes.into_iter().zip(scores) {
+                let rank = top(&scores, TOP, f32::NEG_INFINITY).into_iter().position(|found| found == class);
+                report.all.count(rank);
+                report.classes[class].count(rank);
+            }
+            report.failed.append(&mut failed);
+        }
+    };
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().try_for_each(|worker| worker.join().unwrap_or_else(|p| std::panic::resume_unwind(p)))
+    })?;
+    let mut report = report.into_inner().unwrap_or_else(PoisonError::into_inner);
+    report.failed.sort_by(|a, b| a.file.cmp(&b.file));
+    Ok(report)
+}
