@@ -1,0 +1,183 @@
+//! The program: its subcommands as a user runs them.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use image::ImageFormat;
+
+use crate::images::{JPEG, picture};
+
+fn ghostserve() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_ghostserve"))
+}
+
+fn run(arguments: &[&str]) -> (bool, String, String) {
+    let Output { status, stdout, stderr } = ghostserve().args(arguments).output().unwrap();
+    (status.success(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
+}
+
+#[test]
+fn inspect_prints_the_published_counts() {
+    for (name, parameters, macs) in [
+        ("ghostnetv2_100", "6,156,908", "167,048,288"),
+        ("ghostnetv2_130", "8,960,404", "269,322,976"),
+        ("ghostnetv2_160", "12,392,698", "398,607,224"),
+    ] {
+        let (ok, out, _) = run(&["inspect", name]);
+        assert!(ok && out.contains(parameters) && out.contains(macs), "{out}");
+        assert!(out.contains("blocks.6.4"), "{out}");
+    }
+    let (ok, out, _) = run(&["inspect", "ghostnetv2-cifar10"]);
+    assert!(ok && out.contains("classes       10"), "{out}");
+    let (ok, _, err) = run(&["inspect", "nothing"]);
+    assert!(!ok && err.contains("`nothing`") && err.contains("ghostnetv2_160"), "{err}");
+}
+
+#[test]
+fn classify_needs_no_server_and_one_bad_file_does_not_stop_the_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let (good, bad) = (folder.path().join("good.jpg"), folder.path().join("bad.jpg"));
+    std::fs::write(&good, JPEG).unwrap();
+    std::fs::write(&bad, "no image").unwrap();
+    let (good, bad) = (good.to_str().unwrap(), bad.to_str().unwrap());
+
+    let (ok, out, err) = run(&["classify", "ghostnetv2-cifar10", bad, good, "--json", "--top-k", "2"]);
+    assert!(!ok, "a file failed");
+    assert!(err.contains("bad.jpg") && err.contains("the file is text"), "{err}");
+    let line: serde_json::Value = serde_json::from_str(out.trim()).unwrap();
+    assert_eq!(line["predictions"].as_array().unwrap().len(), 2);
+    let (ok, out, _) = run(&["classify", "ghostnetv2-cifar10", good]);
+    assert!(ok && out.contains("good.jpg (JPEG, 96x80)") && out.contains('%'), "{out}");
+}
+
+#[test]
+fn eval_counts_by_class_and_names_what_it_cannot_use() {
+    let folder = tempfile::tempdir().unwrap();
+    for (class, images) in [("cat", 3), ("ship", 2)] {
+        std::fs::create_dir(folder.path().join(class)).unwrap();
+        for i in 0..images {
+            let file = folder.path().join(class).join(format!("{i}.png"));
+            std::fs::write(file, picture(32, 32, i, ImageFormat::Png)).unwrap();
+        }
+    }
+    let path = folder.path().to_str().unwrap();
+    let (ok, out, err) = run(&["eval", "ghostnetv2-cifar10", path, "--json"]);
+    assert!(ok, "{err}");
+    let report: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(report["all"]["images"], 5);
+    assert_eq!(report["classes"][3]["images"], 3);
+    // Both classes got the same pictures: no more than three of the five can be right.
+    assert!(report["all"]["top1"].as_u64().unwrap() <= 3);
+
+    std::fs::write(folder.path().join("cat/broken.jpg"), &JPEG[..500]).unwrap();
+    let (ok, out, _) = run(&["eval", "ghostnetv2-cifar10", path]);
+    assert!(!ok && out.contains("broken.jpg") && out.contains("cat"), "{out}");
+
+    std::fs::create_dir(folder.path().join("dragon")).unwrap();
+    let (ok, _, err) = run(&["eval", "ghostnetv2-cifar10", path]);
+    assert!(!ok && err.contains("`dragon`") && err.contains("`airplane`"), "{err}");
+}
+
+#[test]
+fn settings_that_contradict_each_other_are_refused_by_flag() {
+    for (arguments, words) in [
+        (&["--workers", "0"][..], "--workers must be at least 1"),
+        (&["--max-images-in-flight", "4"], "--max-images-per-request"),
+        (&["--max-multi-body-bytes", "1MiB"], "--max-body-bytes"),
+        (&["--max-decoded-bytes-in-flight", "10MiB"], "--max-image-pixels"),
+        (&["--body-timeout", "10"], "250ms, 5s, 2m"),
+        (&["--max-body-bytes", "10MB"], "KiB, MiB or GiB"),
+        (&["--log", "ghostserve=loud"], "--log"),
+        (&["--onnxruntime", "no/such/library.so"], "make runtime"),
+    ] {
+        let (ok, _, err) = run(&[&["serve", "--listen", "127.0.0.1:0"], arguments].concat());
+        assert!(!ok && err.contains(words), "{arguments:?}: {err}");
+    }
+}
+
+/// A server in a process of its own, killed if the test fails.
+struct Process(Child);
+
+impl Process {
+    /// Starts it on a free port and returns it with its address and the rest of its log.
+    fn start(extra: &[&str]) -> (Self, String, impl Iterator<Item = String> + use<>) {
+        let mut child = ghostserve()
+            .args(["serve", "--listen", "127.0.0.1:0", "--log-format", "json", "--drain-grace", "200ms"])
+            .args(extra)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+        let ready = lines.find(|line| line.contains("ready")).expect("it starts");
+        let ready: serde_json::Value = serde_json::from_str(&ready).expect("a line is a JSON object");
+        (Self(child), ready["address"].as_str().unwrap().to_owned(), lines)
+    }
+
+    fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([&format!("-{name}"), &self.0.id().to_string()]).status().unwrap();
+        assert!(status.success());
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn post(address: &str, body: &[u8]) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "POST /v1/classify HTTP/1.1\r\nHost: x\r\nx-request-id: the-id\r\nConnection: close\r\n").unwrap();
+    write!(stream, "Content-Length: {}\r\n\r\n", body.len()).unwrap();
+    stream.write_all(body).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn serve_health_and_sigterm() {
+    let (mut process, address, log) = Process::start(&[]);
+    let health = |check| run(&["health", "--listen", &address, "--check", check]);
+    assert_eq!(health("ready"), (true, "ok\n".into(), String::new()));
+    assert!(health("live").0);
+    assert!(post(&address, JPEG).starts_with("HTTP/1.1 200"));
+
+    process.signal("TERM");
+    let start = Instant::now();
+    let mut drained = false;
+    while start.elapsed() < Duration::from_millis(150) && !drained {
+        drained = health("ready").2.contains("draining");
+    }
+    assert!(drained, "readiness fails while requests are still served");
+    let status = process.0.wait().unwrap();
+    assert!(status.success(), "{status}");
+    assert!(start.elapsed() < Duration::from_secs(5));
+
+    let log: Vec<_> = log.collect();
+    let line = log.iter().find(|line| line.contains("/v1/classify")).expect("one line a request");
+    let line: serde_json::Value = serde_json::from_str(line).unwrap();
+    assert_eq!((&line["status"], &line["span"]["request_id"]), (&200.into(), &"the-id".into()));
+    assert!(log.iter().any(|line| line.contains("stopped")), "{log:?}");
+    let (ok, _, err) = health("ready");
+    assert!(!ok && err.contains("no answer from"), "{err}");
+}
+
+#[test]
+fn every_flag_is_an_environment_variable_too() {
+    let (_, help, _) = run(&["serve", "--help"]);
+    let flags = help.lines().filter_map(|line| line.trim().strip_prefix("--")).filter(|l| !l.starts_with("help"));
+    let mut count = 0;
+    for flag in flags {
+        let name = flag.split([' ', '=']).next().unwrap();
+        let variable = format!("GHOSTSERVE_{}", name.to_uppercase().replace('-', "_"));
+        assert!(help.contains(&format!("[env: {variable}=")), "{variable}");
+        count += 1;
+    }
+    assert!(count > 25, "{count}");
+    assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md").is_file());
+}

@@ -1,0 +1,29 @@
+//! What users rely on, tested from outside: the networks' numbers, the pixels, the HTTP interface over real sockets, and
+//! the program itself. One binary, a module for each surface.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod classify;
+mod cli;
+mod goodbye;
+mod hostile;
+mod images;
+mod models;
+mod network;
+mod pixels;
+mod server;
+mod slow;
+
+use std::path::Path;
+use std::sync::OnceLock;
+
+use ghostserve::runtime::{LIBRARY_ENV, Runtime};
+
+/// ONNX Runtime, which a process can load once. `make runtime` fetches it.
+pub(crate) fn runtime() -> Runtime {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    let load = || {
+        let library = std::env::var_os(LIBRARY_ENV).expect("cargo sets it, see .cargo/config.toml");
+        Runtime::load(Some(Path::new(&library))).expect("`make runtime` has been run")
+    };
+    RUNTIME.get_or_init(load).clone()
+}

@@ -1,0 +1,132 @@
+//! A server in this process, on a port of its own, for the other modules.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use ghostserve::config::{Config, Execution, LoadLimits, RequestLimits, ShedStatus, TimeLimits};
+use ghostserve::model::EMBEDDED_MODEL;
+use ghostserve::preprocess::ImageLimits;
+use ghostserve::server::{Server, StopHandle};
+use serde_json::Value;
+use tokio::task::JoinHandle;
+
+use crate::runtime;
+
+pub(crate) struct TestServer {
+    pub(crate) address: SocketAddr,
+    pub(crate) admin: Option<SocketAddr>,
+    pub(crate) stop: StopHandle,
+    pub(crate) running: JoinHandle<()>,
+    pub(crate) client: reqwest::Client,
+}
+
+/// The program's defaults, but for the address and a drain that tests can wait for.
+pub(crate) fn config() -> Config {
+    Config {
+        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+        admin: None,
+        model: EMBEDDED_MODEL.to_owned(),
+        onnxruntime: None,
+        execution: Execution { workers: 2, threads_per_worker: 1, max_batch: 4, preprocess_threads: 2 },
+        request: RequestLimits {
+            max_body: 10 << 20,
+            max_multi_body: 32 << 20,
+            max_images: 32,
+            max_parts: 64,
+            max_part_headers: 16,
+        },
+        image: ImageLimits::default(),
+        load: LoadLimits {
+            max_connections: 4096,
+            max_requests: 1024,
+            max_images: 512,
+            max_body_bytes: 256 << 20,
+            max_decoded_bytes: 1 << 30,
+            max_http2_streams: 100,
+        },
+        time: TimeLimits {
+            header: Duration::from_secs(5),
+            body: Duration::from_secs(10),
+            request: Duration::from_secs(10),
+            idle: Duration::from_secs(75),
+            drain_grace: Duration::from_millis(100),
+            drain: Duration::from_secs(10),
+        },
+        shed_status: ShedStatus::TooManyRequests,
+    }
+}
+
+impl TestServer {
+    pub(crate) async fn start() -> Self {
+        Self::with(|_| ()).await
+    }
+
+    /// A server with some of its settings changed.
+    pub(crate) async fn with(change: impl FnOnce(&mut Config)) -> Self {
+        let mut config = config();
+        change(&mut config);
+        let server = Server::start(config, &runtime()).await.unwrap();
+        Self {
+            address: server.address().unwrap(),
+            admin: server.admin_address(),
+            stop: server.stop_handle(),
+            running: tokio::spawn(server.run()),
+            client: reqwest::Client::new(),
+        }
+    }
+
+    pub(crate) fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    pub(crate) fn post(&self, path: &str) -> reqwest::RequestBuilder {
+        self.client.post(self.url(path))
+    }
+
+    /// Status and JSON of a classification of one raw body.
+    pub(crate) async fn classify(&self, query: &str, body: impl Into<reqwest::Body>) -> (u16, Value) {
+        answer(self.post(&format!("/v1/classify{query}")).body(body).send().await.unwrap()).await
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> reqwest::Response {
+        self.client.get(self.url(path)).send().await.unwrap()
+    }
+
+    /// The value of a series on `/metrics`; 0 if it is not there.
+    pub(crate) async fn metric(&self, series: &str) -> f64 {
+        let text = self.get("/metrics").await.text().await.unwrap();
+        let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        value.map_or(0.0, |value| value.parse().unwrap())
+    }
+}
+
+pub(crate) async fn answer(response: reqwest::Response) -> (u16, Value) {
+    let status = response.status().as_u16();
+    let kind = response.headers()["content-type"].to_str().unwrap().to_owned();
+    let id = response.headers()["x-request-id"].to_str().unwrap().to_owned();
+    let json: Value = response.json().await.unwrap();
+    if status >= 400 {
+        assert_eq!(kind, "application/problem+json");
+        assert_problem(&json, status, &id);
+    } else {
+        assert_eq!(kind, "application/json");
+    }
+    (status, json)
+}
+
+/// Every member that RFC 9457 and the contract name is there and agrees with the response.
+pub(crate) fn assert_problem(json: &Value, status: u16, id: &str) {
+    assert_eq!(json["status"], status);
+    assert_eq!(json["request_id"], id);
+    let code = json["code"].as_str().unwrap();
+    assert_eq!(json["type"], format!("urn:ghostserve:problem:{code}"));
+    for member in ["title", "detail"] {
+        assert!(!json[member].as_str().unwrap().is_empty(), "{member} of {json}");
+    }
+}
+
+/// The status and code of a problem.
+pub(crate) fn code((status, json): (u16, Value)) -> (u16, String) {
+    let code = json["code"].as_str().unwrap_or_else(|| panic!("no problem: {status} {json}"));
+    (status, code.to_owned())
+}

@@ -1,0 +1,121 @@
+//! Clients that are slow on purpose, and clients that are merely idle.
+
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::images::JPEG;
+use crate::server::TestServer;
+
+const SHORT: Duration = Duration::from_millis(300);
+
+/// A server with short times; returns how long it took to close a connection on which `bytes` were sent, one every
+/// `pause`.
+async fn closed_after(server: &TestServer, bytes: &[u8], pause: Duration) -> (Duration, String) {
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    let start = Instant::now();
+    let (mut reader, mut writer) = stream.split();
+    let write = async {
+        for byte in bytes {
+            if writer.write_all(&[*byte]).await.is_err() {
+                break;
+            }
+            tokio::time::sleep(pause).await;
+        }
+        std::future::pending::<()>().await;
+    };
+    let mut answer = Vec::new();
+    tokio::select! {
+        _ = reader.read_to_end(&mut answer) => {}
+        () = write => {}
+        () = tokio::time::sleep(Duration::from_secs(20)) => panic!("the connection was not closed"),
+    }
+    (start.elapsed(), String::from_utf8_lossy(&answer).into_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn heads_that_do_not_come_close_the_connection() {
+    let server = TestServer::with(|c| c.time.header = SHORT).await;
+    let slow = Duration::from_millis(50);
+    // Nothing; a head that trickles; what could still become HTTP/2's preface.
+    for bytes in [&b""[..], b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Slow: 1\r\n", b"P", b"PO"] {
+        let (took, answer) = closed_after(&server, bytes, slow).await;
+        assert!(took >= SHORT && took < SHORT * 5, "{bytes:?}: {took:?}");
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 408"), "{answer}");
+    }
+    assert_eq!(server.metric("ghostserve_http_connection_timeouts_total{phase=\"header\"}").await, 4.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_trickles_gets_a_408_after_its_time_however_steady() {
+    let server = TestServer::with(|c| c.time.body = SHORT).await;
+    let head = format!("POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", JPEG.len());
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    let start = Instant::now();
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let (mut reader, mut writer) = stream.split();
+    let trickle = async {
+        for byte in JPEG {
+            let _ = writer.write_all(&[*byte]).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let mut answer = vec![0; 4096];
+    let length = tokio::select! {
+        read = reader.read(&mut answer) => read.unwrap(),
+        () = trickle => panic!("the whole body was read"),
+    };
+    let answer = String::from_utf8_lossy(&answer[..length]);
+    assert!(answer.starts_with("HTTP/1.1 408") && answer.contains("body_timeout"), "{answer}");
+    // The rest is read on for a second, so that the answer is not lost.
+    assert!(start.elapsed() < SHORT + Duration::from_secs(2), "{:?}", start.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_connection_outlives_the_header_time_and_not_the_idle_time() {
+    let server = TestServer::with(|c| {
+        c.time.header = Duration::from_millis(100);
+        c.time.idle = Duration::from_secs(1);
+    })
+    .await;
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    let request = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n";
+    let mut buffer = [0; 4096];
+    for _ in 0..3 {
+        stream.write_all(request).await.unwrap();
+        let length = stream.read(&mut buffer).await.unwrap();
+        assert!(buffer[..length].starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&buffer[..length]));
+        tokio::time::sleep(Duration::from_millis(400)).await;
+    }
+    let start = Instant::now();
+    assert_eq!(stream.read(&mut buffer).await.unwrap_or(0), 0, "closed");
+    assert!(start.elapsed() < Duration::from_secs(2));
+    assert_eq!(server.metric("ghostserve_http_connection_timeouts_total{phase=\"idle\"}").await, 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_hang_up_leave_nothing_behind() {
+    let server = TestServer::start().await;
+    let head = format!("POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", JPEG.len());
+    for i in 0..100 {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        // In the middle of the body, or right after it.
+        let part = if i % 2 == 0 { &JPEG[..JPEG.len() / 2] } else { JPEG };
+        stream.write_all(part).await.unwrap();
+    }
+    let zero = async {
+        loop {
+            let in_flight = server.metric("ghostserve_images_in_flight{model=\"ghostnetv2-cifar10\"}").await;
+            let requests = server.metric("ghostserve_http_requests_in_flight").await;
+            let bodies = server.metric("ghostserve_body_bytes").await;
+            if (in_flight, requests, bodies) == (0.0, 1.0, 0.0) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), zero).await.expect("every gauge returns");
+    assert_eq!(server.classify("", JPEG).await.0, 200);
+}
