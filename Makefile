@@ -1,0 +1,55 @@
+# GhostServe. `make run` starts the server, `make test` runs every test; both fetch and build what is missing first.
+
+CARGO   ?= cargo
+PYTHON  ?= python3
+RUNTIME := .runtime/onnxruntime
+ARGS    ?=
+
+# Shown by --version and on /metrics; a checkout without git has none.
+export GHOSTSERVE_BUILD_REVISION ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
+export GHOSTSERVE_ONNXRUNTIME ?= $(abspath $(RUNTIME))
+
+.PHONY: help
+help: ## Show this list.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: run
+run: runtime ## Build and start the server on port 8080 (ARGS="--listen 127.0.0.1:9000" to change it).
+	@$(CARGO) build --release --quiet
+	@./target/release/ghostserve serve $(ARGS)
+
+.PHONY: build
+build: ## Build the release binary, target/release/ghostserve.
+	$(CARGO) build --release
+
+.PHONY: test
+test: runtime ## Run every test.
+	$(CARGO) test --quiet $(ARGS)
+
+.PHONY: runtime
+runtime: ## Fetch ONNX Runtime (hash-checked) into .runtime; does nothing if it is there.
+	@$(PYTHON) deploy/onnxruntime/fetch.py $(RUNTIME)
+
+.PHONY: lint
+lint: ## Formatting, clippy, documentation: warnings are errors.
+	$(CARGO) fmt --check
+	$(CARGO) clippy --quiet --all-targets -- --deny warnings
+	RUSTDOCFLAGS="--deny warnings" $(CARGO) doc --quiet --no-deps --document-private-items
+
+.PHONY: deny
+deny: ## Licences, sources and duplicates of the dependencies (needs cargo-deny; ARGS="advisories" with network).
+	$(CARGO) deny check $(or $(ARGS),bans licenses sources)
+
+.PHONY: goldens
+goldens: ## Make the reference numbers and images again (needs Python with tests/goldens/requirements.txt).
+	$(PYTHON) tests/goldens/make_network.py
+	$(PYTHON) tests/goldens/make_images.py
+
+.PHONY: test-training
+test-training: ## Smoke-test the training recipe (needs Python with models/training/requirements.txt).
+	cd models/training && $(PYTHON) -m unittest test_recipe
+
+.PHONY: clean
+clean: ## Remove everything that was built or fetched.
+	$(CARGO) clean
+	rm -rf .runtime
