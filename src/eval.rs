@@ -73,7 +73,8 @@ impl<'a> Classifier<'a> {
     /// # Errors
     /// The runtime does not take it.
     pub fn new(model: &'a LoadedModel, runtime: &Runtime) -> Result<Self, RuntimeError> {
-        let spec = SessionSpec { input: model.manifest.input.crop, classes: model.labels.len(), threads: 1 };
+        let spec =
+            SessionSpec { input: model.manifest.input.crop, classes: model.labels.len(), max_batch: BATCH, threads: 1 };
         let limits = ImageLimits::default();
         Ok(Self {
             session: runtime.session(&model.graph, spec)?,

@@ -65,6 +65,8 @@ pub struct SessionSpec {
     pub input: [usize; 2],
     /// Elements of an output row.
     pub classes: usize,
+    /// Rows that a run will be given at most.
+    pub max_batch: usize,
     /// Threads that one run uses. Small networks waste a third of a second thread: run another session instead.
     pub threads: usize,
 }
@@ -102,7 +104,8 @@ impl Runtime {
         &self.version
     }
 
-    /// Makes a session of a graph and runs it once, so that its memory is in place before the first image.
+    /// Makes a session of a graph and runs it with every batch size, so that its memory is in place before the first
+    /// image.
     ///
     /// # Errors
     /// The runtime refuses the graph, its input or output is not what `spec` says, or the first run fails.
@@ -126,7 +129,9 @@ impl Runtime {
         .map_err(|e| load(&e))?;
         let mut session = Session::new(session, spec)?;
         let zeros = vec![0.0; session.row_len];
-        session.run_rows(&[&zeros]).map_err(|e| load(&e))?;
+        for batch in 1..=spec.max_batch {
+            session.run_rows(&vec![&zeros[..]; batch]).map_err(|e| load(&e))?;
+        }
         Ok(session)
     }
 }

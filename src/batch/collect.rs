@@ -42,7 +42,7 @@ impl Queue {
             (state.jobs.len(), state.closed)
         };
         for job in expired {
-            let _ = job.reply.send(Err(JobError::Expired));
+            job.answer(Err(JobError::Expired));
         }
         if !batch.is_empty() {
             if left > 0 {

@@ -39,7 +39,16 @@ pub(super) struct Job {
     pub(super) span: tracing::Span,
     pub(super) reply: oneshot::Sender<Result<Answer, JobError>>,
     /// Held until the job is answered or forgotten: a row in the queue counts even when its client is gone.
-    _permit: Permit,
+    permit: Permit,
+}
+
+impl Job {
+    /// Ends the job. Its place is free before its owner hears of it: whoever asks again at once must not be refused for it.
+    pub(super) fn answer(self, result: Result<Answer, JobError>) {
+        drop(self.permit);
+        // An owner that has left does not want it.
+        let _ = self.reply.send(result);
+    }
 }
 
 /// The right to have some images in flight. Freed when dropped.
@@ -97,7 +106,7 @@ impl Queue {
     pub async fn run(&self, permit: Permit, row: Vec<f32>, deadline: Instant) -> Result<Answer, JobError> {
         let (reply, answer) = oneshot::channel();
         let span = tracing::Span::current();
-        let job = Job { row, deadline, enqueued_at: Instant::now(), span, reply, _permit: permit };
+        let job = Job { row, deadline, enqueued_at: Instant::now(), span, reply, permit };
         {
             let mut state = self.lock();
             if state.closed {

@@ -137,15 +137,14 @@ impl<M: Model, L: FnMut() -> Result<M, ModelFailure>> Worker<L> {
                     let queued = start - job.enqueued_at;
                     metrics.queued.observe(queued.as_secs_f64());
                     metrics.infer.observe(infer.as_secs_f64());
-                    // A client that left while the model ran does not want it.
-                    let _ = job.reply.send(Ok(Answer { output, queued, infer }));
+                    job.answer(Ok(Answer { output, queued, infer }));
                 }
                 Ok(())
             }
             Err(failure) => {
                 for job in jobs {
                     job.span.in_scope(|| tracing::error!("the image was in a batch on which the model failed"));
-                    let _ = job.reply.send(Err(JobError::ModelFailed));
+                    job.answer(Err(JobError::ModelFailed));
                 }
                 Err(failure)
             }

@@ -188,7 +188,12 @@ fn start_model(
 ) -> Result<(ServedModel, Vec<thread::JoinHandle<()>>), StartError> {
     let LoadedModel { manifest, labels, graph, cost } = loaded;
     let execution = config.execution;
-    let spec = SessionSpec { input: manifest.input.crop, classes: labels.len(), threads: execution.threads_per_worker };
+    let spec = SessionSpec {
+        input: manifest.input.crop,
+        classes: labels.len(),
+        max_batch: execution.max_batch,
+        threads: execution.threads_per_worker,
+    };
     let queue = Queue::new(config.load.max_images, metrics.for_model(&manifest.id));
     let graph = Arc::new(graph);
     let mut threads = Vec::with_capacity(execution.workers);

@@ -85,7 +85,7 @@ async fn bodies_over_the_limit_are_refused_declared_or_not() {
     // Far over: the answer still arrives although the client is still sending.
     assert_eq!(code(server.classify("", vec![0; 20_000_000]).await), expected);
     still_works(&server).await;
-    assert_eq!(server.metric("ghostserve_body_bytes").await, 0.0);
+    server.settles("ghostserve_body_bytes", 0.0).await;
 }
 
 fn http_body<S>(chunks: S) -> impl http_body::Body<Data = bytes::Bytes, Error = std::io::Error>
@@ -179,7 +179,7 @@ async fn overload_is_shed_with_a_time_to_come_back_and_everything_returns_to_zer
     }
     assert!(answered >= 32 && shed > 0, "{answered} answered, {shed} shed");
     for gauge in ["images_in_flight", "queue_depth"] {
-        assert_eq!(server.metric(&format!("ghostserve_{gauge}{{model=\"ghostnetv2-cifar10\"}}")).await, 0.0);
+        server.settles(&format!("ghostserve_{gauge}{{model=\"ghostnetv2-cifar10\"}}"), 0.0).await;
     }
     assert_eq!(server.metric("ghostserve_problems_total{code=\"overloaded\"}").await, f64::from(shed));
     still_works(&server).await;
@@ -192,15 +192,11 @@ async fn requests_past_their_bound_are_shed_before_their_body() {
     let head = format!("POST /v1/classify HTTP/1.1\r\nHost: {}\r\nContent-Length: 1000\r\n\r\n", server.address);
     let mut slow = tokio::net::TcpStream::connect(server.address).await.unwrap();
     tokio::io::AsyncWriteExt::write_all(&mut slow, head.as_bytes()).await.unwrap();
-    while server.metric("ghostserve_http_requests_in_flight").await < 2.0 {
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-    }
+    server.settles("ghostserve_http_requests_in_flight", 2.0).await;
     assert_eq!(code(server.classify("", JPEG).await), (429, "overloaded".into()));
     assert_eq!(server.get("/readyz").await.status(), 200, "health is not behind the bound");
     drop(slow);
-    while server.metric("ghostserve_http_requests_in_flight").await > 1.0 {
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-    }
+    server.settles("ghostserve_http_requests_in_flight", 1.0).await;
     still_works(&server).await;
 }
 

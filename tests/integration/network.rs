@@ -25,7 +25,7 @@ fn logits_agree(network: &str, side: usize, golden_name: &str) {
     let size = Size { height: side, width: side };
     let graph = Network::new(preset(network).unwrap()).unwrap().lower(&Synthetic, size).unwrap();
     let graph = OnnxSource::Memory(graph.into_onnx(&[]));
-    let spec = SessionSpec { input: [side, side], classes: 1000, threads: 1 };
+    let spec = SessionSpec { input: [side, side], classes: 1000, max_batch: 2, threads: 1 };
     let mut session = runtime().session(&graph, spec).unwrap();
     let input = synthetic_tensor("input", &[2, 3, side, side]);
     let rows: Vec<&[f32]> = input.chunks_exact(input.len() / 2).collect();

@@ -100,6 +100,21 @@ impl TestServer {
     }
 }
 
+impl TestServer {
+    /// Waits until a series has a value: what a server does after its answer is not over when the answer arrives.
+    pub(crate) async fn settles(&self, series: &str, value: f64) {
+        let start = std::time::Instant::now();
+        loop {
+            let found = self.metric(series).await;
+            if found == value {
+                return;
+            }
+            assert!(start.elapsed() < Duration::from_secs(10), "{series}: expected {value}, found {found}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
 pub(crate) async fn answer(response: reqwest::Response) -> (u16, Value) {
     let status = response.status().as_u16();
     let kind = response.headers()["content-type"].to_str().unwrap().to_owned();
