@@ -5,8 +5,9 @@ PYTHON  ?= python3
 RUNTIME := .runtime/onnxruntime
 ARGS    ?=
 
-# Shown by --version and on /metrics; a checkout without git has none.
+# Shown on /metrics; a checkout without git has none.
 export GHOSTSERVE_BUILD_REVISION ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
+OWN_RUNTIME := $(GHOSTSERVE_ONNXRUNTIME)
 export GHOSTSERVE_ONNXRUNTIME ?= $(abspath $(RUNTIME))
 
 .PHONY: help
@@ -27,8 +28,10 @@ test: runtime ## Run every test.
 	$(CARGO) test --quiet $(ARGS)
 
 .PHONY: runtime
-runtime: ## Fetch ONNX Runtime (hash-checked) into .runtime; does nothing if it is there.
+runtime: ## Fetch ONNX Runtime (hash-checked) into .runtime; does nothing if it is there, or if you name your own.
+ifeq ($(OWN_RUNTIME),)
 	@$(PYTHON) deploy/onnxruntime/fetch.py $(RUNTIME)
+endif
 
 .PHONY: lint
 lint: ## Formatting, clippy, documentation: warnings are errors.

@@ -174,7 +174,8 @@ impl ServeArgs {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         logging::install(&self.log, self.log_format).with_context(|| format!("--log `{}`", self.log))?;
         let runtime = self.runtime.load()?;
-        tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
+        let tokio = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        let result = tokio.block_on(async {
             let server = Server::start(self.config(), &runtime).await?;
             tracing::info!(
                 address = %server.address()?,
@@ -183,7 +184,10 @@ impl ServeArgs {
             );
             server.run().await;
             Ok(ExitCode::SUCCESS)
-        })
+        });
+        // What has not ended in its time (a model that hangs) must not keep the process from ending.
+        tokio.shutdown_background();
+        result
     }
 
     fn config(self) -> Config {

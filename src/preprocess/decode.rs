@@ -130,11 +130,19 @@ pub fn decode(header: Header<'_>) -> Result<Pixels, ImageError> {
     })
 }
 
+/// What reading a PNG's header may allocate: metadata, and a row or two of the widest image.
+const PNG_METADATA_BYTES: u64 = 16 << 20;
+
 /// A decoder of the `image` crate; which is every format's but JPEG's.
 fn open<'a>(format: Format, bytes: &'a [u8]) -> ImageResult<Box<dyn ImageDecoder + 'a>> {
     let reader = Cursor::new(bytes);
     Ok(match format {
-        Format::Jpeg | Format::Png => Box::new(PngDecoder::new(reader)?),
+        Format::Jpeg | Format::Png => {
+            // Metadata is unpacked while the header is read: without a limit, a colour profile of zeros fills the memory.
+            let mut limits = image::Limits::no_limits();
+            limits.max_alloc = Some(PNG_METADATA_BYTES);
+            Box::new(PngDecoder::with_limits(reader, limits)?)
+        }
         Format::WebP => Box::new(WebPDecoder::new(reader)?),
         Format::Gif => Box::new(GifDecoder::new(reader)?),
         Format::Bmp => Box::new(BmpDecoder::new(reader)?),

@@ -24,7 +24,7 @@ use serde::Serialize;
 /// What an image may be at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ImageLimits {
-    /// Width times height. An image at the limit takes four bytes a pixel while it is decoded.
+    /// Width times height. An image takes 3 to 12 bytes a pixel while it is decoded.
     pub max_pixels: u64,
     /// Width and height, each.
     pub max_side: u32,
@@ -95,9 +95,6 @@ pub enum ImageError {
     /// A JPEG made to be slow.
     #[error("the JPEG file has more than {0} scans; save it again as a baseline JPEG")]
     TooManyScans(usize),
-    /// More decoded pixels are in memory than the server accepts, counting other requests.
-    #[error("the server has no memory left for another decoded image of this size")]
-    Busy,
     /// A mistake of ours; the panic is in the log.
     #[error("pre-processing failed")]
     Internal,

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::Semaphore;
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::{ImageError, ImageInfo, ImageLimits, Transform, decode, probe};
 
@@ -38,52 +39,69 @@ pub struct Preprocessor {
     limits: ImageLimits,
     threads: Arc<Semaphore>,
     kibibytes: Arc<Semaphore>,
+    all_kibibytes: u32,
 }
 
 impl Preprocessor {
     /// A pool with the given bounds. Runs on the tokio runtime of whoever calls [`Preprocessor::run`].
     #[must_use]
     pub fn new(config: PoolConfig) -> Self {
-        let kibibytes = usize::try_from(config.max_decoded_bytes / 1024).unwrap_or(usize::MAX);
+        let kibibytes = u32::try_from(config.max_decoded_bytes / 1024).unwrap_or(u32::MAX);
         Self {
             limits: config.limits,
             threads: Arc::new(Semaphore::new(config.threads)),
-            kibibytes: Arc::new(Semaphore::new(kibibytes.min(Semaphore::MAX_PERMITS))),
+            kibibytes: Arc::new(Semaphore::new(kibibytes as usize)),
+            all_kibibytes: kibibytes,
         }
     }
 
-    /// Decodes one image file and takes it through `transform`. Waits for a thread; a caller that stops waiting takes
-    /// nothing with it.
+    /// Decodes one image file and takes it through `transform`. Waits for a thread, and for memory if there is not enough;
+    /// a caller that stops waiting takes nothing with it.
     ///
     /// # Errors
-    /// The image cannot be used, or ([`ImageError::Busy`]) the decoded-bytes bound is reached.
+    /// The image cannot be used.
     pub async fn run(&self, transform: &Arc<Transform>, file: Bytes) -> Result<Prepared, ImageError> {
-        // The semaphore is never closed.
+        // The semaphores are never closed.
         let slot = Arc::clone(&self.threads).acquire_owned().await.map_err(|_| ImageError::Internal)?;
         let (this, transform) = (self.clone(), Arc::clone(transform));
         let work = tokio::task::spawn_blocking(move || {
             let _slot = slot;
-            this.run_here(&transform, &file)
+            this.prepare(&transform, &file, |kibibytes| {
+                // A thread holds memory only while it decodes, and needs no more to end: waiting here always ends too.
+                Handle::current().block_on(this.kibibytes.acquire_many(kibibytes)).ok()
+            })
         });
         // Decoders are behind a guard of their own; what fails here is ours.
         work.await.unwrap_or(Err(ImageError::Internal))
     }
 
-    /// The same, on the calling thread.
+    /// The same, on the calling thread and outside tokio.
     ///
     /// # Errors
-    /// As [`Preprocessor::run`].
+    /// The image cannot be used, or another thread has the memory it needs.
     pub fn run_here(&self, transform: &Transform, file: &[u8]) -> Result<Prepared, ImageError> {
+        self.prepare(transform, file, |kibibytes| self.kibibytes.try_acquire_many(kibibytes).ok())
+    }
+
+    fn prepare<'a>(
+        &'a self,
+        transform: &Transform,
+        file: &[u8],
+        acquire: impl FnOnce(u32) -> Option<SemaphorePermit<'a>>,
+    ) -> Result<Prepared, ImageError> {
         let start = Instant::now();
         let header = probe(file, self.limits)?;
         let info = header.info();
-        let kibibytes = u32::try_from(header.decoded_bytes().div_ceil(1024)).unwrap_or(u32::MAX);
-        let _memory = self.kibibytes.try_acquire_many(kibibytes).map_err(|_| ImageError::Busy)?;
+        // Never more than there is, or it would wait for ever.
+        let kibibytes = header.decoded_bytes().div_ceil(1024).min(self.all_kibibytes.into()) as u32;
+        let waiting = Instant::now();
+        let _memory = acquire(kibibytes).ok_or(ImageError::Internal)?;
+        let waited = waiting.elapsed();
         let pixels = decode(header)?;
         let decoded = Instant::now();
 
         let mut row = vec![0.0; transform.row_len()];
         transform.normalise(&transform.crop(&pixels), &mut row);
-        Ok(Prepared { row, info, decode: decoded - start, resize: decoded.elapsed() })
+        Ok(Prepared { row, info, decode: decoded - start - waited, resize: decoded.elapsed() })
     }
 }

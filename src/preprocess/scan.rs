@@ -30,18 +30,19 @@ pub(super) fn jpeg_scans(bytes: &[u8], limit: usize) -> usize {
 /// frame. The decoder allocates by the parts' own sizes, which need not agree with the canvas.
 pub(super) fn webp_extent(bytes: &[u8]) -> (u32, u32) {
     let mut extent = (0, 0);
-    webp_chunks(bytes.get(12..).unwrap_or_default(), &mut extent);
+    webp_chunks(bytes.get(12..).unwrap_or_default(), true, &mut extent);
     extent
 }
 
-fn webp_chunks(mut rest: &[u8], extent: &mut (u32, u32)) {
+/// `outer`: not inside an animation frame. Frames hold images, not frames; whoever nests them wants the stack to end.
+fn webp_chunks(mut rest: &[u8], outer: bool, extent: &mut (u32, u32)) {
     while let Some((header, body)) = rest.split_at_checked(8) {
         let size = u32::from_le_bytes([header[4], header[5], header[6], header[7]]) as usize;
         let chunk = &body[..size.min(body.len())];
         let found = match &header[..4] {
             b"VP8X" => chunk.get(4..10).map(canvas),
-            b"ANMF" => {
-                webp_chunks(chunk.get(16..).unwrap_or_default(), extent);
+            b"ANMF" if outer => {
+                webp_chunks(chunk.get(16..).unwrap_or_default(), false, extent);
                 chunk.get(6..12).map(canvas)
             }
             // Lossy: after a three-byte frame tag and a start code, 14 bits each.
@@ -87,6 +88,13 @@ mod tests {
         assert_eq!(jpeg_scans(&scan.repeat(1000), 10), 11);
         // Every truncation is walked without a panic.
         (0..file.len()).for_each(|end| assert!(jpeg_scans(&file[..end], 100) <= 2));
+    }
+
+    #[test]
+    fn frames_in_frames_do_not_use_up_the_stack() {
+        let mut file = b"RIFF\0\0\0\0WEBP".to_vec();
+        file.extend(b"ANMF\xff\xff\xff\xff................".repeat(400_000));
+        assert!(webp_extent(&file).0 > 0);
     }
 
     #[test]

@@ -30,6 +30,12 @@ use super::shutdown::{Lifecycle, Phase};
 use crate::config::{LoadLimits, TimeLimits};
 use crate::telemetry::{GaugeGuard, Metrics};
 
+/// The head of a request, at most; also the pieces in which a body is read.
+const MAX_HEAD_BYTES: usize = 64 << 10;
+
+/// What an HTTP/2 connection begins with (RFC 9113, section 3.4).
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
 /// What every connection of a listener shares.
 #[derive(Clone)]
 pub(crate) struct Listener {
@@ -80,7 +86,7 @@ impl Listener {
         // An answer is small and complete: waiting for more to send only delays it.
         let _ = stream.set_nodelay(true);
         let watch = Watch::new(self.time.header, self.time.idle);
-        let io = TokioIo::new(WatchedStream { stream, watch: Arc::clone(&watch), started: false });
+        let io = TokioIo::new(WatchedStream { stream, watch: Arc::clone(&watch), preface: Some(0) });
 
         let router = TowerToHyperService::new(self.router.clone());
         let requests = Arc::clone(&watch);
@@ -95,7 +101,7 @@ impl Listener {
         });
 
         let mut builder = auto::Builder::new(TokioExecutor::new());
-        builder.http1().timer(TokioTimer::new()).header_read_timeout(None);
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(MAX_HEAD_BYTES);
         builder
             .http2()
             .timer(TokioTimer::new())
@@ -190,20 +196,20 @@ impl Watch {
         change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// Notes that `bytes` came; `first` if they are the connection's first.
-    fn received(&self, bytes: &[u8], first: bool) {
-        let preface = first && bytes.starts_with(b"PRI");
+    /// Notes that bytes came between requests, or that they make the connection one of HTTP/2.
+    fn received(&self, preface: bool) {
         self.http2.fetch_or(preface, Ordering::Relaxed);
-        let mut shortened = false;
+        let mut changed = false;
         self.update(|state| {
             if preface {
                 *state = WatchState::Idle(Instant::now() + self.idle);
+                changed = true;
             } else if matches!(state, WatchState::Idle(_)) && !self.http2.load(Ordering::Relaxed) {
                 *state = WatchState::Header(Instant::now() + self.header);
-                shortened = true;
+                changed = true;
             }
         });
-        if shortened {
+        if changed {
             self.changed.notify_waiters();
         }
     }
@@ -278,7 +284,8 @@ impl Drop for RequestGuard {
 struct WatchedStream {
     stream: TcpStream,
     watch: Arc<Watch>,
-    started: bool,
+    /// Bytes of HTTP/2's preface that have come, as long as it may still be one.
+    preface: Option<usize>,
 }
 
 impl AsyncRead for WatchedStream {
@@ -287,8 +294,15 @@ impl AsyncRead for WatchedStream {
         let result = Pin::new(&mut self.stream).poll_read(cx, buf);
         let bytes = &buf.filled()[before..];
         if !bytes.is_empty() {
-            self.watch.received(bytes, !self.started);
-            self.started = true;
+            let preface = self.preface.as_mut().is_some_and(|matched| {
+                let expected = &PREFACE[*matched..];
+                let length = expected.len().min(bytes.len());
+                *matched = if expected[..length] == bytes[..length] { *matched + length } else { usize::MAX };
+                *matched == PREFACE.len()
+            });
+            // Settled, one way or the other, once it is complete or does not match.
+            self.preface = self.preface.filter(|matched| *matched < PREFACE.len());
+            self.watch.received(preface);
         }
         result
     }

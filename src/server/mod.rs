@@ -15,7 +15,7 @@ use std::thread;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use crate::batch::{ModelFailure, Queue, Worker, WorkerState};
 use crate::config::{Config, ConfigError};
@@ -161,6 +161,7 @@ impl Server {
             _ = shutdown::signal() => tracing::info!("a second signal: no longer accepting"),
         }
         lifecycle.advance(Phase::Stopping);
+        let deadline = Instant::now() + config.time.drain;
         // Each waits for its connections, at most the drain time.
         let _ = public.await;
         if let Some(admin) = admin {
@@ -168,7 +169,8 @@ impl Server {
         }
         app.service.close();
         let ended = tokio::task::spawn_blocking(move || workers.into_iter().for_each(|w| drop(w.join())));
-        if timeout(config.time.drain, ended).await.is_err() {
+        // Idle workers end at once; a moment for those that only just got there.
+        if timeout_at(deadline.max(Instant::now() + Duration::from_secs(1)), ended).await.is_err() {
             tracing::warn!("a worker did not end in time");
         }
         tracing::info!("stopped");

@@ -12,6 +12,9 @@ use serde::Serialize;
 use crate::config::ShedStatus;
 use crate::service::{Code, Error};
 
+/// Characters of a detail.
+const MAX_DETAIL: usize = 500;
+
 /// An error answer, before its body is written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Problem {
@@ -63,7 +66,13 @@ pub(crate) fn status_and_title(code: Code, shed: ShedStatus) -> (StatusCode, &'s
 
 impl Problem {
     pub(crate) fn new(code: Code, detail: impl Into<String>) -> Self {
-        Self { code, detail: detail.into(), retry_after: None }
+        // Libraries' errors repeat what the client sent, which may be megabytes.
+        let mut detail: String = detail.into();
+        if let Some((end, _)) = detail.char_indices().nth(MAX_DETAIL) {
+            detail.truncate(end);
+            detail.push('…');
+        }
+        Self { code, detail, retry_after: None }
     }
 
     /// The problem that an error answer from a library stands for: axum's routing, tower-http's limits.
@@ -112,7 +121,7 @@ impl From<Error> for Problem {
             Error::NotReady | Error::Draining => Some(Duration::from_secs(1)),
             _ => None,
         };
-        Self { code: error.code(), detail: error.to_string(), retry_after }
+        Self { retry_after, ..Self::new(error.code(), error.to_string()) }
     }
 }
 

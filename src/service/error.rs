@@ -88,7 +88,6 @@ impl Error {
                 }
                 ImageError::Undecodable { .. } | ImageError::DecoderPanic(_) => Code::UndecodableImage,
                 ImageError::TooManyPixels { .. } | ImageError::TooManyScans(_) => Code::ImageTooLarge,
-                ImageError::Busy => Code::Overloaded,
                 ImageError::Internal => Code::Internal,
             },
         }

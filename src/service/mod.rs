@@ -268,10 +268,6 @@ impl Service {
                 self.metrics.decoder_panics_total.inc();
                 return Err(error.into());
             }
-            Err(ImageError::Busy) => {
-                let retry_after = whole_seconds(model.queue.backlog());
-                return Err(Error::Overloaded { limit: "memory for decoded images", retry_after });
-            }
             other => other?,
         };
         self.metrics.stage(Stage::Decode, prepared.decode);

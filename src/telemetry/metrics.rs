@@ -228,6 +228,12 @@ impl GaugeGuard {
 }
 
 impl GaugeGuard {
+    /// Raises the gauge further.
+    pub(crate) fn grow(&mut self, by: i64) {
+        self.gauge.add(by);
+        self.by += by;
+    }
+
     /// Hands one of its count to a guard of its own.
     pub(crate) fn split_one(&mut self) -> Self {
         self.by -= 1;

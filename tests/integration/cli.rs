@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use image::ImageFormat;
 
-use crate::images::{JPEG, picture};
+use crate::images::{JPEG, picture, png_header, png_profile_bomb};
 
 fn ghostserve() -> Command {
     Command::new(env!("CARGO_BIN_EXE_ghostserve"))
@@ -165,6 +165,27 @@ fn serve_health_and_sigterm() {
     assert!(log.iter().any(|line| line.contains("stopped")), "{log:?}");
     let (ok, _, err) = health("ready");
     assert!(!ok && err.contains("no answer from"), "{err}");
+}
+
+/// The most memory that a process has had, bytes.
+#[cfg(target_os = "linux")]
+fn peak_memory(process: &Process) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.0.id())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn bombs_do_not_raise_the_peak_of_memory() {
+    let (process, address, _log) = Process::start(&[]);
+    assert!(post(&address, JPEG).starts_with("HTTP/1.1 200"));
+    let before = peak_memory(&process);
+    assert!(post(&address, &png_header(16_384, 16_384)).starts_with("HTTP/1.1 413"));
+    // Here the size is honest and the metadata is not; the picture itself is fine.
+    assert!(post(&address, &png_profile_bomb()).starts_with("HTTP/1.1 200"));
+    let growth = peak_memory(&process) - before;
+    assert!(growth < 50_000_000, "grew by {growth} bytes");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Images made for a test.
 
-use std::io::Cursor;
+use std::io::{Cursor, Write};
 
 use image::{ImageFormat, Rgb, RgbImage};
 
@@ -34,6 +34,18 @@ pub(crate) fn png_header(width: u32, height: u32) -> Vec<u8> {
         file.extend(&chunk);
         file.extend(crc32(&chunk).to_be_bytes());
     }
+    file
+}
+
+/// A PNG of one pixel whose colour profile unpacks to a quarter of a gigabyte of zeros.
+pub(crate) fn png_profile_bomb() -> Vec<u8> {
+    let mut packed = flate2::write::ZlibEncoder::new(b"iCCPx\0\0".to_vec(), flate2::Compression::best());
+    (0..256).for_each(|_| packed.write_all(&[0; 1 << 20]).unwrap());
+    let profile = packed.finish().unwrap();
+    let mut file = picture(1, 1, 0, ImageFormat::Png);
+    // Right behind the header: eight bytes of signature, twenty-five of IHDR.
+    let chunk = [&(profile.len() as u32 - 4).to_be_bytes()[..], &profile, &crc32(&profile).to_be_bytes()].concat();
+    file.splice(33..33, chunk);
     file
 }
 

@@ -39,7 +39,7 @@ async fn heads_that_do_not_come_close_the_connection() {
     let server = TestServer::with(|c| c.time.header = SHORT).await;
     let slow = Duration::from_millis(50);
     // Nothing; a head that trickles; what could still become HTTP/2's preface.
-    for bytes in [&b""[..], b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Slow: 1\r\n", b"P", b"PO"] {
+    for bytes in [&b""[..], b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Slow: 1\r\n", b"P", b"PRI * HT"] {
         let (took, answer) = closed_after(&server, bytes, slow).await;
         assert!(took >= SHORT && took < SHORT * 5, "{bytes:?}: {took:?}");
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 408"), "{answer}");

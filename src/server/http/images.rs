@@ -1,12 +1,16 @@
 //! From a request to image files: one raw image, the file parts of a form, or base64 in JSON.
 
+use std::borrow::Cow;
+use std::fmt;
+
 use axum::body::Body;
 use axum::extract::Request;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::header;
-use serde::Deserialize;
+use serde::de::{SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use tokio::time::{Duration, Instant};
 
 use super::App;
@@ -20,9 +24,12 @@ pub(super) struct Images {
     pub(super) files: Vec<Result<Bytes, Error>>,
     /// Time the body took.
     pub(super) read: Duration,
-    /// What the files are slices of.
+    /// Counts the bytes of the body for as long as the files are in use.
     _body: ReadBody,
 }
+
+/// Far above any sensible `--max-images-per-request`.
+const MAX_JSON_IMAGES: usize = 10_000;
 
 /// What a body is, by its `Content-Type`.
 enum Kind {
@@ -35,7 +42,41 @@ enum Kind {
 #[serde(deny_unknown_fields)]
 struct JsonBody<'a> {
     #[serde(borrow)]
-    images: Vec<std::borrow::Cow<'a, str>>,
+    images: Texts<'a>,
+}
+
+/// The texts of a JSON array, where they stand in the body if they hold no escapes. An array of millions of empty texts
+/// would take ten times the body's memory before anybody counted it, so it ends here.
+struct Texts<'a>(Vec<Cow<'a, str>>);
+
+/// One text, borrowed where it can be: a bare `Cow` is always copied.
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Texts<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Array;
+        impl<'de> Visitor<'de> for Array {
+            type Value = Vec<Cow<'de, str>>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an array of base64 texts")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut array: A) -> Result<Self::Value, A::Error> {
+                let mut texts = Vec::new();
+                while let Some(Text(text)) = array.next_element()? {
+                    if texts.len() == MAX_JSON_IMAGES {
+                        return Err(Error::custom(format!("an array of more than {MAX_JSON_IMAGES} images")));
+                    }
+                    texts.push(text);
+                }
+                Ok(texts)
+            }
+        }
+        use serde::de::Error;
+        deserializer.deserialize_seq(Array).map(Texts)
+    }
 }
 
 /// Reads the images of a request whose handling began at `start` and must end at `deadline`.
@@ -50,8 +91,13 @@ pub(super) async fn images(app: &App, request: Request, start: Instant, deadline
         return Err(Problem::new(Code::UnsupportedMediaType, detail));
     }
     let limit = if matches!(kind, Kind::Raw) { limits.max_body } else { limits.max_multi_body };
-    let until = deadline.min(start + app.config.time.body);
-    let body = read(app, &parts.headers, body, limit, until).await?;
+    let until = start + app.config.time.body;
+    let read_body = read(app, &parts.headers, body, limit, until.min(deadline)).await;
+    let body = read_body.map_err(|problem| match problem.code {
+        // It was the client's patience that ended, not ours.
+        Code::BodyTimeout if deadline < until => Error::DeadlineExceeded.into(),
+        _ => problem,
+    })?;
     let read = start.elapsed();
     let files = match kind {
         Kind::Raw => vec![Ok(body.bytes.clone())],
@@ -103,10 +149,11 @@ fn too_many(limits: &RequestLimits) -> Problem {
 fn from_json(body: &[u8], limits: &RequestLimits) -> Result<Vec<Result<Bytes, Error>>, Problem> {
     let body: JsonBody<'_> = serde_json::from_slice(body)
         .map_err(|e| Problem::new(Code::InvalidJson, format!("expected {{\"images\": [\"<base64>\", …]}}: {e}")))?;
-    if body.images.len() > limits.max_images {
+    let texts = body.images.0;
+    if texts.len() > limits.max_images {
         return Err(too_many(limits));
     }
-    Ok(body.images.iter().map(|text| from_base64(text)).collect())
+    Ok(texts.iter().map(|text| from_base64(text)).collect())
 }
 
 fn from_base64(text: &str) -> Result<Bytes, Error> {

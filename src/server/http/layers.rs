@@ -1,8 +1,7 @@
 //! What surrounds every handler, from the outside in: request ids, the span and the log line, metrics, error bodies,
 //! panic containment, compression, the last-resort timeout; and load shedding around `/v1`.
 //!
-//! Bodies are limited where they are read ([`super::body`]): tower-http's layer answers without reading on, and the
-//! client's system then throws that answer away.
+//! Bodies are limited where they are read ([`super::body`]), by kind: one image, or several.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -10,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use axum::error_handling::HandleErrorLayer;
 use axum::extract::{MatchedPath, Request, State};
-use axum::middleware::{Next, from_fn_with_state};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::{BoxError, Router};
 use http::{HeaderName, HeaderValue, Version, header};
@@ -27,6 +26,7 @@ use tower_http::set_header::SetResponseHeaderLayer;
 use tower_http::trace::TraceLayer;
 
 use super::App;
+use super::linger::linger;
 use crate::config::Config;
 use crate::server::problem::Problem;
 use crate::server::shutdown::Phase;
@@ -79,7 +79,8 @@ pub(super) fn around(routes: Router<App>, app: &App) -> Router<App> {
         .layer(constant(header::REFERRER_POLICY, "no-referrer"))
         .layer(constant(header::CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"))
         .layer(constant(header::CACHE_CONTROL, "no-store"))
-        .layer(from_fn_with_state(app.clone(), observe));
+        .layer(from_fn_with_state(app.clone(), observe))
+        .layer(from_fn(linger));
     routes.layer(inner).layer(outer)
 }
 

@@ -5,6 +5,7 @@ mod body;
 mod classify;
 mod images;
 pub(crate) mod layers;
+mod linger;
 mod models;
 
 use std::sync::Arc;
