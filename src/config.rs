@@ -4,7 +4,6 @@
 //! numbers that are known to fit together. Nothing here reads the environment.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::preprocess::{ImageLimits, MAX_BYTES_PER_PIXEL};
@@ -18,8 +17,6 @@ pub struct Config {
     pub admin: Option<SocketAddr>,
     /// The embedded model's name, or a model folder.
     pub model: String,
-    /// ONNX Runtime's library; found if not given.
-    pub onnxruntime: Option<PathBuf>,
     /// How the model is run.
     pub execution: Execution,
     /// What a request may be.

@@ -90,14 +90,10 @@ impl<'a> Classifier<'a> {
     /// The image cannot be used, or the model fails.
     pub fn classify(&mut self, file: &[u8], top_k: usize) -> Result<(ImageInfo, Vec<Prediction>), EvalError> {
         let prepared = self.preprocessor.run_here(&self.transform, file)?;
-        let scores = self.scores(&[&prepared.row])?.concat();
+        let scores = self.session.run_rows(&[&prepared.row])?.concat();
         let ask = Ask { top_k, min_confidence: 0.0 };
         let predictions = predict(scores, self.model.manifest.network.output, &self.model.labels, ask);
         Ok((prepared.info, predictions))
-    }
-
-    fn scores(&mut self, rows: &[&[f32]]) -> Result<Vec<Vec<f32>>, ModelFailure> {
-        self.session.run_rows(rows)
     }
 }
 
@@ -240,7 +236,7 @@ pub fn evaluate(
                 progress();
             }
             let views: Vec<&[f32]> = rows.iter().map(Vec::as_slice).collect();
-            let scores = classifier.scores(&views)?;
+            let scores = classifier.session.run_rows(&views)?;
 
             let mut report = report.lock().unwrap_or_else(PoisonError::into_inner);
             for (class, scores) in classes.into_iter().zip(scores) {

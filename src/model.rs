@@ -41,8 +41,23 @@ pub struct LoadedModel {
     pub labels: Vec<Label>,
     /// The graph.
     pub graph: OnnxSource,
+    /// The network the graph was made of; not known for a foreign ONNX file.
+    pub network: Option<Network>,
+}
+
+impl LoadedModel {
+    /// The size of the network's input.
+    #[must_use]
+    pub fn input_size(&self) -> Size {
+        let [height, width] = self.manifest.input.crop;
+        Size { height, width }
+    }
+
     /// What an image costs, where the architecture is known.
-    pub cost: Option<Cost>,
+    #[must_use]
+    pub fn cost(&self) -> Option<Cost> {
+        self.network.as_ref().map(|network| network.cost(self.input_size()))
+    }
 }
 
 /// An ONNX model.
@@ -168,7 +183,7 @@ impl ModelFolder {
         if found != manifest.network.digest {
             return Err(ModelError::Digest { path, expected: manifest.network.digest, found });
         }
-        let (graph, cost) = match &manifest.network.architecture {
+        let (graph, network) = match &manifest.network.architecture {
             Architecture::Onnx => {
                 check_external_data(&weights).map_err(|source| ModelError::External { path, source })?;
                 let source = match self {
@@ -187,10 +202,10 @@ impl ModelFolder {
                     .and_then(|file| network.lower(&file, size))
                     .map_err(|source| ModelError::Build { path, source })?
                     .into_onnx(&[("architecture", name.clone()), ("digest", manifest.network.digest.to_string())]);
-                (OnnxSource::Memory(bytes), Some(network.cost(size)))
+                (OnnxSource::Memory(bytes), Some(network))
             }
         };
-        Ok(LoadedModel { manifest, labels, graph, cost })
+        Ok(LoadedModel { manifest, labels, graph, network })
     }
 
     fn network(&self, name: &str, classes: usize) -> Result<Network, ModelError> {

@@ -155,6 +155,12 @@ impl Queue {
         self.lock().jobs.len()
     }
 
+    /// Whether nothing is queued and nothing will be.
+    pub(super) fn is_finished(&self) -> bool {
+        let state = self.lock();
+        state.closed && state.jobs.is_empty()
+    }
+
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing that runs under the lock can leave the state half changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)

@@ -88,7 +88,7 @@ impl<M: Model, L: FnMut() -> Result<M, ModelFailure>> Worker<L> {
                 Err(failure) => tracing::error!(%failure, "the model cannot be loaded"),
             }
             self.queue.metrics.restarts.inc();
-            if self.queue.lock().closed && self.queue.depth() == 0 {
+            if self.queue.is_finished() {
                 return;
             }
             tracing::warn!(wait_ms = backoff.as_millis() as u64, "the worker loads its model again");

@@ -7,8 +7,10 @@ use anyhow::bail;
 use clap::Args;
 
 use crate::ghostnet::{Network, PRESETS, Size, preset};
-use crate::manifest::Architecture;
 use crate::model::ModelFolder;
+
+/// What the published networks were trained at.
+const PRESET_SIZE: Size = Size { height: 224, width: 224 };
 
 /// Print a network's stage table, parameters and multiply-adds.
 ///
@@ -26,29 +28,26 @@ pub(super) struct InspectArgs {
 impl InspectArgs {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let mut out = stdout().lock();
-        let (config, [height, width]) = match preset(&self.model) {
-            Some(config) => (config, [224, 224]),
+        let (network, own_size) = match preset(&self.model) {
+            Some(config) => (Network::new(config)?, PRESET_SIZE),
             None => {
                 let loaded = match ModelFolder::resolve(&self.model) {
                     Ok(folder) => folder.load()?,
                     Err(error) => bail!("{error}; or a preset: {}", PRESETS.map(|(name, _)| name).join(", ")),
                 };
-                let manifest = loaded.manifest;
-                writeln!(out, "model         {}", manifest.id)?;
-                writeln!(out, "description   {}", manifest.description)?;
-                writeln!(out, "digest        {}", manifest.network.digest)?;
+                let size = loaded.input_size();
+                writeln!(out, "model         {}", loaded.manifest.id)?;
+                writeln!(out, "description   {}", loaded.manifest.description)?;
+                writeln!(out, "digest        {}", loaded.manifest.network.digest)?;
                 writeln!(out, "classes       {}", loaded.labels.len())?;
-                let Architecture::Preset(name) = manifest.network.architecture else {
+                let Some(network) = loaded.network else {
                     writeln!(out, "architecture  onnx (a foreign graph: no stage table)")?;
                     return Ok(ExitCode::SUCCESS);
                 };
-                let Some(mut config) = preset(&name) else { bail!("no preset `{name}`") };
-                config.classes = loaded.labels.len();
-                (config, manifest.input.crop)
+                (network, size)
             }
         };
-        let input = self.size.map_or(Size { height, width }, |side| Size { height: side, width: side });
-        let network = Network::new(config)?;
+        let input = self.size.map_or(own_size, |side| Size { height: side, width: side });
         let total = network.cost(input);
         writeln!(out, "architecture  {}", network.config().name)?;
         writeln!(out, "input         3x{}x{}", input.height, input.width)?;

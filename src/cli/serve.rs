@@ -198,7 +198,6 @@ impl ServeArgs {
             listen: self.listen,
             admin: self.admin_addr,
             model: self.model,
-            onnxruntime: self.runtime.onnxruntime,
             execution: Execution {
                 workers: execution.workers.unwrap_or(cores),
                 threads_per_worker: execution.threads_per_worker,

@@ -188,7 +188,8 @@ fn start_model(
     runtime: &Runtime,
     metrics: &Metrics,
 ) -> Result<(ServedModel, Vec<thread::JoinHandle<()>>), StartError> {
-    let LoadedModel { manifest, labels, graph, cost } = loaded;
+    let cost = loaded.cost();
+    let LoadedModel { manifest, labels, graph, .. } = loaded;
     let execution = config.execution;
     let spec = SessionSpec {
         input: manifest.input.crop,

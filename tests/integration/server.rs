@@ -26,7 +26,6 @@ pub(crate) fn config() -> Config {
         listen: SocketAddr::from(([127, 0, 0, 1], 0)),
         admin: None,
         model: EMBEDDED_MODEL.to_owned(),
-        onnxruntime: None,
         execution: Execution { workers: 2, threads_per_worker: 1, max_batch: 4, preprocess_threads: 2 },
         request: RequestLimits {
             max_body: 10 << 20,
