@@ -5,11 +5,16 @@
 //! ([`Weights::finish`]), because a checkpoint with leftovers is a checkpoint of another network. This module knows no
 //! graph and no architecture.
 
+mod authors;
+mod open;
+mod pytorch;
 mod safetensors;
 mod synthetic;
 
+pub use self::open::open;
+pub use self::pytorch::PytorchFile;
 pub use self::safetensors::SafetensorsFile;
-pub use synthetic::{Synthetic, synthetic_tensor};
+pub use synthetic::{Seeded, Synthetic, synthetic_tensor};
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -74,8 +79,22 @@ pub enum WeightsError {
         found: String,
     },
     /// The file is not what it should be.
-    #[error("not a readable safetensors file: {0}")]
-    Format(String),
+    #[error("not a readable {kind} file: {reason}")]
+    Format {
+        /// Which kind of file it was read as.
+        kind: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The file is of no kind that weights come in.
+    #[error("expected a safetensors file or a PyTorch checkpoint, found {0}")]
+    Unknown(String),
+    /// A PyTorch checkpoint names a function or class for its reader to call, and no weights need that one.
+    #[error(
+        "the checkpoint asks to call `{0}`, which no weights need: not loaded; it may be malicious \
+         (if it is your own, save `model.state_dict()` alone)"
+    )]
+    Refused(String),
 }
 
 fn hint(similar: &Option<String>) -> String {

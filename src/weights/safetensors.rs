@@ -1,7 +1,7 @@
 //! The safetensors file format, through the `safetensors` crate: F32, F16 and BF16 elements become f32.
 
 use half::{bf16, f16};
-use safetensors::{Dtype, SafeTensors};
+use safetensors::{Dtype, SafeTensorError, SafeTensors};
 
 use super::{TensorSource, WeightsError};
 
@@ -15,8 +15,12 @@ impl<'a> SafetensorsFile<'a> {
     /// # Errors
     /// [`WeightsError::Format`].
     pub fn parse(bytes: &'a [u8]) -> Result<Self, WeightsError> {
-        SafeTensors::deserialize(bytes).map(Self).map_err(|e| WeightsError::Format(e.to_string()))
+        SafeTensors::deserialize(bytes).map(Self).map_err(bad)
     }
+}
+
+fn bad(error: SafeTensorError) -> WeightsError {
+    WeightsError::Format { kind: "safetensors", reason: error.to_string() }
 }
 
 impl TensorSource for SafetensorsFile<'_> {
@@ -25,7 +29,7 @@ impl TensorSource for SafetensorsFile<'_> {
     }
 
     fn read(&self, key: &str, _shape: &[usize]) -> Result<Vec<f32>, WeightsError> {
-        let tensor = self.0.tensor(key).map_err(|e| WeightsError::Format(e.to_string()))?;
+        let tensor = self.0.tensor(key).map_err(bad)?;
         let bytes = tensor.data();
         match tensor.dtype() {
             Dtype::F32 => Ok(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()),
@@ -79,6 +83,6 @@ mod tests {
     fn a_header_longer_than_the_file_is_refused_without_allocating_it() {
         let mut bytes = (u64::from(u32::MAX)).to_le_bytes().to_vec();
         bytes.extend_from_slice(b"{}");
-        assert!(matches!(SafetensorsFile::parse(&bytes), Err(WeightsError::Format(_))));
+        assert!(matches!(SafetensorsFile::parse(&bytes), Err(WeightsError::Format { .. })));
     }
 }

@@ -10,6 +10,12 @@ use super::{TensorSource, WeightsError};
 /// A share of He's bound: with all of it, the sums of the residual branches grow until every attention gate saturates.
 const GAIN: f64 = 0.65;
 
+/// GhostNetV3 adds up to five parallel branches; their batch norms are scaled so that the sum keeps its size.
+const BRANCH: f64 = 0.5625;
+
+/// MobileNetV2's signal fades without this.
+const POINTWISE: f64 = 2.0;
+
 /// A source that has every tensor anyone asks for.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Synthetic;
@@ -28,18 +34,42 @@ impl TensorSource for Synthetic {
     }
 }
 
+/// The same with a seed: random weights that anybody can make again. Seed 0 gives those of [`Synthetic`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Seeded(pub u64);
+
+impl TensorSource for Seeded {
+    fn shape(&self, key: &str, wanted: &[usize]) -> Option<Vec<usize>> {
+        Synthetic.shape(key, wanted)
+    }
+
+    fn read(&self, key: &str, shape: &[usize]) -> Result<Vec<f32>, WeightsError> {
+        Ok(tensor(key, shape, fnv1a(key) ^ self.0))
+    }
+
+    fn keys(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
 /// The tensor `key` of the given shape, row-major. Keys that are no weight's (`"input"`) give values in ±2.
 #[must_use]
 pub fn synthetic_tensor(key: &str, shape: &[usize]) -> Vec<f32> {
-    let seed = fnv1a(key);
+    tensor(key, shape, fnv1a(key))
+}
+
+fn tensor(key: &str, shape: &[usize], seed: u64) -> Vec<f32> {
     let kind = key.rsplit('.').next().unwrap_or(key);
     // Evaluated in f64 and rounded once, in the order in which the Python script does it.
     let bound = GAIN * (6.0 / shape.iter().skip(1).product::<usize>() as f64).sqrt();
+    let bound = if key.contains(".conv_pw") { POINTWISE * bound } else { bound };
+    let scale = if key.contains("_rpr_") { BRANCH } else { 1.0 };
     let value = |unit: f64| {
         let signed = 2.0 * unit - 1.0;
         match (kind, shape.len()) {
             ("running_mean" | "bias", _) => 0.1 * signed,
-            ("running_var", _) | ("weight", 1) => 0.5 + unit,
+            ("running_var", _) => 0.5 + unit,
+            ("weight", 1) => scale * (0.5 + unit),
             ("weight", _) => signed * bound,
             _ => 2.0 * signed,
         }
