@@ -76,8 +76,9 @@ impl<'a> Classifier<'a> {
         let spec =
             SessionSpec { input: model.manifest.input.crop, classes: model.labels.len(), max_batch: BATCH, threads: 1 };
         let limits = ImageLimits::default();
+        let (graph, _) = runtime.prepare(&model.graph)?;
         Ok(Self {
-            session: runtime.session(&model.graph, spec)?,
+            session: runtime.session(&graph, spec)?,
             transform: Transform::new(model.manifest.input),
             preprocessor: Preprocessor::new(PoolConfig { threads: 1, max_decoded_bytes: u64::MAX, limits }),
             model,

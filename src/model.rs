@@ -8,11 +8,13 @@
 use std::borrow::Cow;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use crate::ghostnet::{self, BuildError, ConfigError, Cost, Network, Size};
+use crate::ghostnet::{self, BuildError, Config, ConfigError, Cost, Form, Network, Output, Size, Target};
 use crate::graph::{ExternalDataError, check_external_data};
+use crate::kernels::native_block;
 use crate::manifest::{Architecture, Digest, Label, MANIFEST_FILE, Manifest, ManifestError, parse_labels};
-use crate::weights::SafetensorsFile;
+use crate::weights;
 
 /// The model that is part of the binary.
 pub const EMBEDDED_MODEL: &str = "ghostnetv2-cifar10";
@@ -40,7 +42,7 @@ pub struct LoadedModel {
     /// The classes, in the order of the outputs.
     pub labels: Vec<Label>,
     /// The graph.
-    pub graph: OnnxSource,
+    pub graph: ModelGraph,
     /// The network the graph was made of; not known for a foreign ONNX file.
     pub network: Option<Network>,
 }
@@ -60,11 +62,27 @@ impl LoadedModel {
     }
 }
 
+/// A model's graph, in the forms there are of it.
+#[derive(Clone, Debug)]
+pub enum ModelGraph {
+    /// Somebody else's.
+    Foreign(OnnxSource),
+    /// Made here.
+    Built {
+        /// Channels, height and width of the input.
+        input: [usize; 3],
+        /// Standard ONNX.
+        plain: OnnxSource,
+        /// For ONNX Runtime's blocked layout, where this processor has one.
+        blocked: Option<OnnxSource>,
+    },
+}
+
 /// An ONNX model.
 #[derive(Clone, Debug)]
 pub enum OnnxSource {
     /// Its bytes.
-    Memory(Vec<u8>),
+    Memory(Arc<[u8]>),
     /// A file, which may keep tensors in further files beside it.
     File(PathBuf),
 }
@@ -187,35 +205,52 @@ impl ModelFolder {
             Architecture::Onnx => {
                 check_external_data(&weights).map_err(|source| ModelError::External { path, source })?;
                 let source = match self {
-                    Self::Embedded => OnnxSource::Memory(weights.into_owned()),
+                    Self::Embedded => OnnxSource::Memory(weights.into()),
                     // By path, so that the runtime finds external data beside it.
                     Self::Directory(folder) => OnnxSource::File(folder.join(&manifest.network.weights)),
                 };
-                (source, None)
+                (ModelGraph::Foreign(source), None)
             }
             Architecture::Preset(name) => {
                 let network = self.network(name, labels.len())?;
+                let error = |source| ModelError::Build { path: path.clone(), source };
                 let [height, width] = manifest.input.crop;
-                let size = Size { height, width };
-                let bytes = SafetensorsFile::parse(&weights)
-                    .map_err(BuildError::from)
-                    .and_then(|file| network.lower(&file, size))
-                    .map_err(|source| ModelError::Build { path, source })?
-                    .into_onnx(&[("architecture", name.clone()), ("digest", manifest.network.digest.to_string())]);
-                (OnnxSource::Memory(bytes), Some(network))
+                let channels = network.config().input_channels;
+                if channels != 3 {
+                    return Err(error(BuildError::Channels(channels)));
+                }
+                let file = weights::open(&weights).map_err(|e| error(e.into()))?;
+                let metadata = [("architecture", name.clone()), ("digest", manifest.network.digest.to_string())];
+                let lower = |form| -> Result<OnnxSource, ModelError> {
+                    let target = Target { size: Size { height, width }, outputs: &[Output::Logits], form };
+                    let lowered = network.lower(&*file, &target).map_err(error)?;
+                    Ok(OnnxSource::Memory(lowered.graph.into_onnx(&metadata).into()))
+                };
+                let graph = ModelGraph::Built {
+                    input: [channels, height, width],
+                    plain: lower(Form::Plain)?,
+                    blocked: native_block().map(|block| lower(Form::Blocked(block))).transpose()?,
+                };
+                (graph, Some(network))
             }
         };
         Ok(LoadedModel { manifest, labels, graph, network })
     }
 
+    /// The network that a manifest names: a preset, or a configuration file in the folder.
     fn network(&self, name: &str, classes: usize) -> Result<Network, ModelError> {
-        let path = || self.path(MANIFEST_FILE);
-        let Some(mut config) = ghostnet::preset(name) else {
-            let expected = ghostnet::PRESETS.map(|(known, _)| known).join(", ") + ", onnx";
-            return Err(ModelError::Architecture { path: path(), expected, found: name.to_owned() });
+        let mut config = if name.ends_with(".toml") {
+            let text = self.text(name)?;
+            Config::parse(&text).map_err(|source| ModelError::Config { path: self.path(name), source })?
+        } else if let Some(config) = ghostnet::preset(name) {
+            config
+        } else {
+            let expected = ghostnet::PRESETS.join(", ") + ", a .toml file in the folder, onnx";
+            let path = self.path(MANIFEST_FILE);
+            return Err(ModelError::Architecture { path, expected, found: name.to_owned() });
         };
         config.classes = classes;
-        Network::new(config).map_err(|source| ModelError::Config { path: path(), source })
+        Network::new(config).map_err(|source| ModelError::Config { path: self.path(MANIFEST_FILE), source })
     }
 
     fn path(&self, file: &str) -> String {

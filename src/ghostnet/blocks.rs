@@ -1,10 +1,26 @@
-//! The blocks of GhostNetV2: Ghost module, DFC attention, squeeze-excite, bottleneck. Each holds its layers, counts them
-//! and lowers them; none knows where in the network it stands beyond the checkpoint scope it is given.
+//! The modules of the GhostNets: Ghost module, squeeze-excite, bottleneck. Each holds its layers, counts them and lowers
+//! them; none knows where in the network it stands beyond the checkpoint scope it is given.
 
 use super::BuildError;
-use super::layers::{Activation, ConvBn, ConvShape, Cost, Pointwise, Size};
-use crate::graph::{Graph, Value};
+use super::config::DfcConfig;
+use super::dfc::{Dfc, DfcShape};
+use super::layers::{Activation, Branch, ConvBn, ConvShape, Cost, Pointwise, Size};
+use super::lowering::{ExciteParts, GhostParts, Lowering, NamedConv, Residual};
 use crate::weights::Scope;
+
+/// What a block is given to lower itself with: where its weights are, and which of its attention maps are wanted.
+pub(super) struct Site<'a> {
+    pub(super) scope: Scope<'a>,
+    /// The graph output that the gate of the expanded features shall be.
+    pub(super) attention: Option<String>,
+    /// The same of the features that leave the block.
+    pub(super) output_attention: Option<String>,
+}
+
+/// Reads a layer's weights.
+pub(super) fn load(layer: &ConvBn, scope: &Scope<'_>) -> Result<NamedConv, BuildError> {
+    Ok(NamedConv { name: scope.key(layer.key()), conv: layer.load(scope)?, activation: layer.activation })
+}
 
 /// Half of the maps by a 1×1 convolution ("intrinsic"), the other half by a 3×3 depthwise one on those ("ghost"),
 /// joined and cut to the channels wanted; with [`Dfc`], multiplied by its attention.
@@ -16,22 +32,67 @@ pub struct GhostModule {
     dfc: Option<Dfc>,
 }
 
+/// The resolved numbers that make a [`GhostModule`].
+struct GhostShape<'a> {
+    input: usize,
+    output: usize,
+    activation: Activation,
+    dilation: usize,
+    /// Length of the attention's strips, if the module carries it.
+    dfc: Option<usize>,
+    settings: Settings<'a>,
+}
+
+/// What all modules of a network have in common.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Settings<'a> {
+    /// Trained with parallel branches.
+    pub(super) reparameterized: bool,
+    pub(super) dfc: &'a DfcConfig,
+}
+
+/// GhostNetV3 trains three convolutions in parallel.
+const PRIMARY: [Branch; 3] = [
+    Branch::full("primary_rpr_conv.0.conv", "primary_rpr_conv.0.bn1"),
+    Branch::full("primary_rpr_conv.1.conv", "primary_rpr_conv.1.bn1"),
+    Branch::full("primary_rpr_conv.2.conv", "primary_rpr_conv.2.bn1"),
+];
+
+/// Beside those, one with a single tap, and none at all.
+const CHEAP: [Branch; 5] = [
+    Branch::full("cheap_rpr_conv.0.conv", "cheap_rpr_conv.0.bn1"),
+    Branch::full("cheap_rpr_conv.1.conv", "cheap_rpr_conv.1.bn1"),
+    Branch::full("cheap_rpr_conv.2.conv", "cheap_rpr_conv.2.bn1"),
+    Branch::centre("cheap_rpr_scale.conv", "cheap_rpr_scale.bn1"),
+    Branch::identity("cheap_rpr_skip"),
+];
+
+const DOWNSAMPLE: [Branch; 4] = [
+    Branch::full("dw_rpr_conv.0.conv", "dw_rpr_conv.0.bn1"),
+    Branch::full("dw_rpr_conv.1.conv", "dw_rpr_conv.1.bn1"),
+    Branch::full("dw_rpr_conv.2.conv", "dw_rpr_conv.2.bn1"),
+    Branch::centre("dw_rpr_scale.conv", "dw_rpr_scale.bn1"),
+];
+
 impl GhostModule {
-    pub(super) fn new(input: usize, output: usize, activation: Activation, dfc: Option<Dfc>) -> Self {
-        let intrinsic = output.div_ceil(2);
+    fn new(shape: GhostShape<'_>) -> Self {
+        let GhostShape { input, output, activation, dilation, dfc, settings } = shape;
+        let half = output.div_ceil(2);
+        let (primary, cheap) = if settings.reparameterized {
+            (PRIMARY.to_vec(), CHEAP.to_vec())
+        } else {
+            (
+                vec![Branch::full("primary_conv.0", "primary_conv.1")],
+                vec![Branch::full("cheap_operation.0", "cheap_operation.1")],
+            )
+        };
+        let strips =
+            |kernel| Dfc::new(DfcShape { scope: "short_conv", input, output, kernel, dilation, config: settings.dfc });
         Self {
-            primary: ConvBn {
-                keys: ("primary_conv.0", "primary_conv.1"),
-                shape: ConvShape::pointwise(input, intrinsic),
-                activation,
-            },
-            cheap: ConvBn {
-                keys: ("cheap_operation.0", "cheap_operation.1"),
-                shape: ConvShape::depthwise(intrinsic, [3, 3], 1),
-                activation,
-            },
+            primary: ConvBn { branches: primary, shape: ConvShape::pointwise(input, half), activation },
+            cheap: ConvBn { branches: cheap, shape: ConvShape::depthwise(half, [3, 3], 1, dilation), activation },
             output,
-            dfc,
+            dfc: dfc.map(strips),
         }
     }
 
@@ -46,55 +107,24 @@ impl GhostModule {
         self.primary.cost(at) + self.cheap.cost(at) + dfc
     }
 
-    fn lower(&self, graph: &mut Graph, scope: &Scope<'_>, x: &Value) -> Result<Value, BuildError> {
-        let intrinsic = self.primary.lower(graph, scope, x)?;
-        let ghost = self.cheap.lower(graph, scope, &intrinsic)?;
-        let joined = graph.concat_channels(&scope.key("concat"), &intrinsic, &ghost)?;
-        let maps = graph.take_channels(&scope.key("cut"), &joined, self.output)?;
-        match &self.dfc {
-            None => Ok(maps),
-            Some(dfc) => {
-                let attention = dfc.lower(graph, scope, x, &maps)?;
-                Ok(graph.mul(&scope.key("attend"), &maps, &attention)?)
-            }
-        }
-    }
-}
-
-/// Decoupled fully connected attention: at half resolution, a 1×1 convolution, then a horizontal and a vertical
-/// depthwise strip, through a sigmoid and up again. Between them the strips reach a whole cross of pixels at
-/// O(K·H·W) where full attention needs O((H·W)²).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Dfc {
-    project: ConvBn,
-    horizontal: ConvBn,
-    vertical: ConvBn,
-}
-
-impl Dfc {
-    pub(super) fn new(input: usize, output: usize, kernel: usize) -> Self {
-        let layer = |keys, shape| ConvBn { keys, shape, activation: Activation::None };
-        Self {
-            project: layer(("short_conv.0", "short_conv.1"), ConvShape::pointwise(input, output)),
-            horizontal: layer(("short_conv.2", "short_conv.3"), ConvShape::depthwise(output, [1, kernel], 1)),
-            vertical: layer(("short_conv.4", "short_conv.5"), ConvShape::depthwise(output, [kernel, 1], 1)),
-        }
-    }
-
-    fn cost(&self, at: Size) -> Cost {
-        [&self.project, &self.horizontal, &self.vertical].into_iter().map(|layer| layer.cost(at.pooled())).sum()
-    }
-
-    /// The gate for `maps`, of the same shape.
-    fn lower(&self, graph: &mut Graph, scope: &Scope<'_>, x: &Value, maps: &Value) -> Result<Value, BuildError> {
-        let (_, height, width) = maps.chw()?;
-        let pooled = graph.average_pool(&scope.key("dfc.pool"), x, 2)?;
-        let projected = self.project.lower(graph, scope, &pooled)?;
-        let rows = self.horizontal.lower(graph, scope, &projected)?;
-        let cross = self.vertical.lower(graph, scope, &rows)?;
-        // On the small maps: the sigmoid costs a quarter there, and nearest upsampling commutes with it.
-        let gate = graph.sigmoid(&scope.key("dfc.gate"), &cross)?;
-        Ok(graph.resize_nearest(&scope.key("dfc.up"), &gate, height, width)?)
+    fn lower<L: Lowering>(
+        &self,
+        to: &mut L,
+        site: (&Scope<'_>, Option<String>),
+        x: &L::Map,
+        residual: Option<Residual<'_, L::Map>>,
+    ) -> Result<L::Map, BuildError> {
+        let (scope, attention) = site;
+        let parts = GhostParts {
+            name: scope.key("ghost"),
+            x,
+            primary: load(&self.primary, scope)?,
+            cheap: load(&self.cheap, scope)?,
+            output: self.output,
+            attention: self.dfc.as_ref().map(|dfc| dfc.load(scope, x, attention)).transpose()?,
+            residual,
+        };
+        Ok(to.ghost(parts)?)
     }
 }
 
@@ -106,7 +136,7 @@ pub struct SqueezeExcite {
 }
 
 impl SqueezeExcite {
-    pub(super) fn new(channels: usize, squeezed: usize) -> Self {
+    fn new(channels: usize, squeezed: usize) -> Self {
         Self {
             reduce: Pointwise { key: "conv_reduce", input: channels, output: squeezed },
             expand: Pointwise { key: "conv_expand", input: squeezed, output: channels },
@@ -118,13 +148,11 @@ impl SqueezeExcite {
         self.reduce.cost(one) + self.expand.cost(one)
     }
 
-    fn lower(&self, graph: &mut Graph, scope: &Scope<'_>, x: &Value) -> Result<Value, BuildError> {
-        let mean = graph.global_average_pool(&scope.key("mean"), x)?;
-        let reduced = self.reduce.lower(graph, scope, &mean)?;
-        let active = graph.relu(&scope.key("relu"), &reduced)?;
-        let expanded = self.expand.lower(graph, scope, &active)?;
-        let gate = graph.hard_sigmoid(&scope.key("gate"), &expanded)?;
-        Ok(graph.mul(&scope.key("excite"), x, &gate)?)
+    fn lower<L: Lowering>(&self, to: &mut L, scope: &Scope<'_>, x: &L::Map) -> Result<L::Map, BuildError> {
+        let (reduce, reduce_bias) = self.reduce.load(scope)?;
+        let (expand, expand_bias) = self.expand.load(scope)?;
+        let parts = ExciteParts { reduce, reduce_bias, expand, expand_bias };
+        Ok(to.squeeze_excite(&scope.key("excite"), x, parts)?)
     }
 }
 
@@ -155,55 +183,80 @@ pub struct Bottleneck {
     stride: usize,
 }
 
-/// The resolved numbers that make a [`Bottleneck`].
+/// The resolved numbers that make a [`Bottleneck`] or an inverted residual.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct BottleneckShape {
+pub(super) struct BottleneckShape<'a> {
     pub(super) input: usize,
     pub(super) expanded: usize,
     pub(super) output: usize,
     pub(super) kernel: usize,
+    /// Of the stage table, which decides what layers there are.
+    pub(super) nominal_stride: usize,
+    /// As run: 1 where dilation takes a stride's place.
     pub(super) stride: usize,
+    /// Of the layers before the stride and of those behind it.
+    pub(super) dilation: [usize; 2],
     /// Channels of the squeeze, if there is a squeeze-excite.
     pub(super) squeezed: Option<usize>,
     /// The strips' length, if there is a DFC branch.
     pub(super) dfc_kernel: Option<usize>,
+    pub(super) settings: Settings<'a>,
 }
 
 impl Bottleneck {
-    pub(super) fn new(shape: BottleneckShape) -> Self {
-        let BottleneckShape { input, expanded, output, kernel, stride, squeezed, dfc_kernel } = shape;
-        let dfc = dfc_kernel.map(|k| Dfc::new(input, expanded, k));
-        let strided = |keys, channels| ConvBn {
-            keys,
-            shape: ConvShape::depthwise(channels, [kernel, kernel], stride),
+    pub(super) fn new(shape: BottleneckShape<'_>) -> Self {
+        let BottleneckShape { input, expanded, output, kernel, stride, settings, .. } = shape;
+        let [before, after] = shape.dilation;
+        let strided = |branches: Vec<Branch>, channels| ConvBn {
+            branches,
+            shape: ConvShape::depthwise(channels, [kernel, kernel], stride, before),
             activation: Activation::None,
         };
-        let shortcut = if input == output && stride == 1 {
+        let shortcut = if input == output && shape.nominal_stride == 1 {
             Shortcut::Identity
         } else {
+            let pointwise = ConvShape::pointwise(input, output);
             Shortcut::Projection(Box::new(Projection {
-                depthwise: strided(("shortcut.0", "shortcut.1"), input),
-                pointwise: ConvBn {
-                    keys: ("shortcut.2", "shortcut.3"),
-                    shape: ConvShape::pointwise(input, output),
-                    activation: Activation::None,
-                },
+                depthwise: strided(vec![Branch::full("shortcut.0", "shortcut.1")], input),
+                pointwise: ConvBn::new("shortcut.2", "shortcut.3", pointwise, Activation::None),
             }))
         };
+        let downsample =
+            if settings.reparameterized { DOWNSAMPLE.to_vec() } else { vec![Branch::full("conv_dw", "bn_dw")] };
         Self {
-            ghost1: GhostModule::new(input, expanded, Activation::Relu, dfc),
-            downsample: (stride > 1).then(|| strided(("conv_dw", "bn_dw"), expanded)),
-            squeeze_excite: squeezed.map(|s| SqueezeExcite::new(expanded, s)),
-            ghost2: GhostModule::new(expanded, output, Activation::None, None),
+            ghost1: GhostModule::new(GhostShape {
+                input,
+                output: expanded,
+                activation: Activation::Relu,
+                dilation: before,
+                dfc: shape.dfc_kernel.filter(|_| settings.dfc.enhance.expanded()),
+                settings,
+            }),
+            downsample: (shape.nominal_stride > 1).then(|| strided(downsample, expanded)),
+            squeeze_excite: shape.squeezed.map(|s| SqueezeExcite::new(expanded, s)),
+            ghost2: GhostModule::new(GhostShape {
+                input: expanded,
+                output,
+                activation: Activation::None,
+                dilation: after,
+                dfc: shape.dfc_kernel.filter(|_| settings.dfc.enhance.output()),
+                settings,
+            }),
             shortcut,
             stride,
         }
     }
 
-    /// Whether its first Ghost module carries DFC attention.
+    /// Its first Ghost module, which expands.
     #[must_use]
-    pub fn has_dfc(&self) -> bool {
-        self.ghost1.dfc().is_some()
+    pub fn ghost1(&self) -> &GhostModule {
+        &self.ghost1
+    }
+
+    /// Its second Ghost module, which reduces.
+    #[must_use]
+    pub fn ghost2(&self) -> &GhostModule {
+        &self.ghost2
     }
 
     pub(super) fn output_size(&self, at: Size) -> Size {
@@ -223,22 +276,22 @@ impl Bottleneck {
             + shortcut
     }
 
-    pub(super) fn lower(&self, graph: &mut Graph, scope: &Scope<'_>, x: &Value) -> Result<Value, BuildError> {
-        let mut y = self.ghost1.lower(graph, &scope.sub("ghost1"), x)?;
+    pub(super) fn lower<L: Lowering>(&self, to: &mut L, site: Site<'_>, x: &L::Map) -> Result<L::Map, BuildError> {
+        let scope = &site.scope;
+        let mut y = self.ghost1.lower(to, (&scope.sub("ghost1"), site.attention), x, None)?;
         if let Some(downsample) = &self.downsample {
-            y = downsample.lower(graph, scope, &y)?;
+            y = to.conv(load(downsample, scope)?, &y, None)?;
         }
         if let Some(squeeze_excite) = &self.squeeze_excite {
-            y = squeeze_excite.lower(graph, &scope.sub("se"), &y)?;
+            y = squeeze_excite.lower(to, &scope.sub("se"), &y)?;
         }
-        y = self.ghost2.lower(graph, &scope.sub("ghost2"), &y)?;
-        let shortcut = match &self.shortcut {
-            Shortcut::Identity => x.clone(),
+        let residual = match &self.shortcut {
+            Shortcut::Identity => Residual::Map(x),
             Shortcut::Projection(p) => {
-                let small = p.depthwise.lower(graph, scope, x)?;
-                p.pointwise.lower(graph, scope, &small)?
+                let small = to.conv(load(&p.depthwise, scope)?, x, None)?;
+                Residual::Projected(small, load(&p.pointwise, scope)?)
             }
         };
-        Ok(graph.add(&scope.key("add"), &y, &shortcut)?)
+        self.ghost2.lower(to, (&scope.sub("ghost2"), site.output_attention), &y, Some(residual))
     }
 }

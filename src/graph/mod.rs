@@ -7,13 +7,18 @@
 //!
 //! The batch dimension is symbolic (`"batch"`): one model serves every batch size, and a session fixes it.
 
+mod blocked;
 mod external;
+mod layout;
 mod onnx;
 mod ops;
 
+pub use blocked::{Excitation, Fused, GateFunction, GhostTail, OPERATOR_DOMAIN, Strips};
 pub use external::{ExternalDataError, check_external_data};
-pub use ops::{Conv2d, Linear};
+pub use layout::Layout;
+pub use ops::{Conv2d, Interpolation, Linear};
 
+use std::collections::HashSet;
 use std::fmt;
 
 /// The name of the symbolic batch dimension in every graph written here.
@@ -154,6 +159,22 @@ impl Graph {
         let value = self.identity(name, value)?;
         self.outputs.push(value);
         Ok(())
+    }
+
+    /// Takes out what no output needs, so that what was not asked for costs nothing.
+    pub fn prune(&mut self) {
+        let mut needed: HashSet<String> = self.outputs.iter().map(|v| v.name.clone()).collect();
+        // Nodes are in the order in which they were made, so whoever needs a value comes after it.
+        let mut kept = Vec::with_capacity(self.nodes.len());
+        for node in self.nodes.drain(..).rev() {
+            if needed.contains(&node.output) {
+                needed.extend(node.inputs.iter().cloned());
+                kept.push(node);
+            }
+        }
+        kept.reverse();
+        self.nodes = kept;
+        self.constants.retain(|c| needed.contains(&c.name));
     }
 
     /// Nodes in the graph so far.

@@ -1,5 +1,7 @@
 //! Serialisation: a finished [`Graph`] becomes an ONNX `ModelProto`.
 
+use std::collections::BTreeSet;
+
 use prost::Message;
 
 use super::{BATCH_DIM, Dim, Graph, Value};
@@ -13,13 +15,15 @@ pub(super) mod proto {
 use proto::attribute_proto::AttributeType;
 use proto::tensor_proto::DataType;
 
-/// The ONNX IR version and operator set written; both are read by every runtime released since 2022.
+/// The ONNX IR version and operator set written; both are read by every runtime released since 2023.
 const IR_VERSION: i64 = 8;
-const OPSET: i64 = 17;
+const OPSET: i64 = 18;
 
 /// One operator, which makes one value; the node is named after it.
 #[derive(Debug)]
 pub(super) struct Node {
+    /// Empty for ONNX's own operators.
+    pub(super) domain: &'static str,
     pub(super) op: &'static str,
     pub(super) inputs: Vec<String>,
     pub(super) output: String,
@@ -57,6 +61,10 @@ impl Attribute {
         Self(proto::AttributeProto { f: Some(value), ..Self::typed(name, AttributeType::Float) })
     }
 
+    pub(super) fn floats(name: &str, values: &[f32]) -> Self {
+        Self(proto::AttributeProto { floats: values.to_vec(), ..Self::typed(name, AttributeType::Floats) })
+    }
+
     pub(super) fn string(name: &str, value: &str) -> Self {
         Self(proto::AttributeProto { s: Some(value.into()), ..Self::typed(name, AttributeType::String) })
     }
@@ -68,8 +76,14 @@ impl Attribute {
 
 impl Graph {
     /// The graph as the bytes of an ONNX file. `metadata` is stored as key-value pairs that other tools show.
+    ///
+    /// What no output needs is left out.
     #[must_use]
-    pub fn into_onnx(self, metadata: &[(&str, String)]) -> Vec<u8> {
+    pub fn into_onnx(mut self, metadata: &[(&str, String)]) -> Vec<u8> {
+        self.prune();
+        let domains: BTreeSet<_> = self.nodes.iter().map(|n| n.domain).filter(|d| !d.is_empty()).collect();
+        let opset = |domain: &str, version| proto::OperatorSetIdProto { domain: domain.to_owned(), version };
+        let opset_import = std::iter::once(opset("", OPSET)).chain(domains.into_iter().map(|d| opset(d, 1))).collect();
         let describe = |values: Vec<Value>| values.into_iter().map(value_info).collect();
         let graph = proto::GraphProto {
             name: self.name,
@@ -84,7 +98,7 @@ impl Graph {
             producer_name: env!("CARGO_PKG_NAME").to_owned(),
             producer_version: env!("CARGO_PKG_VERSION").to_owned(),
             graph: Some(graph),
-            opset_import: vec![proto::OperatorSetIdProto { domain: String::new(), version: OPSET }],
+            opset_import,
             metadata_props: metadata
                 .iter()
                 .map(|(key, value)| proto::StringStringEntryProto { key: (*key).to_owned(), value: value.clone() })
@@ -101,6 +115,7 @@ fn node(node: Node) -> proto::NodeProto {
         name: node.output.clone(),
         output: vec![node.output],
         op_type: node.op.to_owned(),
+        domain: node.domain.to_owned(),
         attribute: node.attributes.into_iter().map(|a| a.0).collect(),
         ..Default::default()
     }

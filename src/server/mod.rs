@@ -198,13 +198,13 @@ fn start_model(
         threads: execution.threads_per_worker,
     };
     let queue = Queue::new(config.load.max_images, metrics.for_model(&manifest.id));
-    let graph = Arc::new(graph);
+    let (graph, form) = runtime.prepare(&graph)?;
     let mut threads = Vec::with_capacity(execution.workers);
     let mut states: Vec<Arc<WorkerState>> = Vec::with_capacity(execution.workers);
     for index in 0..execution.workers {
         // The first session is made here, so that a model that does not work stops the start instead of the worker.
         let mut first = Some(runtime.session(&graph, spec)?);
-        let (runtime, graph) = (runtime.clone(), Arc::clone(&graph));
+        let (runtime, graph) = (runtime.clone(), graph.clone());
         let load = move || -> Result<Session, ModelFailure> {
             first.take().map_or_else(|| runtime.session(&graph, spec).map_err(|e| ModelFailure(e.to_string())), Ok)
         };
@@ -225,6 +225,7 @@ fn start_model(
         .set(1);
     let plan = Plan {
         provider: "CPUExecutionProvider",
+        graph: form,
         onnxruntime: runtime.version().to_owned(),
         workers: execution.workers,
         threads_per_worker: execution.threads_per_worker,

@@ -48,6 +48,8 @@ pub struct ServedModel {
 pub struct Plan {
     /// What computes.
     pub provider: &'static str,
+    /// The form of the graph: `blocked`, `plain`, or `as given` by a foreign file.
+    pub graph: &'static str,
     /// The runtime's version.
     pub onnxruntime: String,
     /// Sessions that run at the same time.

@@ -21,9 +21,11 @@ after its last dot:
 
     running_mean                 0.1 * s
     running_var                  0.5 + u
-    weight, rank 1               0.5 + u                (the scale of a batch normalisation)
+    weight, rank 1               0.5 + u                (the scale of a batch normalisation),
+                                 and BRANCH * (0.5 + u) if the key contains "_rpr_"
     bias                         0.1 * s
-    weight, rank 2 or more       s * (GAIN * sqrt(6 / fan_in)),  fan_in = product(shape[1:])
+    weight, rank 2 or more       s * (GAIN * sqrt(6 / fan_in)),  fan_in = product(shape[1:]),
+                                 and twice that if the key contains ".conv_pw"
     anything else                2 * s                  (for instance "input")
 """
 
@@ -37,6 +39,16 @@ import numpy as np
 # this value activations keep a standard deviation between 1 and 4 from the first stage to the last,
 # the gates of the attention spread over (0, 1), and the logits are of order 1.
 GAIN = 0.65
+
+# GhostNetV3's training form adds up to five parallel branches where the other networks have one layer.
+# Each branch ends in a batch normalisation and has "_rpr_" in its key; scaling all of them by this keeps
+# the sum's size (with 1 the logits reach 1e9, with 0.5 they shrink to a third). 9/16 is exact in
+# binary, and so is its product with the 25 bits of 0.5 + u: only the rounding to float32 remains.
+BRANCH = 0.5625
+
+# MobileNetV2's signal fades without the Ghost modules' copies: its pointwise convolutions (".conv_pw",
+# ".conv_pwl"; no other network has keys like that) get twice the bound.
+POINTWISE = 2.0
 
 _FNV_OFFSET = 0xCBF29CE484222325
 _FNV_PRIME = 0x100000001B3
@@ -71,11 +83,14 @@ def synthetic(key: str, shape: tuple[int, ...]) -> np.ndarray:
     last = key.rsplit(".", 1)[-1]
     if last == "running_mean" or last == "bias":
         value = 0.1 * s
-    elif last == "running_var" or (last == "weight" and len(shape) == 1):
+    elif last == "running_var":
         value = 0.5 + u
+    elif last == "weight" and len(shape) == 1:
+        value = BRANCH * (0.5 + u) if "_rpr_" in key else 0.5 + u
     elif last == "weight" and len(shape) >= 2:
         fan_in = math.prod(shape[1:])
-        value = s * (GAIN * math.sqrt(6.0 / fan_in))
+        bound = GAIN * math.sqrt(6.0 / fan_in)
+        value = s * (POINTWISE * bound if ".conv_pw" in key else bound)
     else:
         value = 2.0 * s
     return value.astype(np.float32).reshape(shape)

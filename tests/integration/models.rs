@@ -95,7 +95,7 @@ fn colours() -> Vec<u8> {
     let x = graph.input("pixels", &[3, 8, 8]).unwrap();
     let data = (0..9).map(|i| if i % 4 == 0 { 20.0 } else { 0.0 }).collect();
     let weight = Tensor { shape: vec![3, 3, 1, 1], data };
-    let conv = Conv2d { weight, bias: None, stride: 1, padding: [0, 0], groups: 1 };
+    let conv = Conv2d { weight, bias: None, stride: 1, padding: [0, 0], dilation: 1, groups: 1 };
     let x = graph.conv2d("scale", &x, conv).unwrap();
     let x = graph.global_average_pool("mean", &x).unwrap();
     let x = graph.flatten("flatten", &x).unwrap();

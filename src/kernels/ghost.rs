@@ -1,0 +1,253 @@
+//! The tail of a Ghost module: depthwise convolution, concatenation, attention gate and residual in one pass.
+
+use super::lanes::Scratch;
+use super::{KernelError, Lanes, Pixels, check, kernel};
+
+/// Operands of [`ghost`]. All maps are blocked.
+#[derive(Clone, Copy, Debug)]
+pub struct Ghost<'a> {
+    /// `images × slots × height × width`.
+    pub x: &'a [f32],
+    /// Depthwise 3×3 kernels: blocks × 9 × block.
+    pub weight: &'a [f32],
+    /// One value a slot.
+    pub bias: &'a [f32],
+    /// Multiplies the output: the output's slots, at its own size, up to the output's.
+    pub gate: Option<(&'a [f32], Pixels)>,
+    /// Added to the output, of its shape.
+    pub residual: Option<&'a [f32]>,
+    /// Batch size.
+    pub images: usize,
+    /// Of `x` and the output.
+    pub size: Pixels,
+    /// Slots that the output has before the convolved ones, copied from the start of `x`.
+    pub copied: usize,
+    /// Whether a rectifier follows the convolution.
+    pub relu: bool,
+    /// Pixels from tap to tap.
+    pub dilation: usize,
+}
+
+kernel! {
+    /// Writes `images × (copied + slots) × height × width`.
+    ///
+    /// # Errors
+    /// The operands' sizes do not fit.
+    ghost => ghost_body(operands: &Ghost<'_>, out: &mut [f32])
+}
+
+kernel! {
+    /// `x` times the gate, plus the residual.
+    ///
+    /// # Errors
+    /// The operands' sizes do not fit.
+    gate => gate_body(operands: &Gate<'_>, out: &mut [f32])
+}
+
+/// Operands of [`gate`]. All maps are blocked.
+#[derive(Clone, Copy, Debug)]
+pub struct Gate<'a> {
+    /// `planes` blocks of height × width pixels: images times blocks an image.
+    pub x: &'a [f32],
+    /// As many blocks, at their own, smaller size (nearest neighbour).
+    pub gate: (&'a [f32], Pixels),
+    /// Added to the output, of its shape.
+    pub residual: Option<&'a [f32]>,
+    /// See `x`.
+    pub planes: usize,
+    /// Of `x` and the output.
+    pub size: Pixels,
+}
+
+/// What happens to a row of results before it is stored.
+struct Epilogue<'a, const B: usize> {
+    gate: Option<&'a [[f32; B]]>,
+    columns: &'a [usize],
+    residual: Option<&'a [[f32; B]]>,
+    relu: bool,
+}
+
+impl<const B: usize> Epilogue<'_, B> {
+    #[inline(always)]
+    fn store<L: Lanes<B>>(&self, mut value: L, x: usize, out: &mut [f32; B]) {
+        if self.relu {
+            value = value.max(L::splat(0.0));
+        }
+        if let Some(gate) = self.gate {
+            value = value.multiply(L::load(&gate[self.columns[x]]));
+        }
+        if let Some(residual) = self.residual {
+            value = value.add(L::load(&residual[x]));
+        }
+        value.store(out);
+    }
+}
+
+/// Gate and residual of one block of the output.
+struct Surroundings<'a, const B: usize> {
+    gate: Option<(&'a [[f32; B]], Pixels)>,
+    residual: Option<&'a [[f32; B]]>,
+    columns: &'a [usize],
+    size: Pixels,
+}
+
+impl<'a, const B: usize> Surroundings<'a, B> {
+    #[inline(always)]
+    fn row(&self, y: usize, relu: bool) -> Epilogue<'a, B> {
+        let [height, width] = self.size;
+        Epilogue {
+            gate: self.gate.map(|(gate, [gh, gw])| &gate[y * gh / height * gw..][..gw]),
+            columns: self.columns,
+            residual: self.residual.map(|r| &r[y * width..][..width]),
+            relu,
+        }
+    }
+}
+
+/// For every column of the output the column of a gate of `gate` columns.
+fn columns(width: usize, gate: usize) -> Vec<usize> {
+    (0..width).map(|x| x * gate / width).collect()
+}
+
+#[inline(always)]
+fn ghost_body<const B: usize, L: Lanes<B>>(op: &Ghost<'_>, out: &mut [f32]) -> Result<(), KernelError> {
+    let [height, width] = op.size;
+    let pixels = height * width;
+    let (sources, copied) = (op.bias.len() / B, op.copied / B);
+    let blocks = copied + sources;
+    check("input elements", op.images * sources * pixels * B, op.x.len())?;
+    check("kernel elements", sources * 9 * B, op.weight.len())?;
+    check("output elements", op.images * blocks * pixels * B, out.len())?;
+    check("copied slots", copied.min(sources) * B, op.copied)?;
+    check("residual elements", out.len(), op.residual.map_or(out.len(), <[f32]>::len))?;
+    if let Some((gate, [gh, gw])) = op.gate {
+        check("gate elements", op.images * blocks * gh * gw * B, gate.len())?;
+    }
+
+    let (x, weight, bias) = (op.x.as_chunks::<B>().0, op.weight.as_chunks::<B>().0, op.bias.as_chunks::<B>().0);
+    let residual = op.residual.map(|r| r.as_chunks::<B>().0);
+    let gate = op.gate.map(|(gate, size)| (gate.as_chunks::<B>().0, size));
+    let columns = columns(width, gate.map_or(width, |(_, [_, gw])| gw));
+    let mut zeros = Scratch::zeros::<B>(width);
+    let zeros = &*zeros.blocks::<B>();
+
+    for (image, out) in out.as_chunks_mut::<B>().0.chunks_exact_mut(blocks * pixels).enumerate() {
+        let (copies, convolved) = out.split_at_mut(copied * pixels);
+        let around = |block: usize| {
+            let plane = image * blocks + block;
+            Surroundings {
+                gate: gate.map(|(gate, [gh, gw])| (&gate[plane * gh * gw..][..gh * gw], [gh, gw])),
+                residual: residual.map(|r| &r[plane * pixels..][..pixels]),
+                columns: &columns,
+                size: op.size,
+            }
+        };
+        for source in 0..sources {
+            let plane = &x[(image * sources + source) * pixels..][..pixels];
+            if source < copied {
+                let around = around(source);
+                let rows = copies[source * pixels..][..pixels].chunks_exact_mut(width).zip(plane.chunks_exact(width));
+                for (y, (out, row)) in rows.enumerate() {
+                    let epilogue = around.row(y, false);
+                    for x in 0..width {
+                        epilogue.store(L::load(&row[x]), x, &mut out[x]);
+                    }
+                }
+            }
+            let kernel: &[[f32; B]; 9] = match weight[source * 9..].first_chunk() {
+                Some(kernel) => kernel,
+                None => return check("kernel taps", 9, 0),
+            };
+            let around = around(copied + source);
+            for (y, out) in convolved[source * pixels..][..pixels].chunks_exact_mut(width).enumerate() {
+                let row = |at: Option<usize>| match at.filter(|y| *y < height) {
+                    Some(y) => &plane[y * width..][..width],
+                    None => zeros,
+                };
+                let d = op.dilation;
+                let rows = [row(y.checked_sub(d)), row(Some(y)), row(Some(y + d))];
+                depthwise_row::<B, L>(rows, kernel, &bias[source], d, &around.row(y, op.relu), out);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// One row of a 3×3 depthwise convolution: edges pixel by pixel, what lies between in runs of four.
+#[inline(always)]
+fn depthwise_row<const B: usize, L: Lanes<B>>(
+    rows: [&[[f32; B]]; 3],
+    kernel: &[[f32; B]; 9],
+    bias: &[f32; B],
+    dilation: usize,
+    epilogue: &Epilogue<'_, B>,
+    out: &mut [[f32; B]],
+) {
+    let width = out.len();
+    let first = dilation.min(width);
+    let last = width.saturating_sub(dilation).max(first);
+    let mut x = first;
+    while x + 4 <= last {
+        // Four named sums, so that they are four registers: twelve loads of pixels serve thirty-six products.
+        let bias = L::load(bias);
+        let (mut a, mut b, mut c, mut d) = (bias, bias, bias, bias);
+        for (row, taps) in [(rows[0], 0), (rows[1], 3), (rows[2], 6)] {
+            for tap in 0..3 {
+                let at = x + tap * dilation - dilation;
+                let (weight, pixels) = (L::load(&kernel[taps + tap]), &row[at..at + 4]);
+                a = L::load(&pixels[0]).multiply_add(weight, a);
+                b = L::load(&pixels[1]).multiply_add(weight, b);
+                c = L::load(&pixels[2]).multiply_add(weight, c);
+                d = L::load(&pixels[3]).multiply_add(weight, d);
+            }
+        }
+        let out = &mut out[x..x + 4];
+        epilogue.store(a, x, &mut out[0]);
+        epilogue.store(b, x + 1, &mut out[1]);
+        epilogue.store(c, x + 2, &mut out[2]);
+        epilogue.store(d, x + 3, &mut out[3]);
+        x += 4;
+    }
+    let inside = x;
+    for x in (0..first).chain(inside..width) {
+        let mut value = L::load(bias);
+        for (row, taps) in [(rows[0], 0), (rows[1], 3), (rows[2], 6)] {
+            for tap in 0..3 {
+                let at = (x + tap * dilation).wrapping_sub(dilation);
+                if at < width {
+                    value = L::load(&row[at]).multiply_add(L::load(&kernel[taps + tap]), value);
+                }
+            }
+        }
+        epilogue.store(value, x, &mut out[x]);
+    }
+}
+
+#[inline(always)]
+fn gate_body<const B: usize, L: Lanes<B>>(op: &Gate<'_>, out: &mut [f32]) -> Result<(), KernelError> {
+    let ([height, width], (gate, [gh, gw])) = (op.size, op.gate);
+    let pixels = height * width;
+    check("input elements", op.planes * pixels * B, op.x.len())?;
+    check("gate elements", op.planes * gh * gw * B, gate.len())?;
+    check("output elements", op.x.len(), out.len())?;
+    check("residual elements", out.len(), op.residual.map_or(out.len(), <[f32]>::len))?;
+    let (x, gate, out) = (op.x.as_chunks::<B>().0, gate.as_chunks::<B>().0, out.as_chunks_mut::<B>().0);
+    let residual = op.residual.map(|r| r.as_chunks::<B>().0);
+    let columns = columns(width, gw);
+    for plane in 0..op.planes {
+        let around = Surroundings {
+            gate: Some((&gate[plane * gh * gw..][..gh * gw], [gh, gw])),
+            residual: residual.map(|r| &r[plane * pixels..][..pixels]),
+            columns: &columns,
+            size: op.size,
+        };
+        let rows = x[plane * pixels..][..pixels].chunks_exact(width);
+        for (y, (row, out)) in rows.zip(out[plane * pixels..][..pixels].chunks_exact_mut(width)).enumerate() {
+            let epilogue = around.row(y, false);
+            for x in 0..width {
+                epilogue.store(L::load(&row[x]), x, &mut out[x]);
+            }
+        }
+    }
+    Ok(())
+}

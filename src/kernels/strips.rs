@@ -1,0 +1,123 @@
+//! DFC attention's two strips and its gate function, block by block in the processor's first cache.
+
+use super::lanes::Scratch;
+use super::{KernelError, Lanes, Pixels, check, kernel};
+
+/// What makes a gate of a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GateKind {
+    /// Nothing.
+    None,
+    /// `1 / (1 + exp(-x))`.
+    Sigmoid,
+    /// `clip(x / 6 + 1/2, 0, 1)`.
+    HardSigmoid,
+    /// `clip(x, 0, 1)`.
+    Clip,
+}
+
+/// Operands of [`strips`]. All maps are blocked.
+#[derive(Clone, Copy, Debug)]
+pub struct Strips<'a> {
+    /// `images × slots × height × width`.
+    pub x: &'a [f32],
+    /// Blocks × length × block.
+    pub horizontal: &'a [f32],
+    /// One value a slot.
+    pub horizontal_bias: &'a [f32],
+    /// Blocks × length × block.
+    pub vertical: &'a [f32],
+    /// One value a slot.
+    pub vertical_bias: &'a [f32],
+    /// Batch size.
+    pub images: usize,
+    /// Of the maps.
+    pub size: Pixels,
+    /// Pixels from tap to tap.
+    pub dilation: usize,
+    /// Follows the vertical strip.
+    pub function: GateKind,
+}
+
+kernel! {
+    /// A horizontal strip with bias, a vertical strip with bias on that, and the gate function; both padded with zeros.
+    ///
+    /// # Errors
+    /// The operands' sizes do not fit.
+    strips => strips_body(operands: &Strips<'_>, out: &mut [f32])
+}
+
+#[inline(always)]
+fn strips_body<const B: usize, L: Lanes<B>>(op: &Strips<'_>, out: &mut [f32]) -> Result<(), KernelError> {
+    // The lengths in use are known when this is compiled, so that their taps need no loop.
+    match op.horizontal.len() / op.horizontal_bias.len().max(1) {
+        3 => strips_of::<B, L, 3>(op, out, 3),
+        5 => strips_of::<B, L, 5>(op, out, 5),
+        7 => strips_of::<B, L, 7>(op, out, 7),
+        length => strips_of::<B, L, 0>(op, out, length),
+    }
+}
+
+/// Strips of `KNOWN` taps, or of `length` if that is 0.
+#[inline(always)]
+fn strips_of<const B: usize, L: Lanes<B>, const KNOWN: usize>(
+    op: &Strips<'_>,
+    out: &mut [f32],
+    length: usize,
+) -> Result<(), KernelError> {
+    let length = if KNOWN > 0 { KNOWN } else { length };
+    let [height, width] = op.size;
+    let pixels = height * width;
+    let blocks = op.horizontal_bias.len() / B;
+    check("input elements", op.images * blocks * pixels * B, op.x.len())?;
+    check("output elements", op.x.len(), out.len())?;
+    check("kernel elements", blocks * length * B, op.horizontal.len())?;
+    check("vertical kernel elements", op.horizontal.len(), op.vertical.len())?;
+    check("vertical biases", blocks * B, op.vertical_bias.len())?;
+
+    let chunks = |values| <[f32]>::as_chunks::<B>(values).0;
+    let reach = length / 2 * op.dilation;
+    // Zeros on both sides of a row and above and below the plane stand for the padding.
+    let mut padded_row = Scratch::zeros::<B>(width + 2 * reach);
+    let padded_row = padded_row.blocks::<B>();
+    let mut padded_plane = Scratch::zeros::<B>((height + 2 * reach) * width);
+    let padded_plane = padded_plane.blocks::<B>();
+    let planes = chunks(op.x).chunks_exact(pixels).zip(out.as_chunks_mut::<B>().0.chunks_exact_mut(pixels));
+    for (plane, (x, out)) in planes.enumerate() {
+        let block = plane % blocks;
+        let taps = block * length..(block + 1) * length;
+        let (across, down) = (&chunks(op.horizontal)[taps.clone()], &chunks(op.vertical)[taps]);
+        let bias = L::load(&chunks(op.horizontal_bias)[block]);
+        let middle = padded_plane[reach * width..].chunks_exact_mut(width);
+        for (row, between) in x.chunks_exact(width).zip(middle) {
+            for (to, from) in padded_row[reach..].iter_mut().zip(row) {
+                L::load(from).store(to);
+            }
+            for (x, value) in between.iter_mut().enumerate() {
+                convolve::<B, L>(across, &padded_row[x..], op.dilation, bias).store(value);
+            }
+        }
+        let bias = L::load(&chunks(op.vertical_bias)[block]);
+        for (at, value) in out.iter_mut().enumerate() {
+            let sum = convolve::<B, L>(down, &padded_plane[at..], op.dilation * width, bias);
+            let gate = match op.function {
+                GateKind::None => sum,
+                GateKind::Sigmoid => sum.sigmoid(),
+                GateKind::HardSigmoid => sum.hard_sigmoid(),
+                GateKind::Clip => sum.clip(),
+            };
+            gate.store(value);
+        }
+    }
+    Ok(())
+}
+
+/// The sum of `taps` times pixels that lie `step` apart.
+#[inline(always)]
+fn convolve<const B: usize, L: Lanes<B>>(taps: &[[f32; B]], pixels: &[[f32; B]], step: usize, bias: L) -> L {
+    let mut sum = bias;
+    for (tap, weight) in taps.iter().enumerate() {
+        sum = L::load(&pixels[tap * step]).multiply_add(L::load(weight), sum);
+    }
+    sum
+}

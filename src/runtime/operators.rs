@@ -1,0 +1,314 @@
+//! The operators of [`crate::kernels`], as ONNX Runtime calls them.
+//!
+//! Each reads its attributes once, takes its operands as slices, and hands both to a kernel; sizes are checked there.
+
+use std::marker::PhantomData;
+
+use ort::operator::{ComputeContext, Kernel, KernelContext, Operator, OperatorDomain, OperatorInput, OperatorOutput};
+use ort::value::{TensorElementType, ValueRef};
+
+use crate::graph::OPERATOR_DOMAIN;
+use crate::kernels::{self, GateKind, KernelError, Pixels};
+
+/// All operators, for a session to be given.
+///
+/// # Errors
+/// ONNX Runtime refuses one.
+pub(super) fn domain() -> ort::Result<OperatorDomain> {
+    OperatorDomain::new(OPERATOR_DOMAIN)?
+        .add(Described::<Ghost>::floats(3, 2))?
+        .add(Described::<Gate>::floats(2, 1))?
+        .add(Described::<Strips>::floats(5, 0))?
+        .add(Described::<SqueezeExcite>::floats(5, 0))?
+        .add(Described::<Unblock>::with_slots())?
+        .add(Described::<Reblock>::with_slots())
+}
+
+/// What an operator does: attributes when its node is made, operands at every run.
+trait Compute: Send + Sync + Sized + 'static {
+    const NAME: &'static str;
+
+    /// Reads the attributes.
+    fn new(attributes: &KernelContext<'_>) -> ort::Result<Self>;
+
+    /// Computes the node once.
+    fn run(&self, operands: &Operands<'_>) -> ort::Result<()>;
+}
+
+/// An operator's name and operands, for ONNX Runtime.
+struct Described<C> {
+    required: usize,
+    optional: usize,
+    slots: bool,
+    compute: PhantomData<fn() -> C>,
+}
+
+impl<C> Described<C> {
+    /// Operands of floats, some of which may be absent.
+    fn floats(required: usize, optional: usize) -> Self {
+        Self { required, optional, slots: false, compute: PhantomData }
+    }
+
+    /// A map, and integers that name slots.
+    fn with_slots() -> Self {
+        Self { required: 1, optional: 0, slots: true, compute: PhantomData }
+    }
+}
+
+impl<C: Compute> Operator for Described<C> {
+    type Kernel<'attr> = Running<C>;
+
+    fn name(&self) -> &str {
+        C::NAME
+    }
+
+    fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
+        let floats = TensorElementType::Float32;
+        let required = std::iter::repeat_n(floats, self.required).map(OperatorInput::required);
+        let slots = self.slots.then(|| OperatorInput::required(TensorElementType::Int64));
+        let optional = std::iter::repeat_n(floats, self.optional).map(OperatorInput::optional);
+        required.chain(slots).chain(optional)
+    }
+
+    fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
+        [OperatorOutput::required(TensorElementType::Float32)]
+    }
+
+    fn create_kernel<'attr>(&self, attributes: &KernelContext<'attr>) -> ort::Result<Running<C>> {
+        C::new(attributes).map(Running)
+    }
+}
+
+/// An operator's node.
+struct Running<C>(C);
+
+impl<C: Compute> Kernel for Running<C> {
+    fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
+        self.0.run(&Operands(context))
+    }
+}
+
+/// A node's operands and result.
+struct Operands<'a>(&'a ComputeContext);
+
+/// A feature map's shape: images, slots or channels, height and width.
+struct MapShape {
+    images: usize,
+    channels: usize,
+    size: Pixels,
+}
+
+impl Operands<'_> {
+    fn optional(&self, index: usize) -> ort::Result<Option<ValueRef<'_>>> {
+        if index < self.0.num_inputs()? { self.0.input(index) } else { Ok(None) }
+    }
+
+    fn value(&self, index: usize) -> ort::Result<ValueRef<'_>> {
+        self.optional(index)?.ok_or_else(|| ort::Error::new(format!("operand {index} is missing")))
+    }
+
+    /// Gives `run` the result of the given shape to write to.
+    fn result(
+        &self,
+        MapShape { images, channels, size: [height, width] }: MapShape,
+        run: impl FnOnce(&mut [f32]) -> Result<(), KernelError>,
+    ) -> ort::Result<()> {
+        let Some(mut output) = self.0.output(0, [images, channels, height, width])? else { return Ok(()) };
+        let (_, out) = output.try_extract_tensor_mut::<f32>()?;
+        run(out).map_err(|e| ort::Error::new(e.to_string()))
+    }
+}
+
+fn floats<'v>(value: &'v ValueRef<'_>) -> ort::Result<&'v [f32]> {
+    Ok(value.try_extract_tensor::<f32>()?.1)
+}
+
+fn map<'v>(value: &'v ValueRef<'_>) -> ort::Result<(MapShape, &'v [f32])> {
+    let (shape, data) = value.try_extract_tensor::<f32>()?;
+    let size = |i: usize| shape.get(i).and_then(|n| usize::try_from(*n).ok());
+    match (size(0), size(1), size(2), size(3)) {
+        (Some(images), Some(channels), Some(height), Some(width)) => {
+            Ok((MapShape { images, channels, size: [height, width] }, data))
+        }
+        _ => Err(ort::Error::new(format!("expected a feature map, found {shape:?}"))),
+    }
+}
+
+fn attribute(attributes: &KernelContext<'_>, name: &str) -> ort::Result<usize> {
+    let value = attributes.get::<i64>(name).and_then(|v| usize::try_from(v).ok());
+    value.ok_or_else(|| ort::Error::new(format!("the attribute `{name}` is missing")))
+}
+
+struct Ghost {
+    block: usize,
+    copied: usize,
+    relu: bool,
+    dilation: usize,
+}
+
+impl Compute for Ghost {
+    const NAME: &'static str = "Ghost";
+
+    fn new(attributes: &KernelContext<'_>) -> ort::Result<Self> {
+        let read = |name| attribute(attributes, name);
+        Ok(Self {
+            block: read("block")?,
+            copied: read("copied")?,
+            relu: read("relu")? == 1,
+            dilation: read("dilation")?,
+        })
+    }
+
+    fn run(&self, operands: &Operands<'_>) -> ort::Result<()> {
+        let (x, weight, bias) = (operands.value(0)?, operands.value(1)?, operands.value(2)?);
+        let (gate, residual) = (operands.optional(3)?, operands.optional(4)?);
+        let (MapShape { images, channels, size }, x) = map(&x)?;
+        let arguments = kernels::Ghost {
+            x,
+            weight: floats(&weight)?,
+            bias: floats(&bias)?,
+            gate: gate.as_ref().map(map).transpose()?.map(|(shape, gate)| (gate, shape.size)),
+            residual: residual.as_ref().map(floats).transpose()?,
+            images,
+            size,
+            copied: self.copied,
+            relu: self.relu,
+            dilation: self.dilation,
+        };
+        let shape = MapShape { images, channels: self.copied + channels, size };
+        operands.result(shape, |out| kernels::ghost(self.block, &arguments, out))
+    }
+}
+
+struct Gate {
+    block: usize,
+}
+
+impl Compute for Gate {
+    const NAME: &'static str = "Gate";
+
+    fn new(attributes: &KernelContext<'_>) -> ort::Result<Self> {
+        Ok(Self { block: attribute(attributes, "block")? })
+    }
+
+    fn run(&self, operands: &Operands<'_>) -> ort::Result<()> {
+        let (x, gate, residual) = (operands.value(0)?, operands.value(1)?, operands.optional(2)?);
+        let (shape, x) = map(&x)?;
+        let (small, gate) = map(&gate)?;
+        let arguments = kernels::Gate {
+            x,
+            gate: (gate, small.size),
+            residual: residual.as_ref().map(floats).transpose()?,
+            planes: shape.images * shape.channels / self.block.max(1),
+            size: shape.size,
+        };
+        operands.result(shape, |out| kernels::gate(self.block, &arguments, out))
+    }
+}
+
+struct Strips {
+    block: usize,
+    dilation: usize,
+    function: GateKind,
+}
+
+impl Compute for Strips {
+    const NAME: &'static str = "Strips";
+
+    fn new(attributes: &KernelContext<'_>) -> ort::Result<Self> {
+        let read = |name| attribute(attributes, name);
+        let function = match read("function")? {
+            0 => GateKind::None,
+            1 => GateKind::Sigmoid,
+            2 => GateKind::HardSigmoid,
+            3 => GateKind::Clip,
+            other => return Err(ort::Error::new(format!("there is no gate function {other}"))),
+        };
+        Ok(Self { block: read("block")?, dilation: read("dilation")?, function })
+    }
+
+    fn run(&self, operands: &Operands<'_>) -> ort::Result<()> {
+        let (x, horizontal, horizontal_bias) = (operands.value(0)?, operands.value(1)?, operands.value(2)?);
+        let (vertical, vertical_bias) = (operands.value(3)?, operands.value(4)?);
+        let (shape, x) = map(&x)?;
+        let arguments = kernels::Strips {
+            x,
+            horizontal: floats(&horizontal)?,
+            horizontal_bias: floats(&horizontal_bias)?,
+            vertical: floats(&vertical)?,
+            vertical_bias: floats(&vertical_bias)?,
+            images: shape.images,
+            size: shape.size,
+            dilation: self.dilation,
+            function: self.function,
+        };
+        operands.result(shape, |out| kernels::strips(self.block, &arguments, out))
+    }
+}
+
+struct SqueezeExcite {
+    block: usize,
+}
+
+impl Compute for SqueezeExcite {
+    const NAME: &'static str = "SqueezeExcite";
+
+    fn new(attributes: &KernelContext<'_>) -> ort::Result<Self> {
+        Ok(Self { block: attribute(attributes, "block")? })
+    }
+
+    fn run(&self, operands: &Operands<'_>) -> ort::Result<()> {
+        let (x, reduce, reduce_bias) = (operands.value(0)?, operands.value(1)?, operands.value(2)?);
+        let (expand, expand_bias) = (operands.value(3)?, operands.value(4)?);
+        let (shape, x) = map(&x)?;
+        let arguments = kernels::SqueezeExcite {
+            x,
+            reduce: floats(&reduce)?,
+            reduce_bias: floats(&reduce_bias)?,
+            expand: floats(&expand)?,
+            expand_bias: floats(&expand_bias)?,
+            size: shape.size,
+        };
+        operands.result(shape, |out| kernels::squeeze_excite(self.block, &arguments, out))
+    }
+}
+
+struct Unblock {
+    block: usize,
+}
+
+impl Compute for Unblock {
+    const NAME: &'static str = "Unblock";
+
+    fn new(attributes: &KernelContext<'_>) -> ort::Result<Self> {
+        Ok(Self { block: attribute(attributes, "block")? })
+    }
+
+    fn run(&self, operands: &Operands<'_>) -> ort::Result<()> {
+        let (x, slots) = (operands.value(0)?, operands.value(1)?);
+        let (MapShape { images, channels, size }, x) = map(&x)?;
+        let (_, slots) = slots.try_extract_tensor::<i64>()?;
+        let shape = MapShape { images, channels: slots.len(), size };
+        operands.result(shape, |out| kernels::unblock((x, channels), (slots, self.block), size, out))
+    }
+}
+
+struct Reblock {
+    block: usize,
+}
+
+impl Compute for Reblock {
+    const NAME: &'static str = "Reblock";
+
+    fn new(attributes: &KernelContext<'_>) -> ort::Result<Self> {
+        Ok(Self { block: attribute(attributes, "block")? })
+    }
+
+    fn run(&self, operands: &Operands<'_>) -> ort::Result<()> {
+        let (x, slots) = (operands.value(0)?, operands.value(1)?);
+        let (MapShape { images, channels, size }, x) = map(&x)?;
+        let (_, slots) = slots.try_extract_tensor::<i64>()?;
+        let shape = MapShape { images, channels: slots.len(), size };
+        operands.result(shape, |out| kernels::reblock((x, channels), (slots, self.block), size, out))
+    }
+}

@@ -1,0 +1,151 @@
+//! A model in the runtime: one of ONNX Runtime's sessions for each batch size it is run with.
+
+use ort::value::{TensorElementType, TensorRef, ValueType};
+
+use super::{RuntimeError, SessionSpec};
+use crate::batch::{Model, ModelFailure};
+
+/// A model in the runtime, with the buffer its batches are put together in.
+///
+/// ONNX Runtime plans memory and arranges a graph for shapes that it knows, so every batch size that is a power of two has
+/// a session of its own; a batch of another size is run as the largest ones that add up to it.
+#[derive(Debug)]
+pub struct Session {
+    /// Batch size and session, largest first; a model that insists on a batch size has only that.
+    buckets: Vec<(usize, ort::session::Session)>,
+    input: String,
+    output: String,
+    /// Channels, height, width.
+    input_shape: [usize; 3],
+    row_len: usize,
+    classes: usize,
+    buffer: Vec<f32>,
+}
+
+/// The batch sizes of sessions for up to `max` rows, largest first.
+fn bucket_sizes(max: usize) -> Vec<usize> {
+    std::iter::successors(Some(1usize), |n| n.checked_mul(2))
+        .take_while(|n| *n <= max.max(1))
+        .collect::<Vec<_>>()
+        .into_iter()
+        .rev()
+        .collect()
+}
+
+impl Session {
+    /// Opens the sessions for `spec` and runs each once; `open` makes one, with its batch dimension fixed if a size is
+    /// given.
+    pub(super) fn new(
+        spec: SessionSpec,
+        open: impl Fn(Option<usize>) -> Result<ort::session::Session, RuntimeError>,
+    ) -> Result<Self, RuntimeError> {
+        let sizes = bucket_sizes(spec.max_batch);
+        let largest = open(sizes.first().copied())?;
+        let mut session = Self::of(largest, spec, sizes.first().copied().unwrap_or(1))?;
+        // A session that kept another size than the one it was given has that size in its graph.
+        if session.buckets.iter().all(|(size, _)| sizes.first() == Some(size)) {
+            for size in sizes.into_iter().skip(1) {
+                session.buckets.push((size, open(Some(size))?));
+            }
+        }
+        let zeros = vec![0.0; session.row_len];
+        let sizes: Vec<_> = session.buckets.iter().map(|(size, _)| *size).collect();
+        for size in sizes {
+            let rows = vec![&zeros[..]; size];
+            session.run_rows(&rows).map_err(|e| RuntimeError::Load(e.to_string()))?;
+        }
+        Ok(session)
+    }
+
+    fn of(session: ort::session::Session, spec: SessionSpec, size: usize) -> Result<Self, RuntimeError> {
+        let [height, width] = spec.input;
+        let shape = [3, height, width];
+
+        let wanted = format!("one f32 tensor Nx3x{height}x{width}");
+        let wrong = |what, expected: &str, outlets: &[ort::value::Outlet]| {
+            let found: Vec<_> = outlets.iter().map(|o| format!("{}: {}", o.name(), o.dtype())).collect();
+            RuntimeError::Interface { what, expected: expected.to_owned(), found: found.join(", ") }
+        };
+        let [input] = session.inputs() else { return Err(wrong("input", &wanted, session.inputs())) };
+        // A symbolic dimension is −1 and fits anything.
+        let fits = |dim: i64, size: usize| dim < 0 || dim == size as i64;
+        let batch = match input.dtype() {
+            ValueType::Tensor { ty: TensorElementType::Float32, shape: dims, .. }
+                if dims.len() == 4 && dims[1..].iter().zip(shape).all(|(d, s)| fits(*d, s)) =>
+            {
+                dims[0]
+            }
+            _ => return Err(wrong("input", &wanted, session.inputs())),
+        };
+
+        let wanted = format!("an f32 tensor with {} scores an image, one a label", spec.classes);
+        let is_scores = |outlet: &&ort::value::Outlet| match outlet.dtype() {
+            ValueType::Tensor { ty: TensorElementType::Float32, shape: dims, .. } if dims.len() >= 2 => {
+                fits(dims[1], spec.classes) && dims[2..].iter().all(|d| fits(*d, 1))
+            }
+            _ => false,
+        };
+        let Some(output) = session.outputs().iter().find(is_scores) else {
+            return Err(wrong("output", &wanted, session.outputs()));
+        };
+        Ok(Self {
+            input: input.name().to_owned(),
+            output: output.name().to_owned(),
+            input_shape: shape,
+            row_len: shape.iter().product(),
+            classes: spec.classes,
+            // A symbolic dimension of another name than ours is not fixed, and takes any size.
+            buckets: vec![(usize::try_from(batch).ok().filter(|n| *n > 0).unwrap_or(size), session)],
+            buffer: Vec::new(),
+        })
+    }
+
+    /// Runs rows of 3 × height × width elements; returns one row of scores each.
+    ///
+    /// # Errors
+    /// A row has another length, or the runtime fails.
+    pub fn run_rows(&mut self, rows: &[&[f32]]) -> Result<Vec<Vec<f32>>, ModelFailure> {
+        let mut outputs = Vec::with_capacity(rows.len());
+        let mut rest = rows;
+        while !rest.is_empty() {
+            // The largest session that can be filled, or else the smallest, which then gets zeros.
+            let fits = self.buckets.iter().position(|(size, _)| *size <= rest.len());
+            let bucket = fits.unwrap_or(self.buckets.len() - 1);
+            let (now, later) = rest.split_at(rest.len().min(self.buckets[bucket].0));
+            self.run_bucket(bucket, now, &mut outputs)?;
+            rest = later;
+        }
+        Ok(outputs)
+    }
+
+    fn run_bucket(&mut self, bucket: usize, rows: &[&[f32]], outputs: &mut Vec<Vec<f32>>) -> Result<(), ModelFailure> {
+        let (batch, session) = &mut self.buckets[bucket];
+        let batch = *batch;
+        let failure = |e: &dyn std::fmt::Display| ModelFailure(e.to_string());
+        if let Some(row) = rows.iter().find(|row| row.len() != self.row_len) {
+            return Err(ModelFailure(format!("expected rows of {} elements, found {}", self.row_len, row.len())));
+        }
+        self.buffer.clear();
+        rows.iter().for_each(|row| self.buffer.extend_from_slice(row));
+        // A model of a fixed batch size gets zeros for the images that are not there.
+        self.buffer.resize(batch * self.row_len, 0.0);
+        let [c, h, w] = self.input_shape;
+        let input = TensorRef::from_array_view(([batch, c, h, w], &self.buffer[..])).map_err(|e| failure(&e))?;
+        let result = session.run(ort::inputs![self.input.as_str() => input]).map_err(|e| failure(&e))?;
+        let Some(scores) = result.get(self.output.as_str()) else {
+            return Err(ModelFailure(format!("the output `{}` is missing", self.output)));
+        };
+        let (shape, scores) = scores.try_extract_tensor::<f32>().map_err(|e| failure(&e))?;
+        if scores.len() != batch * self.classes {
+            return Err(ModelFailure(format!("expected {batch} rows of {} scores, found {shape:?}", self.classes)));
+        }
+        outputs.extend(scores.chunks_exact(self.classes).take(rows.len()).map(<[f32]>::to_vec));
+        Ok(())
+    }
+}
+
+impl Model for Session {
+    async fn run(&mut self, rows: &[&[f32]]) -> Result<Vec<Vec<f32>>, ModelFailure> {
+        self.run_rows(rows)
+    }
+}
