@@ -14,7 +14,7 @@
 //!
 //! # The story of a model
 //!
-//! A folder with a [`manifest`], or the one in the binary ([`model`]). Its architecture is data ([`ghostnet`]); with the
+//! A folder with a [`manifest`], or the one in the binary ([`model`]); [`hub`] makes such folders of published weights. Its architecture is data ([`ghostnet`]); with the
 //! folder's [`weights`], read strictly, it is lowered to an ONNX [`graph`], which the runtime loads from memory.
 //!
 //! `docs/ARCHITECTURE.md` says who may import whom.
@@ -25,6 +25,8 @@ pub mod config;
 pub mod eval;
 pub mod ghostnet;
 pub mod graph;
+pub mod hub;
+pub mod kernels;
 pub mod manifest;
 pub mod model;
 pub mod preprocess;

@@ -42,7 +42,8 @@ pub struct NetworkSpec {
 /// Where the graph comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Architecture {
-    /// A preset of [`crate::ghostnet`]; `weights` is a safetensors file.
+    /// A preset of [`crate::ghostnet`], or a configuration file in the model folder (`….toml`); `weights` is a safetensors
+    /// file or a PyTorch checkpoint.
     Preset(String),
     /// `weights` is an ONNX file with one image input and one row of scores an image.
     Onnx,
@@ -95,7 +96,13 @@ impl Digest {
     #[must_use]
     pub fn of(bytes: &[u8]) -> Self {
         use sha2::Digest as _;
-        let hex: String = sha2::Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect();
+        Self::from_sha256(&sha2::Sha256::digest(bytes).into())
+    }
+
+    /// The digest that a hasher has found.
+    #[must_use]
+    pub fn from_sha256(hash: &[u8; 32]) -> Self {
+        let hex: String = hash.iter().map(|b| format!("{b:02x}")).collect();
         Self(format!("sha256:{hex}"))
     }
 
@@ -214,6 +221,14 @@ impl Manifest {
                 return wrong(field, "the name of a file in the model folder", format!("`{file}`"));
             }
         }
+        let architecture = &raw.network.architecture;
+        if architecture.ends_with(".toml") && Path::new(architecture).components().count() != 1 {
+            return wrong(
+                "network.architecture",
+                "the name of a file in the model folder",
+                format!("`{architecture}`"),
+            );
+        }
         let Some(digest) = Digest::parse(&raw.network.digest) else {
             let found = format!("`{}`", raw.network.digest);
             return wrong("network.digest", "`sha256:` and 64 lower-case hexadecimal digits", found);
@@ -255,6 +270,35 @@ impl Manifest {
             input: InputSpec { crop: size, source, resize, mean, std },
             labels_file: raw.labels.file,
         })
+    }
+
+    /// The text of a `manifest.toml` that [`Manifest::parse`] reads as this, with `comment` at its head, a line each.
+    #[must_use]
+    pub fn to_toml(&self, comment: &[String]) -> String {
+        // A comment ends with its line, wherever its text is from.
+        let lines = comment.iter().map(|line| format!("# {}\n", line.replace(char::is_control, " ")));
+        let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
+        let Self { network, input, .. } = self;
+        let output = match network.output {
+            OutputKind::Logits => "logits",
+            OutputKind::Probabilities => "probabilities",
+        };
+        let source = input.source.map(|side| format!("source = {side}\n")).unwrap_or_default();
+        format!(
+            "{}id = {}\ndescription = {}\n\n[network]\narchitecture = {}\nweights = {}\ndigest = \"{}\"\noutput = \
+             \"{output}\"\n\n[input]\nsize = {:?}\n{source}resize = {}\nmean = {:?}\nstd = {:?}\n\n[labels]\nfile = {}\n",
+            lines.collect::<String>(),
+            quoted(&self.id),
+            quoted(&self.description),
+            quoted(&network.architecture.to_string()),
+            quoted(&network.weights),
+            network.digest,
+            input.crop,
+            input.resize,
+            input.mean,
+            input.std,
+            quoted(&self.labels_file),
+        )
     }
 }
 
@@ -310,6 +354,19 @@ file = "labels.txt"
         let manifest = Manifest::parse(GOOD).unwrap();
         assert_eq!(manifest.network.architecture, Architecture::Preset("ghostnetv2_100".into()));
         assert_eq!((manifest.input.crop, manifest.input.source), ([64, 64], Some(32)));
+    }
+
+    #[test]
+    fn what_is_written_reads_the_same() {
+        let mut manifest = Manifest::parse(GOOD).unwrap();
+        manifest.description = "\"quoted\" \\ and\nbroken \u{1}".into();
+        manifest.network.output = OutputKind::Probabilities;
+        for source in [Some(32), None] {
+            manifest.input.source = source;
+            let text = manifest.to_toml(&["from\nid = \"evil\"".into()]);
+            assert!(text.starts_with("# from id"), "{text}");
+            assert_eq!(Manifest::parse(&text).unwrap(), manifest, "{text}");
+        }
     }
 
     #[test]

@@ -2,10 +2,12 @@
 //!
 //! Only here is the environment read, and only here does an error become text on standard error.
 
+mod build;
 mod classify;
 mod eval;
 mod health;
 mod inspect;
+mod pull;
 mod serve;
 mod values;
 
@@ -32,6 +34,8 @@ enum Command {
     Classify(classify::ClassifyArgs),
     Eval(eval::EvalArgs),
     Inspect(inspect::InspectArgs),
+    Build(build::BuildArgs),
+    Pull(pull::PullArgs),
     Health(health::HealthArgs),
 }
 
@@ -57,6 +61,8 @@ pub fn main() -> ExitCode {
         Command::Classify(args) => args.run(),
         Command::Eval(args) => args.run(),
         Command::Inspect(args) => args.run(),
+        Command::Build(args) => args.run(),
+        Command::Pull(args) => args.run(),
         Command::Health(args) => args.run(),
     };
     match result {

@@ -2,14 +2,18 @@
 //! the program itself. One binary, a module for each surface.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod checkpoints;
 mod classify;
 mod cli;
+mod fake_hub;
 mod goodbye;
 mod hostile;
+mod hub;
 mod images;
 mod models;
 mod network;
 mod pixels;
+mod pull;
 mod server;
 mod slow;
 
