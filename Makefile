@@ -52,6 +52,12 @@ goldens: ## Make the reference numbers and images again (needs Python with tests
 test-training: ## Smoke-test the training recipe (needs Python with models/training/requirements.txt).
 	cd models/training && $(PYTHON) -m unittest test_recipe
 
+.PHONY: bench
+bench: runtime ## Time one inference: PyTorch's export (needs Python with benches/requirements.txt), plain, blocked.
+	@$(PYTHON) benches/export.py --name ghostnetv2_100 --out target/bench || \
+		echo "no export to compare with: pip install -r benches/requirements.txt (PYTHON=... names another Python)" >&2
+	$(CARGO) bench --bench network
+
 .PHONY: clean
 clean: ## Remove everything that was built or fetched.
 	$(CARGO) clean

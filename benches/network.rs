@@ -1,7 +1,8 @@
 //! One inference of a network on one thread: the export people have, our plain graph, our blocked graph.
 //!
 //! The candidates take turns, run by run, so that whatever else the machine does hits all of them alike; the medians and
-//! their ratios are what to keep. `make bench` makes the export first (`benches/export.py`).
+//! their ratios are what to keep. Then each is profiled at batch 4. `make bench` makes the export first
+//! (`benches/export.py`); ROUNDS says how many runs each gets.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use std::time::Instant;
 use ghostserve::ghostnet::{Form, Network, Output, Size, Target, preset};
 use ghostserve::kernels::native_block;
 use ghostserve::model::OnnxSource;
-use ghostserve::runtime::{LIBRARY_ENV, Runtime, Session, SessionSpec};
+use ghostserve::runtime::{LIBRARY_ENV, Prepared, Runtime, Session, SessionSpec};
 use ghostserve::weights::{Synthetic, synthetic_tensor};
 
 const NETWORK: &str = "ghostnetv2_100";
@@ -28,13 +29,13 @@ fn main() {
     let export = PathBuf::from(format!("target/bench/{NETWORK}.onnx"));
     let mut candidates = Vec::new();
     if export.is_file() {
-        candidates.push(("export", OnnxSource::File(export)));
+        candidates.push(("export", Prepared::from(OnnxSource::File(export))));
     } else {
         println!("SKIPPED: the export: {} is not there; `make bench` makes it", export.display());
     }
-    candidates.push(("plain", lower(Form::Plain)));
+    candidates.push(("plain", lower(Form::Plain).into()));
     match native_block() {
-        Some(block) => candidates.push(("blocked", lower(Form::Blocked(block)))),
+        Some(block) => candidates.push(("blocked", Prepared::blocked(&lower(Form::Blocked(block))).unwrap())),
         None => println!("SKIPPED: the blocked form: ONNX Runtime has none for this processor"),
     }
 
@@ -64,6 +65,28 @@ fn main() {
             let median = times[times.len() / 2];
             let base = *first.get_or_insert(median);
             println!("{batch:>5}  {name:<8} {median:>10.3} {:>10.3} {:>8.3}", times[0], median / base);
+        }
+    }
+
+    let batch = 4;
+    let input = synthetic_tensor("input", &[batch, 3, SIDE, SIDE]);
+    let folder = PathBuf::from("target/bench");
+    std::fs::create_dir_all(&folder).unwrap();
+    for (name, graph) in &candidates {
+        let shape = [batch, 3, SIDE, SIDE];
+        let times = runtime.profile(graph, (shape, &input), rounds.min(50), folder.clone()).unwrap();
+        let total: f64 = times.iter().map(|t| t.milliseconds).sum();
+        println!("\n{name}, batch {batch}: ms/image by operator (total {:.3})", total / batch as f64);
+        for time in times {
+            let ms = time.milliseconds / batch as f64;
+            if ms >= 0.005 {
+                println!(
+                    "{:>5} x {:<18} {ms:>7.3} {:>5.1} %",
+                    time.nodes,
+                    time.operator,
+                    100.0 * ms * batch as f64 / total
+                );
+            }
         }
     }
 }

@@ -76,7 +76,7 @@ impl<'a> Classifier<'a> {
         let spec =
             SessionSpec { input: model.manifest.input.crop, classes: model.labels.len(), max_batch: BATCH, threads: 1 };
         let limits = ImageLimits::default();
-        let (graph, _) = runtime.prepare(&model.graph)?;
+        let graph = runtime.prepare(&model.graph)?;
         Ok(Self {
             session: runtime.session(&graph, spec)?,
             transform: Transform::new(model.manifest.input),

@@ -14,8 +14,10 @@
 //!
 //! # The story of a model
 //!
-//! A folder with a [`manifest`], or the one in the binary ([`model`]); [`hub`] makes such folders of published weights. Its architecture is data ([`ghostnet`]); with the
-//! folder's [`weights`], read strictly, it is lowered to an ONNX [`graph`], which the runtime loads from memory.
+//! A folder with a [`manifest`], or the one in the binary ([`model`]); [`hub`] makes such folders of published weights. Its
+//! architecture is data ([`ghostnet`]); with the folder's [`weights`], read strictly, it is lowered to an ONNX [`graph`],
+//! plain or in the runtime's blocked layout, where our own [`kernels`] do what stands between the convolutions. The
+//! runtime loads it from memory.
 //!
 //! `docs/ARCHITECTURE.md` says who may import whom.
 

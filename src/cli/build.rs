@@ -27,7 +27,7 @@ pub(super) struct BuildArgs {
     output: PathBuf,
 
     /// Weights: safetensors with timm's keys, or a PyTorch checkpoint.
-    #[arg(long, value_name = "FILE", conflicts_with = "init", required_unless_present = "init")]
+    #[arg(long, value_name = "FILE", conflicts_with = "init")]
     weights: Option<PathBuf>,
 
     /// Make weights up, for benchmarks.
@@ -94,6 +94,9 @@ impl BuildArgs {
                 origin = Digest::of(&bytes).to_string();
                 file = weights::open(&bytes).with_context(|| path.display().to_string())?;
                 &*file
+            }
+            None if self.init.is_none() => {
+                bail!("which weights? `--weights FILE` reads them, `--init random` makes them up")
             }
             None => {
                 origin = format!("random, seed {}", self.seed);

@@ -312,6 +312,7 @@ impl Network {
             }
         };
         graph.prune();
+        graph.order_outputs(&target.outputs.iter().map(Output::to_string).collect::<Vec<_>>());
         Ok(Lowered { graph, notes })
     }
 

@@ -9,12 +9,14 @@
 
 mod blocked;
 mod external;
+mod initializers;
 mod layout;
 mod onnx;
 mod ops;
 
 pub use blocked::{Excitation, Fused, GateFunction, GhostTail, OPERATOR_DOMAIN, Strips};
 pub use external::{ExternalDataError, check_external_data};
+pub use initializers::initializers;
 pub use layout::Layout;
 pub use ops::{Conv2d, Interpolation, Linear};
 
@@ -175,6 +177,11 @@ impl Graph {
         kept.reverse();
         self.nodes = kept;
         self.constants.retain(|c| needed.contains(&c.name));
+    }
+
+    /// Puts the outputs in the order of `names`; those not named come last.
+    pub fn order_outputs(&mut self, names: &[String]) {
+        self.outputs.sort_by_key(|v| names.iter().position(|n| *n == v.name).unwrap_or(names.len()));
     }
 
     /// Nodes in the graph so far.

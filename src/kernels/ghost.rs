@@ -173,7 +173,7 @@ fn ghost_body<const B: usize, L: Lanes<B>>(op: &Ghost<'_>, out: &mut [f32]) -> R
     Ok(())
 }
 
-/// One row of a 3×3 depthwise convolution: edges pixel by pixel, what lies between in runs of four.
+/// One row of a 3×3 depthwise convolution: what lies inside in runs of four, edges pixel by pixel.
 #[inline(always)]
 fn depthwise_row<const B: usize, L: Lanes<B>>(
     rows: [&[[f32; B]]; 3],
@@ -186,36 +186,47 @@ fn depthwise_row<const B: usize, L: Lanes<B>>(
     let width = out.len();
     let first = dilation.min(width);
     let last = width.saturating_sub(dilation).max(first);
+    let start = L::load(bias);
+    let mut weights = [start; 9];
+    for (weight, tap) in weights.iter_mut().zip(kernel) {
+        *weight = L::load(tap);
+    }
     let mut x = first;
-    while x + 4 <= last {
-        // Four named sums, so that they are four registers: twelve loads of pixels serve thirty-six products.
-        let bias = L::load(bias);
-        let (mut a, mut b, mut c, mut d) = (bias, bias, bias, bias);
-        for (row, taps) in [(rows[0], 0), (rows[1], 3), (rows[2], 6)] {
-            for tap in 0..3 {
-                let at = x + tap * dilation - dilation;
-                let (weight, pixels) = (L::load(&kernel[taps + tap]), &row[at..at + 4]);
-                a = L::load(&pixels[0]).multiply_add(weight, a);
-                b = L::load(&pixels[1]).multiply_add(weight, b);
-                c = L::load(&pixels[2]).multiply_add(weight, c);
-                d = L::load(&pixels[3]).multiply_add(weight, d);
-            }
+    // Four sums in four registers; each pixel is loaded once for the three taps of a row that look at it.
+    while dilation == 1 && x + 4 <= last {
+        let (mut a, mut b, mut c, mut d) = (start, start, start, start);
+        for (row, [left, middle, right]) in rows.iter().zip(weights.as_chunks::<3>().0) {
+            let Some(pixels) = row[x - 1..].first_chunk::<6>() else { break };
+            let (p, q, r) = (L::load(&pixels[0]), L::load(&pixels[1]), L::load(&pixels[2]));
+            let (s, t, u) = (L::load(&pixels[3]), L::load(&pixels[4]), L::load(&pixels[5]));
+            a = r.multiply_add(*right, q.multiply_add(*middle, p.multiply_add(*left, a)));
+            b = s.multiply_add(*right, r.multiply_add(*middle, q.multiply_add(*left, b)));
+            c = t.multiply_add(*right, s.multiply_add(*middle, r.multiply_add(*left, c)));
+            d = u.multiply_add(*right, t.multiply_add(*middle, s.multiply_add(*left, d)));
         }
-        let out = &mut out[x..x + 4];
+        let Some(out) = out[x..].first_chunk_mut::<4>() else { break };
         epilogue.store(a, x, &mut out[0]);
         epilogue.store(b, x + 1, &mut out[1]);
         epilogue.store(c, x + 2, &mut out[2]);
         epilogue.store(d, x + 3, &mut out[3]);
         x += 4;
     }
-    let inside = x;
-    for x in (0..first).chain(inside..width) {
-        let mut value = L::load(bias);
-        for (row, taps) in [(rows[0], 0), (rows[1], 3), (rows[2], 6)] {
-            for tap in 0..3 {
-                let at = (x + tap * dilation).wrapping_sub(dilation);
-                if at < width {
-                    value = L::load(&row[at]).multiply_add(L::load(&kernel[taps + tap]), value);
+    while x < last {
+        let mut value = start;
+        for (row, weights) in rows.iter().zip(weights.as_chunks::<3>().0) {
+            for (tap, weight) in weights.iter().enumerate() {
+                value = L::load(&row[x + tap * dilation - dilation]).multiply_add(*weight, value);
+            }
+        }
+        epilogue.store(value, x, &mut out[x]);
+        x += 1;
+    }
+    for x in (0..first).chain(last..width) {
+        let mut value = start;
+        for (row, weights) in rows.iter().zip(weights.as_chunks::<3>().0) {
+            for (tap, weight) in weights.iter().enumerate() {
+                if let Some(pixel) = (x + tap * dilation).checked_sub(dilation).and_then(|at| row.get(at)) {
+                    value = L::load(pixel).multiply_add(*weight, value);
                 }
             }
         }

@@ -12,6 +12,9 @@ mod ghost;
 mod lanes;
 mod layout;
 mod strips;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
 
 pub use excite::{SqueezeExcite, squeeze_excite};
 pub use ghost::{Gate, Ghost, gate, ghost};

@@ -7,20 +7,22 @@
 //! workers, one session each.
 
 mod operators;
+mod profile;
 mod session;
 
+pub use profile::OperatorTime;
 pub use session::Session;
 
 use std::ffi::CStr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ort::ep::CPU;
 use ort::logging::LogLevel;
-use ort::session::builder::GraphOptimizationLevel;
-use ort::value::TensorRef;
+use ort::session::builder::{GraphOptimizationLevel, PrepackedWeights};
+use ort::value::{DynValue, TensorRef};
 
-use crate::graph::BATCH_DIM;
+use crate::graph::{BATCH_DIM, initializers};
 use crate::model::{ModelGraph, OnnxSource};
 use crate::weights::synthetic_tensor;
 
@@ -34,6 +36,9 @@ const LIBRARY_FILE: &str = if cfg!(target_os = "macos") { "libonnxruntime.dylib"
 pub struct Runtime {
     environment: ort::environment::Environment,
     version: String,
+    /// Held while a session is made: ONNX Runtime notes the operators' domain in a table of the whole process, and fails
+    /// if two sessions do that at once.
+    opening: Arc<Mutex<()>>,
 }
 
 /// Why ONNX Runtime or a model in it is not usable.
@@ -102,7 +107,7 @@ impl Runtime {
             .map_err(|e| error(e.to_string()))?;
         environment.set_log_level(LogLevel::Error);
         let version = library_version(&path).map_err(error)?;
-        Ok(Self { environment, version })
+        Ok(Self { environment, version, opening: Arc::default() })
     }
 
     /// The library's version, such as `1.31.1`.
@@ -116,7 +121,7 @@ impl Runtime {
     ///
     /// # Errors
     /// The runtime refuses the graph, its input or output is not what `spec` says, or the first run fails.
-    pub fn session(&self, graph: &OnnxSource, spec: SessionSpec) -> Result<Session, RuntimeError> {
+    pub fn session(&self, graph: &Prepared, spec: SessionSpec) -> Result<Session, RuntimeError> {
         Session::new(spec, |batch| self.open(graph, spec.threads, batch))
     }
 
@@ -126,10 +131,10 @@ impl Runtime {
     ///
     /// # Errors
     /// The runtime refuses the plain form.
-    pub fn prepare(&self, model: &ModelGraph) -> Result<(OnnxSource, &'static str), RuntimeError> {
+    pub fn prepare(&self, model: &ModelGraph) -> Result<Prepared, RuntimeError> {
         let ([channels, height, width], plain, blocked) = match model {
-            ModelGraph::Foreign(source) => return Ok((source.clone(), "as given")),
-            ModelGraph::Built { plain, blocked: None, .. } => return Ok((plain.clone(), "plain")),
+            ModelGraph::Foreign(source) => return Ok(Prepared::alone(source, "as given")),
+            ModelGraph::Built { plain, blocked: None, .. } => return Ok(Prepared::alone(plain, "plain")),
             ModelGraph::Built { input, plain, blocked: Some(blocked) } => (*input, plain, blocked),
         };
         // Two different images, so that the proof covers their being kept apart.
@@ -137,17 +142,17 @@ impl Runtime {
         let input = synthetic_tensor("input", &shape);
         let expected = self.run_once(plain, (shape, &input))?;
         match self.run_once(blocked, (shape, &input)).map(|found| difference(&expected, &found)) {
-            Ok(difference) if difference <= PROOF_TOLERANCE => Ok((blocked.clone(), "blocked")),
+            Ok(difference) if difference <= PROOF_TOLERANCE => Prepared::blocked(blocked),
             Ok(difference) => {
                 tracing::warn!(
                     difference,
                     "the blocked form disagrees with the plain one: the slower plain one is used"
                 );
-                Ok((plain.clone(), "plain"))
+                Ok(Prepared::alone(plain, "plain"))
             }
             Err(error) => {
                 tracing::warn!(%error, "ONNX Runtime does not take the blocked form: the slower plain one is used");
-                Ok((plain.clone(), "plain"))
+                Ok(Prepared::alone(plain, "plain"))
             }
         }
     }
@@ -162,7 +167,7 @@ impl Runtime {
         (shape, input): ([usize; 4], &[f32]),
     ) -> Result<Vec<NamedTensor>, RuntimeError> {
         let load = |e: &dyn std::fmt::Display| RuntimeError::Load(e.to_string());
-        let mut session = self.open(graph, 1, None)?;
+        let mut session = self.open(&Prepared::alone(graph, "as given"), 1, None)?;
         let name = session.inputs().first().map(|i| i.name().to_owned()).unwrap_or_default();
         let input = TensorRef::from_array_view((shape, input)).map_err(|e| load(&e))?;
         let outputs = session.run(ort::inputs![name.as_str() => input]).map_err(|e| load(&e))?;
@@ -175,16 +180,28 @@ impl Runtime {
         Ok(tensors)
     }
 
-    /// One of ONNX Runtime's own sessions; with `batch`, its symbolic batch dimension is that.
-    // The builder hands itself back in its errors, which end here.
-    #[allow(clippy::result_large_err)]
     fn open(
         &self,
-        graph: &OnnxSource,
+        graph: &Prepared,
         threads: usize,
         batch: Option<usize>,
     ) -> Result<ort::session::Session, RuntimeError> {
+        self.open_with(graph, threads, batch, None)
+    }
+
+    /// One of ONNX Runtime's own sessions; with `batch`, its symbolic batch dimension is that; with `profile`, it writes a
+    /// trace to a file whose name starts so.
+    // The builder hands itself back in its errors, which end here.
+    #[allow(clippy::result_large_err)]
+    fn open_with(
+        &self,
+        graph: &Prepared,
+        threads: usize,
+        batch: Option<usize>,
+        profile: Option<&Path>,
+    ) -> Result<ort::session::Session, RuntimeError> {
         let load = |e: &dyn std::fmt::Display| RuntimeError::Load(e.to_string());
+        let _opening = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
         let operators = operators::domain().map_err(|e| load(&e))?;
         let mut builder = ort::session::Session::builder(&self.environment)
             .map_err(|e| load(&e))?
@@ -199,11 +216,66 @@ impl Runtime {
         if let Some(batch) = batch {
             builder = builder.with_dimension_override(BATCH_DIM, batch as i64).map_err(|e| load(&e))?;
         }
-        match graph {
+        if let Some(profile) = profile {
+            builder = builder.with_profiling(profile).map_err(|e| load(&e))?;
+        }
+        if !graph.shared.is_empty() {
+            builder = builder.with_prepacked_weights(&graph.prepacked).map_err(|e| load(&e))?;
+        }
+        for (name, value) in &graph.shared {
+            builder = builder.with_initializer(name, Arc::clone(value)).map_err(|e| load(&e))?;
+        }
+        match &graph.source {
             OnnxSource::Memory(bytes) => builder.commit_from_memory(bytes),
             OnnxSource::File(path) => builder.commit_from_file(path),
         }
         .map_err(|e| load(&e))
+    }
+}
+
+/// A graph to make sessions of, and the constants that they share.
+#[derive(Clone)]
+pub struct Prepared {
+    source: OnnxSource,
+    form: &'static str,
+    /// Each constant once for all sessions: by itself ONNX Runtime copies them into each.
+    shared: Vec<(String, Arc<DynValue>)>,
+    /// What ONNX Runtime rearranges of them, once as well.
+    prepacked: PrepackedWeights,
+}
+
+impl Prepared {
+    fn alone(source: &OnnxSource, form: &'static str) -> Self {
+        Self { source: source.clone(), form, shared: Vec::new(), prepacked: PrepackedWeights::new() }
+    }
+
+    /// A graph in the blocked form, with its constants taken out once for all sessions. Of a plain graph that would save
+    /// nothing: each session rearranges the constants for itself.
+    ///
+    /// # Errors
+    /// The runtime makes no tensor of a constant.
+    pub fn blocked(source: &OnnxSource) -> Result<Self, RuntimeError> {
+        let mut prepared = Self::alone(source, "blocked");
+        if let OnnxSource::Memory(bytes) = source {
+            let load = |e: ort::Error| RuntimeError::Load(e.to_string());
+            for (name, tensor) in initializers(bytes) {
+                let value = ort::value::Tensor::from_array((tensor.shape, tensor.data)).map_err(load)?;
+                prepared.shared.push((name, Arc::new(value.into_dyn())));
+            }
+        }
+        Ok(prepared)
+    }
+
+    /// `blocked`, `plain`, or `as given`.
+    #[must_use]
+    pub fn form(&self) -> &'static str {
+        self.form
+    }
+}
+
+impl From<OnnxSource> for Prepared {
+    fn from(source: OnnxSource) -> Self {
+        Self::alone(&source, "as given")
     }
 }
 

@@ -198,7 +198,7 @@ fn start_model(
         threads: execution.threads_per_worker,
     };
     let queue = Queue::new(config.load.max_images, metrics.for_model(&manifest.id));
-    let (graph, form) = runtime.prepare(&graph)?;
+    let graph = runtime.prepare(&graph)?;
     let mut threads = Vec::with_capacity(execution.workers);
     let mut states: Vec<Arc<WorkerState>> = Vec::with_capacity(execution.workers);
     for index in 0..execution.workers {
@@ -225,7 +225,7 @@ fn start_model(
         .set(1);
     let plan = Plan {
         provider: "CPUExecutionProvider",
-        graph: form,
+        graph: graph.form(),
         onnxruntime: runtime.version().to_owned(),
         workers: execution.workers,
         threads_per_worker: execution.threads_per_worker,

@@ -37,6 +37,59 @@ fn inspect_prints_the_published_counts() {
 }
 
 #[test]
+fn inspect_draws_where_attention_sits_and_what_was_padded() {
+    let (ok, out, _) = run(&["inspect", "ghostnetv2_100", "--block", "16"]);
+    let row = out.lines().find(|l| l.starts_with("blocks.2.0")).unwrap();
+    assert!(ok && row.contains("DFC5") && row.ends_with("72+8*  24+8"), "{row}");
+    let variant = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/goldens/variants/stride_8.toml");
+    let (ok, out, _) = run(&["inspect", variant, "--size", "96x128"]);
+    let row = out.lines().find(|l| l.starts_with("blocks.8.3")).unwrap();
+    assert!(ok && row.contains(" 8     12x16 "), "{row}");
+}
+
+#[test]
+fn build_writes_a_model_that_is_served_like_any_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(path("small.toml"), "base = \"ghostnetv2_100\"\nwidth = 0.25\nclasses = 3\n").unwrap();
+    let (ok, out, err) = run(&[
+        "build",
+        &path("small.toml"),
+        "--init",
+        "random",
+        "--seed",
+        "7",
+        "--size",
+        "64",
+        "-o",
+        &path("model.onnx"),
+    ]);
+    assert!(ok && out.contains("64x64, logits"), "{out}{err}");
+    let bytes = std::fs::read(path("model.onnx")).unwrap();
+    std::fs::write(path("labels.txt"), "a\nb\nc\n").unwrap();
+    let digest = ghostserve::manifest::Digest::of(&bytes);
+    let manifest = format!(
+        "id = \"built\"\n[network]\narchitecture = \"onnx\"\nweights = \"model.onnx\"\ndigest = \"{digest}\"\n[input]\n\
+         size = [64, 64]\nresize = 64\nmean = [0.5, 0.5, 0.5]\nstd = [0.5, 0.5, 0.5]\n[labels]\nfile = \"labels.txt\"\n"
+    );
+    std::fs::write(path("manifest.toml"), manifest).unwrap();
+    std::fs::write(path("photo.jpg"), JPEG).unwrap();
+    let (ok, out, err) = run(&["classify", folder.path().to_str().unwrap(), &path("photo.jpg"), "--json"]);
+    assert!(ok && out.contains("\"label\""), "{out}{err}");
+
+    for (arguments, expected) in [
+        (vec!["build", "ghostnetv2_100", "-o", "x"], "--init random"),
+        (vec!["build", "ghostnetv2_1000", "--init", "random", "-o", "x"], "ghostnetv2_100"),
+        (vec!["build", "ghostnetv2_100", "--init", "random", "--outputs", "c9", "-o", "x"], "`c1` to `c5`"),
+        (vec!["build", "ghostnet_100", "--init", "random", "--outputs", "attention.2.0", "-o", "x"], "has no output"),
+        (vec!["build", "ghostnetv2_100", "--weights", &path("photo.jpg"), "-o", "x"], "photo.jpg"),
+    ] {
+        let (ok, _, err) = run(&arguments);
+        assert!(!ok && err.contains(expected), "{arguments:?}: {err}");
+    }
+}
+
+#[test]
 fn classify_needs_no_server_and_one_bad_file_does_not_stop_the_others() {
     let folder = tempfile::tempdir().unwrap();
     let (good, bad) = (folder.path().join("good.jpg"), folder.path().join("bad.jpg"));

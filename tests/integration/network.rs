@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 
 use ghostserve::ghostnet::{Config, Cost, Form, Network, Output, PRESETS, Size, Target, preset};
 use ghostserve::kernels::native_block;
-use ghostserve::model::OnnxSource;
-use ghostserve::runtime::{NamedTensor, SessionSpec};
+use ghostserve::model::{ModelGraph, OnnxSource};
+use ghostserve::runtime::{NamedTensor, Prepared, SessionSpec};
 use ghostserve::weights::{SafetensorsFile, Synthetic, TensorSource, synthetic_tensor};
 
 use crate::runtime;
@@ -95,7 +95,7 @@ fn sessions_of_fixed_batch_sizes_agree_with_timm() {
     for form in forms() {
         let graph = graph(&network("ghostnetv2_100"), [64, 64], &[Output::Logits], form);
         let spec = SessionSpec { input: [64, 64], classes: 1000, max_batch: 4, threads: 1 };
-        let mut session = runtime().session(&graph, spec).unwrap();
+        let mut session = runtime().session(&graph.into(), spec).unwrap();
         let input = synthetic_tensor("input", &[2, 3, 64, 64]);
         let (a, b) = input.split_at(input.len() / 2);
         // Every way of putting batches together: 1, 2, 2 + 1, 4, 4 + 2 + 1.
@@ -212,6 +212,35 @@ fn both_forms_have_the_same_outputs() {
             assert!(worst <= TOLERANCE, "{name} {}: {worst}", plain.name);
         }
     }
+}
+
+#[test]
+fn a_blocked_graph_that_does_not_prove_itself_is_not_used() {
+    let Some(block) = native_block() else {
+        println!("SKIPPED: the blocked form: ONNX Runtime has none for this processor");
+        return;
+    };
+    let network = network("ghostnetv2_100");
+    let source = |form| graph(&network, [64, 64], &[Output::Logits], form);
+    let prepared = |blocked| {
+        let built = ModelGraph::Built { input: [3, 64, 64], plain: source(Form::Plain), blocked };
+        runtime().prepare(&built).unwrap().form()
+    };
+    assert_eq!(prepared(Some(source(Form::Blocked(block)))), "blocked");
+    assert_eq!(prepared(None), "plain");
+    // For another processor: the numbers come out wrong, or the operators refuse them.
+    assert_eq!(prepared(Some(source(Form::Blocked(24 - block)))), "plain");
+    assert_eq!(prepared(Some(OnnxSource::Memory((*b"garbage").into()))), "plain");
+}
+
+#[test]
+fn sessions_can_be_made_at_the_same_time() {
+    let graph = Prepared::from(graph(&network("ghostnet_050"), [32, 32], &[Output::Logits], *forms().last().unwrap()));
+    let spec = SessionSpec { input: [32, 32], classes: 1000, max_batch: 4, threads: 1 };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| runtime().session(&graph, spec).map(|_| ()))).collect();
+        threads.into_iter().for_each(|thread| thread.join().unwrap().unwrap());
+    });
 }
 
 #[test]
