@@ -35,7 +35,7 @@ fn main() {
     }
     candidates.push(("plain", lower(Form::Plain).into()));
     match native_block() {
-        Some(block) => candidates.push(("blocked", Prepared::blocked(&lower(Form::Blocked(block))).unwrap())),
+        Some(block) => candidates.push(("blocked", Prepared::blocked(&runtime, &lower(Form::Blocked(block))).unwrap())),
         None => println!("SKIPPED: the blocked form: ONNX Runtime has none for this processor"),
     }
 

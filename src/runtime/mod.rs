@@ -142,7 +142,7 @@ impl Runtime {
         let input = synthetic_tensor("input", &shape);
         let expected = self.run_once(plain, (shape, &input))?;
         match self.run_once(blocked, (shape, &input)).map(|found| difference(&expected, &found)) {
-            Ok(difference) if difference <= PROOF_TOLERANCE => Prepared::blocked(blocked),
+            Ok(difference) if difference <= PROOF_TOLERANCE => Prepared::blocked(self, blocked),
             Ok(difference) => {
                 tracing::warn!(
                     difference,
@@ -219,8 +219,8 @@ impl Runtime {
         if let Some(profile) = profile {
             builder = builder.with_profiling(profile).map_err(|e| load(&e))?;
         }
-        if !graph.shared.is_empty() {
-            builder = builder.with_prepacked_weights(&graph.prepacked).map_err(|e| load(&e))?;
+        if let Some(prepacked) = &graph.prepacked {
+            builder = builder.with_prepacked_weights(prepacked).map_err(|e| load(&e))?;
         }
         for (name, value) in &graph.shared {
             builder = builder.with_initializer(name, Arc::clone(value)).map_err(|e| load(&e))?;
@@ -241,21 +241,21 @@ pub struct Prepared {
     /// Each constant once for all sessions: by itself ONNX Runtime copies them into each.
     shared: Vec<(String, Arc<DynValue>)>,
     /// What ONNX Runtime rearranges of them, once as well.
-    prepacked: PrepackedWeights,
+    prepacked: Option<PrepackedWeights>,
 }
 
 impl Prepared {
     fn alone(source: &OnnxSource, form: &'static str) -> Self {
-        Self { source: source.clone(), form, shared: Vec::new(), prepacked: PrepackedWeights::new() }
+        Self { source: source.clone(), form, shared: Vec::new(), prepacked: None }
     }
 
     /// A graph in the blocked form, with its constants taken out once for all sessions. Of a plain graph that would save
-    /// nothing: each session rearranges the constants for itself.
+    /// nothing: each session rearranges the constants for itself. The runtime must be there to hold them.
     ///
     /// # Errors
     /// The runtime makes no tensor of a constant.
-    pub fn blocked(source: &OnnxSource) -> Result<Self, RuntimeError> {
-        let mut prepared = Self::alone(source, "blocked");
+    pub fn blocked(_: &Runtime, source: &OnnxSource) -> Result<Self, RuntimeError> {
+        let mut prepared = Self { prepacked: Some(PrepackedWeights::new()), ..Self::alone(source, "blocked") };
         if let OnnxSource::Memory(bytes) = source {
             let load = |e: ort::Error| RuntimeError::Load(e.to_string());
             for (name, tensor) in initializers(bytes) {

@@ -13,6 +13,9 @@ use crate::batch::{Model, ModelFailure};
 pub struct Session {
     /// Batch size and session, largest first; a model that insists on a batch size has only that.
     buckets: Vec<(usize, ort::session::Session)>,
+    /// Whether the one session there is takes any batch size: a foreign graph whose batch dimension has another name
+    /// than ours.
+    any_size: bool,
     input: String,
     output: String,
     /// Channels, height, width.
@@ -20,6 +23,16 @@ pub struct Session {
     row_len: usize,
     classes: usize,
     buffer: Vec<f32>,
+}
+
+/// The batch size that a session's input insists on.
+fn declared_batch(session: &ort::session::Session) -> Option<usize> {
+    match session.inputs().first().map(|input| input.dtype()) {
+        Some(ValueType::Tensor { shape, .. }) => {
+            shape.first().and_then(|n| usize::try_from(*n).ok()).filter(|n| *n > 0)
+        }
+        _ => None,
+    }
 }
 
 /// The batch sizes of sessions for up to `max` rows, largest first.
@@ -42,15 +55,23 @@ impl Session {
         let sizes = bucket_sizes(spec.max_batch);
         let largest = open(sizes.first().copied())?;
         let mut session = Self::of(largest, spec, sizes.first().copied().unwrap_or(1))?;
-        // A session that kept another size than the one it was given has that size in its graph.
-        if session.buckets.iter().all(|(size, _)| sizes.first() == Some(size)) {
-            for size in sizes.into_iter().skip(1) {
-                session.buckets.push((size, open(Some(size))?));
+        // A graph that is not of the size it was asked for has a size of its own.
+        let own_size = session.buckets.first().map(|(size, _)| size) != sizes.first();
+        let more = if session.any_size || own_size { &[] } else { sizes.get(1..).unwrap_or_default() };
+        for &size in more {
+            let smaller = open(Some(size))?;
+            // Its own size may happen to be the largest asked for.
+            if declared_batch(&smaller).is_some_and(|n| n != size) {
+                break;
             }
+            session.buckets.push((size, smaller));
         }
         let zeros = vec![0.0; session.row_len];
-        let sizes: Vec<_> = session.buckets.iter().map(|(size, _)| *size).collect();
-        for size in sizes {
+        let warmed: Vec<_> = match session.any_size {
+            true => (1..=spec.max_batch.max(1)).collect(),
+            false => session.buckets.iter().map(|(size, _)| *size).collect(),
+        };
+        for size in warmed {
             let rows = vec![&zeros[..]; size];
             session.run_rows(&rows).map_err(|e| RuntimeError::Load(e.to_string()))?;
         }
@@ -94,10 +115,16 @@ impl Session {
             input_shape: shape,
             row_len: shape.iter().product(),
             classes: spec.classes,
-            // A symbolic dimension of another name than ours is not fixed, and takes any size.
+            any_size: usize::try_from(batch).is_err(),
             buckets: vec![(usize::try_from(batch).ok().filter(|n| *n > 0).unwrap_or(size), session)],
             buffer: Vec::new(),
         })
+    }
+
+    /// The batch sizes that have a session of their own, largest first; none if one session takes any size.
+    #[must_use]
+    pub fn batch_sizes(&self) -> Vec<usize> {
+        self.buckets.iter().filter(|_| !self.any_size).map(|(size, _)| *size).collect()
     }
 
     /// Runs rows of 3 × height × width elements; returns one row of scores each.
@@ -106,6 +133,10 @@ impl Session {
     /// A row has another length, or the runtime fails.
     pub fn run_rows(&mut self, rows: &[&[f32]]) -> Result<Vec<Vec<f32>>, ModelFailure> {
         let mut outputs = Vec::with_capacity(rows.len());
+        if self.any_size {
+            self.run_bucket(0, rows, &mut outputs)?;
+            return Ok(outputs);
+        }
         let mut rest = rows;
         while !rest.is_empty() {
             // The largest session that can be filled, or else the smallest, which then gets zeros.
@@ -120,7 +151,7 @@ impl Session {
 
     fn run_bucket(&mut self, bucket: usize, rows: &[&[f32]], outputs: &mut Vec<Vec<f32>>) -> Result<(), ModelFailure> {
         let (batch, session) = &mut self.buckets[bucket];
-        let batch = *batch;
+        let batch = if self.any_size { rows.len() } else { *batch };
         let failure = |e: &dyn std::fmt::Display| ModelFailure(e.to_string());
         if let Some(row) = rows.iter().find(|row| row.len() != self.row_len) {
             return Err(ModelFailure(format!("expected rows of {} elements, found {}", self.row_len, row.len())));

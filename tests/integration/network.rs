@@ -96,6 +96,7 @@ fn sessions_of_fixed_batch_sizes_agree_with_timm() {
         let graph = graph(&network("ghostnetv2_100"), [64, 64], &[Output::Logits], form);
         let spec = SessionSpec { input: [64, 64], classes: 1000, max_batch: 4, threads: 1 };
         let mut session = runtime().session(&graph.into(), spec).unwrap();
+        assert_eq!(session.batch_sizes(), [4, 2, 1]);
         let input = synthetic_tensor("input", &[2, 3, 64, 64]);
         let (a, b) = input.split_at(input.len() / 2);
         // Every way of putting batches together: 1, 2, 2 + 1, 4, 4 + 2 + 1.
@@ -231,6 +232,51 @@ fn a_blocked_graph_that_does_not_prove_itself_is_not_used() {
     // For another processor: the numbers come out wrong, or the operators refuse them.
     assert_eq!(prepared(Some(source(Form::Blocked(24 - block)))), "plain");
     assert_eq!(prepared(Some(OnnxSource::Memory((*b"garbage").into()))), "plain");
+}
+
+#[test]
+fn a_graph_that_names_its_batch_otherwise_has_one_session_for_all_sizes() {
+    let expected = Goldens::read().get("ghostnetv2_100.64.logits");
+    let OnnxSource::Memory(bytes) = graph(&network("ghostnetv2_100"), [64, 64], &[Output::Logits], Form::Plain) else {
+        unreachable!("graphs are made in memory")
+    };
+    // The name appears as the dimension of input and output; another of the same length keeps the file whole.
+    let mut bytes = bytes.to_vec();
+    let places: Vec<_> = (0..bytes.len() - 7).filter(|&i| bytes[i..i + 7] == *b"\x12\x05batch").collect();
+    assert_eq!(places.len(), 2);
+    places.iter().for_each(|&i| bytes[i + 2..i + 7].copy_from_slice(b"count"));
+    let spec = SessionSpec { input: [64, 64], classes: 1000, max_batch: 3, threads: 1 };
+    let mut session = runtime().session(&OnnxSource::Memory(bytes.into()).into(), spec).unwrap();
+    assert!(session.batch_sizes().is_empty());
+    let input = synthetic_tensor("input", &[2, 3, 64, 64]);
+    let (a, b) = input.split_at(input.len() / 2);
+    let found = session.run_rows(&[b, a, b]).unwrap().concat();
+    let expected = [&expected[1000..], &expected[..1000], &expected[1000..]].concat();
+    agrees("another name", &expected, &found);
+}
+
+#[test]
+fn a_graph_of_one_batch_size_is_run_at_that() {
+    let expected = Goldens::read().get("ghostnetv2_100.64.logits");
+    let OnnxSource::Memory(bytes) = graph(&network("ghostnetv2_100"), [64, 64], &[Output::Logits], Form::Plain) else {
+        unreachable!("graphs are made in memory")
+    };
+    // dim { dim_param: "batch" } (9 bytes with its head) becomes dim { dim_value: 2 } and an unknown field to skip.
+    let mut bytes = bytes.to_vec();
+    let places: Vec<_> = (0..bytes.len() - 7).filter(|&i| bytes[i..i + 7] == *b"\x12\x05batch").collect();
+    assert_eq!(places.len(), 2);
+    places.iter().for_each(|&i| bytes[i..i + 7].copy_from_slice(&[0x08, 2, 0x7a, 3, b'x', b'x', b'x']));
+    let input = synthetic_tensor("input", &[2, 3, 64, 64]);
+    let (a, b) = input.split_at(input.len() / 2);
+    for max_batch in [1, 2, 4] {
+        let spec = SessionSpec { input: [64, 64], classes: 1000, max_batch, threads: 1 };
+        let graph = OnnxSource::Memory(bytes.clone().into()).into();
+        let mut session = runtime().session(&graph, spec).unwrap();
+        assert_eq!(session.batch_sizes(), [2]);
+        let found = session.run_rows(&[b, a, b]).unwrap().concat();
+        let expected = [&expected[1000..], &expected[..1000], &expected[1000..]].concat();
+        agrees("a fixed batch", &expected, &found);
+    }
 }
 
 #[test]
