@@ -1,9 +1,8 @@
 //! `ghostserve inspect`.
 
 use std::io::{Write, stdout};
-use std::process::ExitCode;
-
 use std::path::Path;
+use std::process::ExitCode;
 
 use anyhow::bail;
 use clap::Args;
@@ -19,8 +18,8 @@ const PRESET_SIZE: Size = Size { height: 224, width: 224 };
 
 /// Print a network's stage table, parameters and multiply-adds.
 ///
-/// MODEL is a preset (ghostnetv2_100; a wrong name lists all), a configuration file (.toml), the
-/// embedded model, or a model folder. The last column is how the blocked form arranges each Ghost module's channels.
+/// MODEL is a preset (ghostnetv2_100; a wrong name lists all), a configuration file (.toml), the embedded model, or a
+/// model folder. The last column is how the blocked form arranges each Ghost module's channels.
 #[derive(Debug, Args)]
 pub(super) struct InspectArgs {
     /// What to inspect.
