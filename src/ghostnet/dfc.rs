@@ -1,9 +1,10 @@
 //! DFC attention: the branch that looks along a whole cross of pixels.
 
 use super::BuildError;
+use super::blocks::load;
 use super::config::DfcConfig;
-use super::layers::{Activation, Branch, ConvBn, ConvShape, Cost, Size};
-use super::lowering::{AttentionParts, NamedConv};
+use super::layers::{Activation, ConvBn, ConvShape, Cost, Size};
+use super::lowering::AttentionParts;
 use crate::weights::Scope;
 
 /// Decoupled fully connected attention: at half resolution, a 1×1 convolution, then a horizontal and a vertical
@@ -33,11 +34,7 @@ pub(super) struct DfcShape<'a> {
 impl Dfc {
     pub(super) fn new(shape: DfcShape<'_>) -> Self {
         let DfcShape { scope, input, output, kernel, dilation, config } = shape;
-        let layer = |conv, norm, shape| ConvBn {
-            branches: vec![Branch::full(conv, norm)],
-            shape,
-            activation: Activation::None,
-        };
+        let layer = |conv, norm, shape| ConvBn::new(conv, norm, shape, Activation::None);
         let strip = |kernel| ConvShape::depthwise(output, kernel, 1, dilation);
         Self {
             scope,
@@ -67,15 +64,12 @@ impl Dfc {
         output: Option<String>,
     ) -> Result<AttentionParts<'a, M>, BuildError> {
         let scope = scope.sub(self.scope);
-        let part = |layer: &ConvBn| -> Result<NamedConv, BuildError> {
-            Ok(NamedConv { name: scope.key(layer.key()), conv: layer.load(&scope)?, activation: layer.activation })
-        };
         Ok(AttentionParts {
             name: scope.key("dfc"),
             x,
-            project: part(&self.project)?,
-            horizontal: part(&self.horizontal)?,
-            vertical: part(&self.vertical)?,
+            project: load(&self.project, &scope)?,
+            horizontal: load(&self.horizontal, &scope)?,
+            vertical: load(&self.vertical, &scope)?,
             config: &self.config,
             output,
         })

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::blocks::{Bottleneck, BottleneckShape, Settings, Site, load};
 use super::layers::{Activation, ConvBn, ConvShape, Cost, Pointwise, Size};
-use super::lowering::{Blocked, Lowering, ModuleNote, Plain};
+use super::lowering::{Blocked, Lowering, ModuleNote, NamedConv, Plain};
 use super::mobile::InvertedResidual;
 use super::{BlockKind, BuildError, Config, ConfigError, Cut, Dfc, Output, make_divisible};
 use crate::graph::{Graph, Linear, Tensor};
@@ -327,10 +327,11 @@ impl Network {
         let mut x = to.conv(load(&self.stem, &root)?, &image, None)?;
         let first = Output::Features { cut: Cut::Timm, level: 1 };
         if let Some(name) = wanted(first).filter(|_| self.hidden.is_some()) {
-            let mut stem = load(&self.stem, &root)?;
-            stem.name.push_str(".alone");
-            stem.conv = self.stem.load_without_norm(&root)?;
-            stem.activation = Activation::None;
+            let stem = NamedConv {
+                name: format!("{}.alone", self.stem.key()),
+                conv: self.stem.load_without_norm(&root)?,
+                activation: Activation::None,
+            };
             let maps = to.conv(stem, &image, None)?;
             to.output_map(&name, &maps)?;
         }

@@ -5,7 +5,7 @@
 //! Runtime has no operator for, or only a chain of them, is in [`OPERATOR_DOMAIN`]: [`crate::kernels`] computes it,
 //! [`crate::runtime`] registers it. Such a graph loads nowhere else; the plain one is for everywhere else.
 
-use super::onnx::{Attribute, Node};
+use super::onnx::Attribute;
 use super::ops::{mismatch, pooled};
 use super::{Conv2d, Graph, GraphError, Layout, Shape, Tensor, Value};
 
@@ -120,7 +120,7 @@ impl Graph {
         let bias = conv.bias.map(|b| self.vector(&format!("{name}.bias"), b)).unwrap_or_default();
         let mut inputs = vec![x.name.clone(), self.constant(&format!("{name}.weight"), conv.weight), bias];
         inputs.extend(sum.map(|s| s.name.clone()));
-        self.blocked(name, "Conv", inputs, attributes, shape)
+        self.node(name, (BLOCKED_DOMAIN, "Conv"), inputs, attributes, shape)
     }
 
     /// [`Graph::average_pool`] of a blocked map.
@@ -129,7 +129,7 @@ impl Graph {
     /// The input is smaller than one window.
     pub fn blocked_average_pool(&mut self, name: &str, x: &Value, size: usize) -> Result<Value, GraphError> {
         let (attributes, shape) = pooled(name, x, size)?;
-        self.blocked(name, "AveragePool", vec![x.name.clone()], attributes, shape)
+        self.node(name, (BLOCKED_DOMAIN, "AveragePool"), vec![x.name.clone()], attributes, shape)
     }
 
     /// [`Graph::max_pool`] of a blocked map.
@@ -138,7 +138,7 @@ impl Graph {
     /// The input is smaller than one window.
     pub fn blocked_max_pool(&mut self, name: &str, x: &Value, size: usize) -> Result<Value, GraphError> {
         let (attributes, shape) = pooled(name, x, size)?;
-        self.blocked(name, "MaxPool", vec![x.name.clone()], attributes, shape)
+        self.node(name, (BLOCKED_DOMAIN, "MaxPool"), vec![x.name.clone()], attributes, shape)
     }
 
     /// [`Graph::global_average_pool`] of a blocked map: the slots' means in the slots' order.
@@ -147,7 +147,7 @@ impl Graph {
     /// `x` is not a feature map.
     pub fn blocked_global_average_pool(&mut self, name: &str, x: &Value) -> Result<Value, GraphError> {
         let (c, ..) = x.chw()?;
-        self.blocked(name, "GlobalAveragePool", vec![x.name.clone()], vec![], Shape::batched(&[c, 1, 1]))
+        self.node(name, (BLOCKED_DOMAIN, "GlobalAveragePool"), vec![x.name.clone()], vec![], Shape::batched(&[c, 1, 1]))
     }
 
     /// The tail of a Ghost module in one pass: the first blocks of `x` as they are, then a 3×3 depthwise convolution of
@@ -191,7 +191,7 @@ impl Graph {
         while inputs.last().is_some_and(String::is_empty) {
             inputs.pop();
         }
-        self.own(name, "Ghost", inputs, attributes, shape)
+        self.node(name, (OPERATOR_DOMAIN, "Ghost"), inputs, attributes, shape)
     }
 
     /// A horizontal strip, a vertical one on it, and a gate function, in one pass over each block.
@@ -221,7 +221,7 @@ impl Graph {
             Attribute::int("function", function),
             Attribute::int("dilation", strips.dilation),
         ];
-        self.own(name, "Strips", inputs, attributes, x.shape.clone())
+        self.node(name, (OPERATOR_DOMAIN, "Strips"), inputs, attributes, x.shape.clone())
     }
 
     /// Means of the maps, two small matrices with a rectifier between, a hard sigmoid, and the maps multiplied by it.
@@ -241,7 +241,7 @@ impl Graph {
             self.vector(&format!("{name}.expand_bias"), excitation.expand_bias),
         ];
         let attributes = vec![Attribute::int("block", excitation.block)];
-        self.own(name, "SqueezeExcite", inputs, attributes, x.shape.clone())
+        self.node(name, (OPERATOR_DOMAIN, "SqueezeExcite"), inputs, attributes, x.shape.clone())
     }
 
     /// `x` times `gate`, which may be smaller (nearest neighbour), plus `residual`; with the channels a block.
@@ -263,7 +263,7 @@ impl Graph {
         }
         let mut inputs = vec![x.name.clone(), gate.name.clone()];
         inputs.extend(residual.map(|r| r.name.clone()));
-        self.own(name, "Gate", inputs, vec![Attribute::int("block", block)], x.shape.clone())
+        self.node(name, (OPERATOR_DOMAIN, "Gate"), inputs, vec![Attribute::int("block", block)], x.shape.clone())
     }
 
     /// From blocks to N×C×H×W, channels in order.
@@ -276,7 +276,7 @@ impl Graph {
             return Err(mismatch(name, format!("a slot for each of {channels} channels"), format!("{layout:?}")));
         };
         let inputs = vec![x.name.clone(), self.integers(&format!("{name}.slots"), &positions)];
-        self.own(name, "Unblock", inputs, block_of(layout), Shape::batched(&[channels, h, w]))
+        self.node(name, (OPERATOR_DOMAIN, "Unblock"), inputs, block_of(layout), Shape::batched(&[channels, h, w]))
     }
 
     /// From N×C×H×W, channels in order, to blocks; empty slots are zero.
@@ -289,35 +289,11 @@ impl Graph {
         let sources: Vec<usize> = layout.slots().iter().map(|s| s.unwrap_or(channels)).collect();
         let shape = Shape::batched(&[sources.len(), h, w]);
         let inputs = vec![x.name.clone(), self.integers(&format!("{name}.slots"), &sources)];
-        self.own(name, "Reblock", inputs, block_of(layout), shape)
+        self.node(name, (OPERATOR_DOMAIN, "Reblock"), inputs, block_of(layout), shape)
     }
 
     fn vector(&mut self, name: &str, data: Vec<f32>) -> String {
         self.constant(name, Tensor { shape: vec![data.len()], data })
-    }
-
-    fn blocked(
-        &mut self,
-        name: &str,
-        op: &'static str,
-        inputs: Vec<String>,
-        attributes: Vec<Attribute>,
-        shape: Shape,
-    ) -> Result<Value, GraphError> {
-        let node = Node { domain: BLOCKED_DOMAIN, op, inputs, output: name.to_owned(), attributes };
-        self.push(name, node, shape)
-    }
-
-    fn own(
-        &mut self,
-        name: &str,
-        op: &'static str,
-        inputs: Vec<String>,
-        attributes: Vec<Attribute>,
-        shape: Shape,
-    ) -> Result<Value, GraphError> {
-        let node = Node { domain: OPERATOR_DOMAIN, op, inputs, output: name.to_owned(), attributes };
-        self.push(name, node, shape)
     }
 }
 

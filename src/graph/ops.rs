@@ -114,7 +114,7 @@ impl Graph {
         if let Some(bias) = conv.bias {
             inputs.push(self.constant(&format!("{name}.bias"), Tensor { shape: vec![bias.len()], data: bias }));
         }
-        self.node(name, "Conv", inputs, attributes, shape)
+        self.node(name, ("", "Conv"), inputs, attributes, shape)
     }
 
     /// `max(x, 0)`.
@@ -150,7 +150,7 @@ impl Graph {
         let scalar = |v| Tensor { shape: vec![], data: vec![v] };
         let low = self.constant(&format!("{name}.low"), scalar(low));
         let high = self.constant(&format!("{name}.high"), scalar(high));
-        self.node(name, "Clip", vec![x.name.clone(), low, high], vec![], x.shape.clone())
+        self.node(name, ("", "Clip"), vec![x.name.clone(), low, high], vec![], x.shape.clone())
     }
 
     pub(super) fn identity(&mut self, name: &str, x: &Value) -> Result<Value, GraphError> {
@@ -165,7 +165,7 @@ impl Graph {
         if a.shape != b.shape {
             return Err(mismatch(name, &a.shape, &b.shape));
         }
-        self.node(name, "Add", vec![a.name.clone(), b.name.clone()], vec![], a.shape.clone())
+        self.node(name, ("", "Add"), vec![a.name.clone(), b.name.clone()], vec![], a.shape.clone())
     }
 
     /// Element-wise product; `b` may be `NxCx1x1`, a gate for each channel.
@@ -177,7 +177,7 @@ impl Graph {
         if a.shape != b.shape && !gate {
             return Err(mismatch(name, &a.shape, &b.shape));
         }
-        self.node(name, "Mul", vec![a.name.clone(), b.name.clone()], vec![], a.shape.clone())
+        self.node(name, ("", "Mul"), vec![a.name.clone(), b.name.clone()], vec![], a.shape.clone())
     }
 
     /// Joins feature maps of one size along the channels.
@@ -190,7 +190,7 @@ impl Graph {
             return Err(mismatch(name, format!("parts of {ha}x{wa} pixels"), format!("{hb}x{wb}")));
         }
         let shape = Shape::batched(&[ca + cb, ha, wa]);
-        self.node(name, "Concat", vec![a.name.clone(), b.name.clone()], vec![Attribute::int("axis", 1)], shape)
+        self.node(name, ("", "Concat"), vec![a.name.clone(), b.name.clone()], vec![Attribute::int("axis", 1)], shape)
     }
 
     /// The first `channels` channels; `x` itself if it has no more.
@@ -209,7 +209,7 @@ impl Graph {
         for (part, value) in [("starts", 0), ("ends", channels), ("axes", 1)] {
             inputs.push(self.integers(&format!("{name}.{part}"), &[value]));
         }
-        self.node(name, "Slice", inputs, vec![], Shape::batched(&[channels, h, w]))
+        self.node(name, ("", "Slice"), inputs, vec![], Shape::batched(&[channels, h, w]))
     }
 
     /// Average over `size`×`size` windows that do not overlap; a remainder at the right and bottom is dropped.
@@ -230,7 +230,7 @@ impl Graph {
 
     fn pool(&mut self, name: &str, op: &'static str, x: &Value, size: usize) -> Result<Value, GraphError> {
         let (attributes, shape) = pooled(name, x, size)?;
-        self.node(name, op, vec![x.name.clone()], attributes, shape)
+        self.node(name, ("", op), vec![x.name.clone()], attributes, shape)
     }
 
     /// Average of each feature map: NxCx1x1.
@@ -239,7 +239,7 @@ impl Graph {
     /// `x` is not a feature map.
     pub fn global_average_pool(&mut self, name: &str, x: &Value) -> Result<Value, GraphError> {
         let (c, ..) = x.chw()?;
-        self.node(name, "GlobalAveragePool", vec![x.name.clone()], vec![], Shape::batched(&[c, 1, 1]))
+        self.node(name, ("", "GlobalAveragePool"), vec![x.name.clone()], vec![], Shape::batched(&[c, 1, 1]))
     }
 
     /// Resizes to `height`×`width` as PyTorch's `interpolate` does (`align_corners` and antialiasing off).
@@ -285,7 +285,7 @@ impl Graph {
                 ]
             }
         };
-        self.node(name, "Resize", inputs, attributes, shape)
+        self.node(name, ("", "Resize"), inputs, attributes, shape)
     }
 
     /// NxCx1x1 to NxC.
@@ -294,7 +294,13 @@ impl Graph {
     /// `x` is not a feature map.
     pub fn flatten(&mut self, name: &str, x: &Value) -> Result<Value, GraphError> {
         let (c, h, w) = x.chw()?;
-        self.node(name, "Flatten", vec![x.name.clone()], vec![Attribute::int("axis", 1)], Shape::batched(&[c * h * w]))
+        self.node(
+            name,
+            ("", "Flatten"),
+            vec![x.name.clone()],
+            vec![Attribute::int("axis", 1)],
+            Shape::batched(&[c * h * w]),
+        )
     }
 
     /// `x · weightᵀ + bias` over NxC rows.
@@ -314,33 +320,31 @@ impl Graph {
         let weight = self.constant(&format!("{name}.weight"), linear.weight);
         let bias = self.constant(&format!("{name}.bias"), Tensor { shape: vec![out], data: linear.bias });
         let attributes = vec![Attribute::int("transB", 1)];
-        self.node(name, "Gemm", vec![x.name.clone(), weight, bias], attributes, Shape::batched(&[out]))
+        self.node(name, ("", "Gemm"), vec![x.name.clone(), weight, bias], attributes, Shape::batched(&[out]))
     }
 
-    pub(super) fn unary(
+    fn unary(
         &mut self,
         name: &str,
         op: &'static str,
         x: &Value,
         attributes: Vec<Attribute>,
     ) -> Result<Value, GraphError> {
-        self.node(name, op, vec![x.name.clone()], attributes, x.shape.clone())
+        self.node(name, ("", op), vec![x.name.clone()], attributes, x.shape.clone())
     }
 
-    fn node(
+    /// Adds a node; `operator` is its domain (empty for ONNX's own) and its name there.
+    pub(super) fn node(
         &mut self,
         name: &str,
-        op: &'static str,
+        operator: (&'static str, &'static str),
         inputs: Vec<String>,
         attributes: Vec<Attribute>,
         shape: Shape,
     ) -> Result<Value, GraphError> {
-        self.push(name, Node { domain: "", op, inputs, output: name.to_owned(), attributes }, shape)
-    }
-
-    pub(super) fn push(&mut self, name: &str, node: Node, shape: Shape) -> Result<Value, GraphError> {
         self.claim(name)?;
-        self.nodes.push(node);
+        let (domain, op) = operator;
+        self.nodes.push(Node { domain, op, inputs, output: name.to_owned(), attributes });
         Ok(Value { name: name.to_owned(), shape })
     }
 

@@ -273,42 +273,42 @@ impl Compute for SqueezeExcite {
     }
 }
 
-struct Unblock {
-    block: usize,
+/// A kernel that moves channels between slots: the map and its channels, the slots and the channels a block, the size.
+type Move = fn((&[f32], usize), (&[i64], usize), Pixels, &mut [f32]) -> Result<(), KernelError>;
+
+/// What `Unblock` and `Reblock` do, which differ in their kernels.
+fn rearrange(operands: &Operands<'_>, block: usize, kernel: Move) -> ort::Result<()> {
+    let (x, slots) = (operands.value(0)?, operands.value(1)?);
+    let (MapShape { images, channels, size }, x) = map(&x)?;
+    let (_, slots) = slots.try_extract_tensor::<i64>()?;
+    let shape = MapShape { images, channels: slots.len(), size };
+    operands.result(shape, |out| kernel((x, channels), (slots, block), size, out))
 }
+
+struct Unblock(usize);
 
 impl Compute for Unblock {
     const NAME: &'static str = "Unblock";
 
     fn new(attributes: &KernelContext<'_>) -> ort::Result<Self> {
-        Ok(Self { block: attribute(attributes, "block")? })
+        attribute(attributes, "block").map(Self)
     }
 
     fn run(&self, operands: &Operands<'_>) -> ort::Result<()> {
-        let (x, slots) = (operands.value(0)?, operands.value(1)?);
-        let (MapShape { images, channels, size }, x) = map(&x)?;
-        let (_, slots) = slots.try_extract_tensor::<i64>()?;
-        let shape = MapShape { images, channels: slots.len(), size };
-        operands.result(shape, |out| kernels::unblock((x, channels), (slots, self.block), size, out))
+        rearrange(operands, self.0, kernels::unblock)
     }
 }
 
-struct Reblock {
-    block: usize,
-}
+struct Reblock(usize);
 
 impl Compute for Reblock {
     const NAME: &'static str = "Reblock";
 
     fn new(attributes: &KernelContext<'_>) -> ort::Result<Self> {
-        Ok(Self { block: attribute(attributes, "block")? })
+        attribute(attributes, "block").map(Self)
     }
 
     fn run(&self, operands: &Operands<'_>) -> ort::Result<()> {
-        let (x, slots) = (operands.value(0)?, operands.value(1)?);
-        let (MapShape { images, channels, size }, x) = map(&x)?;
-        let (_, slots) = slots.try_extract_tensor::<i64>()?;
-        let shape = MapShape { images, channels: slots.len(), size };
-        operands.result(shape, |out| kernels::reblock((x, channels), (slots, self.block), size, out))
+        rearrange(operands, self.0, kernels::reblock)
     }
 }
