@@ -6,6 +6,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::plan::Wanted;
 use crate::preprocess::{ImageLimits, MAX_BYTES_PER_PIXEL};
 
 /// Everything that `ghostserve serve` can be told.
@@ -32,16 +33,12 @@ pub struct Config {
 }
 
 /// How cores are used.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Execution {
-    /// Sessions that run at the same time. One a core is best for networks of this size.
-    pub workers: usize,
-    /// Threads of each session.
-    pub threads_per_worker: usize,
-    /// Images that one run takes at most. Past a few, a batch's activations no longer fit the cache.
-    pub max_batch: usize,
-    /// Images decoded at the same time.
-    pub preprocess_threads: usize,
+    /// The cores that may compute, and how a model is run on them.
+    pub plan: Wanted,
+    /// How long the oldest row waits for a batch to fill. Zero unless throughput is worth more than time.
+    pub batch_delay: Duration,
 }
 
 /// Bounds of one request.
@@ -68,6 +65,8 @@ pub struct LoadLimits {
     pub max_requests: usize,
     /// Images being decoded, waiting and running.
     pub max_images: usize,
+    /// The longest predicted wait at which an interactive request is admitted.
+    pub max_wait: Duration,
     /// Bytes of request bodies in memory.
     pub max_body_bytes: usize,
     /// Bytes of decoded pixels in memory.
@@ -134,11 +133,12 @@ impl Config {
     /// # Errors
     /// The first contradiction, with the flags to change.
     pub fn validate(&self) -> Result<(), ConfigError> {
+        let plan = &self.execution.plan;
         let counts = [
-            ("--workers", self.execution.workers),
-            ("--threads-per-worker", self.execution.threads_per_worker),
-            ("--max-batch", self.execution.max_batch),
-            ("--preprocess-threads", self.execution.preprocess_threads),
+            ("--cores", plan.cores),
+            ("--workers", plan.workers.unwrap_or(1)),
+            ("--threads-per-worker", plan.threads_per_worker.unwrap_or(1)),
+            ("--max-batch", plan.max_batch.unwrap_or(1)),
             ("--max-body-bytes", self.request.max_body),
             ("--max-images-per-request", self.request.max_images),
             ("--max-part-headers", self.request.max_part_headers),

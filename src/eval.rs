@@ -3,14 +3,14 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use serde::Serialize;
 
 use crate::batch::ModelFailure;
+use crate::cores::Cores;
 use crate::manifest::Label;
 use crate::model::LoadedModel;
 use crate::preprocess::{ImageError, ImageInfo, ImageLimits, PoolConfig, Preprocessor, Transform};
@@ -25,7 +25,7 @@ const TOP: usize = 5;
 pub struct Classifier<'a> {
     model: &'a LoadedModel,
     session: Session,
-    transform: Transform,
+    transform: Arc<Transform>,
     preprocessor: Preprocessor,
 }
 
@@ -79,8 +79,8 @@ impl<'a> Classifier<'a> {
         let graph = runtime.prepare(&model.graph)?;
         Ok(Self {
             session: runtime.session(&graph, spec)?,
-            transform: Transform::new(model.manifest.input),
-            preprocessor: Preprocessor::new(PoolConfig { threads: 1, max_decoded_bytes: u64::MAX, limits }),
+            transform: Arc::new(Transform::new(model.manifest.input)),
+            preprocessor: Preprocessor::new(PoolConfig { max_decoded_bytes: u64::MAX, limits }, Cores::new(1)),
             model,
         })
     }
@@ -91,7 +91,7 @@ impl<'a> Classifier<'a> {
     /// The image cannot be used, or the model fails.
     pub fn classify(&mut self, file: &[u8], top_k: usize) -> Result<(ImageInfo, Vec<Prediction>), EvalError> {
         let prepared = self.preprocessor.run_here(&self.transform, file)?;
-        let scores = self.session.run_rows(&[&prepared.row])?.concat();
+        let scores = self.session.run_rows(&[&prepared.crop])?.concat();
         let ask = Ask { top_k, min_confidence: 0.0 };
         let predictions = predict(scores, self.model.manifest.network.output, &self.model.labels, ask);
         Ok((prepared.info, predictions))
@@ -229,15 +229,14 @@ pub fn evaluate(
                 });
                 match row {
                     Ok(prepared) => {
-                        rows.push(prepared.row);
+                        rows.push(prepared.crop);
                         classes.push(*class);
                     }
                     Err(error) => failed.push(Failure { file: file.clone(), error }),
                 }
                 progress();
             }
-            let views: Vec<&[f32]> = rows.iter().map(Vec::as_slice).collect();
-            let scores = classifier.session.run_rows(&views)?;
+            let scores = classifier.session.run_rows(&rows)?;
 
             let mut report = report.lock().unwrap_or_else(PoisonError::into_inner);
             for (class, scores) in classes.into_iter().zip(scores) {

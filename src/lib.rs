@@ -24,6 +24,7 @@
 pub mod batch;
 pub mod cli;
 pub mod config;
+pub mod cores;
 pub mod eval;
 pub mod ghostnet;
 pub mod graph;
@@ -31,6 +32,7 @@ pub mod hub;
 pub mod kernels;
 pub mod manifest;
 pub mod model;
+pub mod plan;
 pub mod preprocess;
 pub mod runtime;
 pub mod server;

@@ -1,168 +1,168 @@
-//! Admission, and the queue itself.
+//! The queue itself: rows that wait for a worker.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, TryAcquireError, oneshot};
+use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, timeout_at};
 
-use super::{AdmitError, Answer, JobError};
-use crate::telemetry::{GaugeGuard, ModelMetrics};
+use super::admission::{Admission, Bounds, InFlight, Permit, Places};
+use super::{Answer, JobError};
+use crate::cores::{Cores, Priority};
+use crate::telemetry::{ModelMetrics, Stage};
 
 /// One model's rows, from admission to a worker's hands.
 #[derive(Debug)]
-pub struct Queue {
-    pub(super) state: Mutex<State>,
-    /// One waiting worker is woken for every job.
+pub struct Queue<R> {
+    pub(super) state: Mutex<State<R>>,
+    /// Woken by every row; whoever is woken and leaves rows behind wakes the next.
     pub(super) ready: Notify,
-    slots: Arc<Semaphore>,
-    /// Nanoseconds a worker takes for an image, smoothed; 0 before the first batch.
-    pace: AtomicU64,
+    pub(super) cores: Arc<Cores>,
+    pub(super) admission: Admission,
+    pub(super) places: Arc<Places>,
     pub(super) metrics: ModelMetrics,
 }
 
-#[derive(Debug, Default)]
-pub(super) struct State {
-    pub(super) jobs: VecDeque<Job>,
+#[derive(Debug)]
+pub(super) struct State<R> {
+    /// By priority; in the order of their ids.
+    pub(super) jobs: [VecDeque<Job<R>>; 2],
     pub(super) closed: bool,
+    next_id: u64,
+}
+
+impl<R> State<R> {
+    pub(super) fn depth(&self) -> usize {
+        self.jobs.iter().map(VecDeque::len).sum()
+    }
 }
 
 /// A row that waits.
 #[derive(Debug)]
-pub(super) struct Job {
-    pub(super) row: Vec<f32>,
+pub(super) struct Job<R> {
+    id: u64,
+    pub(super) row: R,
     pub(super) deadline: Instant,
     pub(super) enqueued_at: Instant,
     /// The request's span, so that what happens to the row is logged with its id.
     pub(super) span: tracing::Span,
     pub(super) reply: oneshot::Sender<Result<Answer, JobError>>,
-    /// Held until the job is answered or forgotten: a row in the queue counts even when its client is gone.
-    permit: Permit,
+    /// Held until the job is answered or forgotten: a row in the queue or in a worker counts even when its client is gone.
+    pub(super) permit: Permit,
 }
 
-impl Job {
+impl<R> Job<R> {
     /// Ends the job. Its place is free before its owner hears of it: whoever asks again at once must not be refused for it.
-    pub(super) fn answer(self, result: Result<Answer, JobError>) {
+    pub(super) fn answer(mut self, result: Result<Answer, JobError>) {
+        let gone = self.reply.is_closed();
+        if result == Err(JobError::Expired) || gone && self.deadline <= Instant::now() {
+            self.permit.expire();
+        } else if !gone {
+            self.permit.settle();
+        }
         drop(self.permit);
         // An owner that has left does not want it.
         let _ = self.reply.send(result);
     }
 }
 
-/// The right to have some images in flight. Freed when dropped.
-#[derive(Debug)]
-pub struct Permit {
-    slots: OwnedSemaphorePermit,
-    gauge: GaugeGuard,
-}
-
-impl Permit {
-    /// Takes the right for one image out of this one; `None` when there is none left.
-    pub fn split_one(&mut self) -> Option<Self> {
-        let slots = self.slots.split(1)?;
-        Some(Self { slots, gauge: self.gauge.split_one() })
-    }
-}
-
-impl Queue {
-    /// A queue that admits `capacity` images at once: being decoded, waiting and running together.
-    ///
-    /// Choose it as the wait that clients accept times the images a second that the workers do; more only makes
-    /// everybody wait longer before the same number is refused.
+impl<R> Queue<R> {
+    /// A queue within `bounds`, whose work is done on `cores`.
     #[must_use]
-    pub fn new(capacity: usize, metrics: ModelMetrics) -> Arc<Self> {
-        metrics.capacity.set(capacity as i64);
+    pub fn new(bounds: Bounds, cores: Arc<Cores>, metrics: ModelMetrics) -> Arc<Self> {
+        metrics.capacity.set(bounds.images as i64);
+        let places = Places { in_flight: Mutex::new(InFlight::default()), metrics: metrics.clone() };
         Arc::new(Self {
-            state: Mutex::default(),
+            state: Mutex::new(State { jobs: Default::default(), closed: false, next_id: 0 }),
             ready: Notify::new(),
-            slots: Arc::new(Semaphore::new(capacity.min(Semaphore::MAX_PERMITS))),
-            pace: AtomicU64::new(0),
+            cores,
+            admission: Admission::new(bounds),
+            places: Arc::new(places),
             metrics,
         })
-    }
-
-    /// Asks for room for `images`, before anything is spent on them. All or none.
-    ///
-    /// # Errors
-    /// The bound is reached, or the queue is closed.
-    pub fn admit(&self, images: usize) -> Result<Permit, AdmitError> {
-        let count = u32::try_from(images).map_err(|_| AdmitError::Full)?;
-        match Arc::clone(&self.slots).try_acquire_many_owned(count) {
-            Ok(slots) => {
-                let gauge = GaugeGuard::by(&self.metrics.in_flight, images as i64);
-                Ok(Permit { slots, gauge })
-            }
-            Err(TryAcquireError::NoPermits) => Err(AdmitError::Full),
-            Err(TryAcquireError::Closed) => Err(AdmitError::Closed),
-        }
     }
 
     /// Queues a row and waits for its answer, at most until `deadline`. Dropping the future withdraws the row.
     ///
     /// # Errors
     /// The deadline passed, the model failed, or the queue was closed.
-    pub async fn run(&self, permit: Permit, row: Vec<f32>, deadline: Instant) -> Result<Answer, JobError> {
+    pub async fn run(&self, mut permit: Permit, row: R, deadline: Instant) -> Result<Answer, JobError> {
         let (reply, answer) = oneshot::channel();
         let span = tracing::Span::current();
-        let job = Job { row, deadline, enqueued_at: Instant::now(), span, reply, permit };
-        {
+        let priority = permit.priority();
+        permit.reach(Stage::Queue);
+        let waiting = {
             let mut state = self.lock();
             if state.closed {
+                permit.settle();
                 return Err(JobError::Closed);
             }
-            state.jobs.push_back(job);
-            self.metrics.queue_depth.set(state.jobs.len() as i64);
-        }
+            let id = state.next_id;
+            state.next_id += 1;
+            let job = Job { id, row, deadline, enqueued_at: Instant::now(), span, reply, permit };
+            state.jobs[priority as usize].push_back(job);
+            self.metrics.queue_depth.set(state.depth() as i64);
+            Waiting { queue: self, priority, id }
+        };
         self.ready.notify_one();
         match timeout_at(deadline, answer).await {
             Ok(Ok(result)) => result,
             // The worker that had it is gone without a word.
             Ok(Err(_)) => Err(JobError::ModelFailed),
-            Err(_) => Err(JobError::Expired),
+            Err(_) => {
+                if let Some(job) = waiting.withdraw() {
+                    job.answer(Err(JobError::Expired));
+                }
+                Err(JobError::Expired)
+            }
         }
     }
 
     /// Admits no more. What is queued is still run; then the workers end.
     pub fn close(&self) {
         self.lock().closed = true;
-        self.slots.close();
         self.ready.notify_waiters();
     }
 
-    /// How long the images now in flight will keep the workers busy, by the pace of the last batches: when there will be
-    /// room again.
-    #[must_use]
-    pub fn backlog(&self) -> Duration {
-        let images = self.metrics.in_flight.get().max(0) as u64;
-        let workers = self.metrics.workers_ready.get().max(1) as u64;
-        Duration::from_nanos(self.pace.load(Ordering::Relaxed).saturating_mul(images) / workers)
-    }
-
-    /// Notes that a batch of `images` took `infer`.
-    pub(super) fn record_pace(&self, images: usize, infer: Duration) {
-        let new = infer.as_nanos() as u64 / images.max(1) as u64;
-        let old = self.pace.load(Ordering::Relaxed);
-        // An eighth of every new batch: a few tens of batches to forget. Two workers may overwrite each other; either
-        // value will do.
-        self.pace.store(if old == 0 { new } else { old - old / 8 + new / 8 }, Ordering::Relaxed);
-    }
-
-    /// Jobs that wait.
+    /// Rows that wait.
     #[must_use]
     pub fn depth(&self) -> usize {
-        self.lock().jobs.len()
+        self.lock().depth()
     }
 
     /// Whether nothing is queued and nothing will be.
     pub(super) fn is_finished(&self) -> bool {
         let state = self.lock();
-        state.closed && state.jobs.is_empty()
+        state.closed && state.depth() == 0
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State<R>> {
         // Nothing that runs under the lock can leave the state half changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Somebody who waits for a row's answer. When he is gone, so is the row, unless a worker has it.
+struct Waiting<'a, R> {
+    queue: &'a Queue<R>,
+    priority: Priority,
+    id: u64,
+}
+
+impl<R> Waiting<'_, R> {
+    fn withdraw(&self) -> Option<Job<R>> {
+        let mut state = self.queue.lock();
+        let jobs = &mut state.jobs[self.priority as usize];
+        let at = jobs.binary_search_by_key(&self.id, |job| job.id).ok()?;
+        let job = jobs.remove(at);
+        self.queue.metrics.queue_depth.set(state.depth() as i64);
+        job
+    }
+}
+
+impl<R> Drop for Waiting<'_, R> {
+    fn drop(&mut self) {
+        // Its permit counts it as cancelled.
+        drop(self.withdraw());
     }
 }

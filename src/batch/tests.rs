@@ -8,7 +8,8 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::*;
-use crate::telemetry::{Metrics, ModelMetrics};
+use crate::cores::{Cores, Priority, Rank, Work};
+use crate::telemetry::{Dropped, Metrics, ModelMetrics, Stage};
 
 const RUN: Duration = Duration::from_millis(10);
 const FAR: Duration = Duration::from_secs(5);
@@ -22,8 +23,8 @@ const LOSE_A_ROW: f32 = -4.0;
 /// Remembers the batches it ran; takes [`RUN`] for each.
 struct FakeModel(Arc<Mutex<Vec<Vec<f32>>>>);
 
-impl Model for FakeModel {
-    async fn run(&mut self, rows: &[&[f32]]) -> Result<Vec<Vec<f32>>, ModelFailure> {
+impl Model<Vec<f32>> for FakeModel {
+    async fn run(&mut self, rows: &[&Vec<f32>]) -> Result<Vec<Vec<f32>>, ModelFailure> {
         let values: Vec<f32> = rows.iter().map(|row| row[0]).collect();
         self.0.lock().unwrap().push(values.clone());
         tokio::time::sleep(RUN).await;
@@ -40,8 +41,16 @@ impl Model for FakeModel {
     }
 }
 
+/// One core, one worker, batches of up to four, no bound on the wait.
+const BATCHING: Batching = Batching { max: 4, delay: Duration::ZERO, cores: 1 };
+
+fn bounds(images: usize) -> Bounds {
+    Bounds { images, background_images: images / 2, max_wait: FAR * 2 }
+}
+
 struct Fixture {
-    queue: Arc<Queue>,
+    queue: Arc<Queue<Vec<f32>>>,
+    cores: Arc<Cores>,
     metrics: ModelMetrics,
     batches: Arc<Mutex<Vec<Vec<f32>>>>,
     state: Arc<WorkerState>,
@@ -49,27 +58,55 @@ struct Fixture {
 }
 
 impl Fixture {
-    /// One worker, batches of up to four.
     async fn start(capacity: usize) -> Self {
+        Self::with(bounds(capacity), BATCHING, 1).await
+    }
+
+    async fn with(bounds: Bounds, batching: Batching, cores: usize) -> Self {
         let metrics = Metrics::new().unwrap().for_model("fake");
-        let queue = Queue::new(capacity, metrics.clone());
+        let cores = Cores::new(cores);
+        let queue = Queue::new(bounds, Arc::clone(&cores), metrics.clone());
         let batches = Arc::new(Mutex::new(Vec::new()));
-        let seen = Arc::clone(&batches);
-        let worker = Worker::new(Arc::clone(&queue), 4, move || Ok(FakeModel(Arc::clone(&seen))));
-        let state = worker.state();
-        let worker = tokio::spawn(worker.run());
-        let fixture = Self { queue, metrics, batches, state, worker };
+        let (state, worker) = Self::worker(&queue, &batches, batching);
+        let fixture = Self { queue, cores, metrics, batches, state, worker };
         fixture.settle().await;
         assert!(fixture.state.is_ready());
         fixture
     }
 
+    fn worker(
+        queue: &Arc<Queue<Vec<f32>>>,
+        batches: &Arc<Mutex<Vec<Vec<f32>>>>,
+        batching: Batching,
+    ) -> (Arc<WorkerState>, JoinHandle<()>) {
+        let seen = Arc::clone(batches);
+        let worker = Worker::new(Arc::clone(queue), batching, move || Ok(FakeModel(Arc::clone(&seen))));
+        (worker.state(), tokio::spawn(worker.run()))
+    }
+
     /// Sends a row that waits for its answer at most `patience`.
     fn send(&self, value: f32, patience: Duration) -> JoinHandle<Result<Vec<f32>, JobError>> {
-        let permit = self.queue.admit(1).unwrap();
-        let queue = Arc::clone(&self.queue);
+        self.send_as(Priority::Interactive, value, patience)
+    }
+
+    fn send_as(&self, priority: Priority, value: f32, patience: Duration) -> JoinHandle<Result<Vec<f32>, JobError>> {
         let deadline = Instant::now() + patience;
+        let permit = self.queue.admit(1, priority, Instant::now() + FAR * 10).unwrap();
+        let queue = Arc::clone(&self.queue);
         tokio::spawn(async move { queue.run(permit, vec![value], deadline).await.map(|answer| answer.output) })
+    }
+
+    fn admit(&self, images: usize) -> Result<Permit, AdmitError> {
+        self.queue.admit(images, Priority::Interactive, Instant::now() + FAR * 10)
+    }
+
+    fn admit_background(&self, images: usize) -> Result<Permit, AdmitError> {
+        self.queue.admit(images, Priority::Background, Instant::now() + FAR * 10)
+    }
+
+    /// Images dropped in a stage: cancelled, expired.
+    fn dropped(&self, stage: Stage) -> (u64, u64) {
+        (self.metrics.dropped(Dropped::Cancelled, stage).get(), self.metrics.dropped(Dropped::Expired, stage).get())
     }
 
     /// Lets every task run until it waits for time or for another.
@@ -84,7 +121,10 @@ impl Fixture {
     }
 
     fn assert_empty(&self) {
-        assert_eq!((self.queue.depth(), self.metrics.queue_depth.get(), self.metrics.in_flight.get()), (0, 0, 0));
+        let gauges =
+            (self.queue.depth(), self.metrics.queue_depth.get(), self.metrics.in_flight.get(), self.cores.busy());
+        assert_eq!(gauges, (0, 0, 0, 0));
+        assert_eq!(self.queue.predicted_wait(), Duration::ZERO);
     }
 }
 
@@ -120,7 +160,8 @@ async fn batches_form_while_the_worker_is_busy_in_order_and_up_to_the_limit() {
 async fn two_workers_share_one_queue() {
     let f = Fixture::start(64).await;
     let seen = Arc::clone(&f.batches);
-    let second = Worker::new(Arc::clone(&f.queue), 1, move || Ok(FakeModel(Arc::clone(&seen))));
+    let second =
+        Worker::new(Arc::clone(&f.queue), Batching { max: 1, ..BATCHING }, move || Ok(FakeModel(Arc::clone(&seen))));
     tokio::spawn(second.run());
     f.settle().await;
     assert_eq!(f.metrics.workers_ready.get(), 2);
@@ -136,30 +177,35 @@ async fn two_workers_share_one_queue() {
 #[tokio::test(start_paused = true)]
 async fn past_the_bound_nothing_is_admitted_and_room_comes_back() {
     let f = Fixture::start(3).await;
-    let mut permit = f.queue.admit(3).unwrap();
-    assert_eq!(f.queue.admit(1).unwrap_err(), AdmitError::Full);
+    let mut permit = f.admit(3).unwrap();
+    assert_eq!(f.admit(1).unwrap_err(), AdmitError::Full);
     let one = permit.split_one().unwrap();
     assert_eq!(f.metrics.in_flight.get(), 3);
     drop(one);
-    assert_eq!(f.queue.admit(2).unwrap_err(), AdmitError::Full, "all or none");
-    drop(f.queue.admit(1).unwrap());
+    assert_eq!(f.admit(2).unwrap_err(), AdmitError::Full, "all or none");
+    drop(f.admit(1).unwrap());
     drop(permit);
     f.assert_empty();
-    assert!(f.queue.admit(3).is_ok());
+    assert!(f.admit(3).is_ok());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_row_in_the_queue_keeps_its_place_in_the_bound_when_its_client_is_gone() {
+async fn a_client_that_leaves_frees_its_place_at_once_unless_the_model_has_its_row() {
     let f = Fixture::start(2).await;
-    let _running = f.send(1.0, FAR);
+    let running = f.send(1.0, FAR);
     f.settle().await;
     let waiting = f.send(2.0, FAR);
     f.settle().await;
     waiting.abort();
     f.settle().await;
-    assert_eq!(f.queue.admit(1).unwrap_err(), AdmitError::Full);
+    assert_eq!((f.queue.depth(), f.dropped(Stage::Queue)), (0, (1, 0)));
+    drop(f.admit(1).unwrap());
+    running.abort();
+    f.settle().await;
+    assert_eq!(f.admit(2).unwrap_err(), AdmitError::Full, "the model still has the row");
     tokio::time::sleep(RUN * 2).await;
-    assert!(f.queue.admit(2).is_ok());
+    assert_eq!(f.dropped(Stage::Infer), (1, 0));
+    assert!(f.admit(2).is_ok());
 }
 
 #[tokio::test(start_paused = true)]
@@ -174,7 +220,7 @@ async fn a_deadline_is_kept_to_the_millisecond_and_the_model_never_sees_the_row(
     assert!(running.await.unwrap().is_ok());
     f.settle().await;
     assert_eq!(f.batches(), [[1.0]]);
-    assert_eq!(f.metrics.expired.get(), 1);
+    assert_eq!(f.dropped(Stage::Queue), (0, 1));
     f.assert_empty();
 }
 
@@ -191,7 +237,7 @@ async fn clients_that_leave_take_their_rows_with_them() {
     assert!(running.await.unwrap().is_ok());
     assert_eq!(staying.await.unwrap(), Ok(vec![-3.0]));
     assert_eq!(f.batches(), [[1.0], [3.0]]);
-    assert_eq!(f.metrics.cancelled.get(), 10);
+    assert_eq!(f.dropped(Stage::Queue), (10, 0));
     f.assert_empty();
 }
 
@@ -220,10 +266,10 @@ async fn a_model_that_fails_costs_its_batch_and_is_replaced() {
 #[tokio::test(start_paused = true)]
 async fn a_model_that_cannot_be_loaded_is_tried_again_ever_more_slowly() {
     let metrics = Metrics::new().unwrap().for_model("fake");
-    let queue = Queue::new(1, metrics);
+    let queue = Queue::<Vec<f32>>::new(bounds(1), Cores::new(1), metrics);
     let attempts = Arc::new(Mutex::new(Vec::new()));
     let log = Arc::clone(&attempts);
-    let worker = Worker::new(queue, 1, move || {
+    let worker = Worker::new(queue, BATCHING, move || {
         log.lock().unwrap().push(Instant::now());
         Err::<FakeModel, _>(ModelFailure("no such file".into()))
     });
@@ -255,11 +301,11 @@ async fn a_model_that_hangs_costs_nobody_more_than_their_deadline_and_shows() {
 #[tokio::test(start_paused = true)]
 async fn closing_answers_what_was_queued_and_refuses_what_comes_later() {
     let f = Fixture::start(64).await;
-    let mut permit = f.queue.admit(1).unwrap();
+    let mut permit = f.admit(1).unwrap();
     let answers: Vec<_> = (0..9).map(|i| f.send(i as f32, FAR)).collect();
     f.settle().await;
     f.queue.close();
-    assert_eq!(f.queue.admit(1).unwrap_err(), AdmitError::Closed);
+    assert_eq!(f.admit(1).unwrap_err(), AdmitError::Closed);
     let late = f.queue.run(permit.split_one().unwrap(), vec![1.0], Instant::now() + FAR).await;
     assert_eq!(late.unwrap_err(), JobError::Closed);
     for answer in answers {
@@ -277,10 +323,195 @@ async fn an_idle_worker_ends_when_the_queue_closes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_backlog_is_what_the_workers_still_have_to_do() {
-    let f = Fixture::start(64).await;
+async fn the_backlog_is_what_the_cores_still_have_to_do() {
+    let f = Fixture::with(bounds(64), BATCHING, 2).await;
     assert_eq!(f.queue.backlog(), Duration::ZERO);
     assert!(f.send(1.0, FAR).await.unwrap().is_ok());
-    let _permit = f.queue.admit(10).unwrap();
-    assert_eq!(f.queue.backlog(), 10 * RUN, "ten images, one worker, one image in a batch so far");
+    let _permit = f.admit(10).unwrap();
+    assert_eq!(f.queue.backlog(), 5 * RUN, "ten images, two cores, one image in a batch so far");
+    f.queue.record_prepare(RUN);
+    assert_eq!((f.queue.backlog(), f.queue.predicted_wait()), (10 * RUN, 10 * RUN), "and as much for decoding");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_that_is_not_full_runs_after_the_decoding_that_can_fill_it() {
+    let f = Fixture::start(64).await;
+    let core = f.cores.take(Rank { priority: Priority::Interactive, work: Work::Prepare }, 1).await;
+    let first = f.send(1.0, FAR);
+    f.settle().await;
+    // Another image is to be decoded, which takes the core first and then adds its row.
+    let cores = Arc::clone(&f.cores);
+    let decoding = tokio::spawn(async move {
+        let core = cores.take(Rank { priority: Priority::Interactive, work: Work::Prepare }, 1).await;
+        tokio::time::sleep(RUN).await;
+        drop(core);
+    });
+    f.settle().await;
+    drop(core);
+    tokio::time::sleep(RUN / 2).await;
+    assert!(f.batches().is_empty());
+    let second = f.send(2.0, FAR);
+    decoding.await.unwrap();
+    assert!(first.await.unwrap().is_ok() && second.await.unwrap().is_ok());
+    assert_eq!(f.batches(), [[1.0, 2.0]]);
+    f.assert_empty();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_that_fills_while_it_waits_goes_before_decoding() {
+    let f = Fixture::start(64).await;
+    let prepare = Rank { priority: Priority::Interactive, work: Work::Prepare };
+    let core = f.cores.take(prepare, 1).await;
+    let mut answers = vec![f.send(1.0, FAR)];
+    f.settle().await;
+    let decoding = f.cores.take(prepare, 1);
+    tokio::pin!(decoding);
+    assert!(futures::poll!(&mut decoding).is_pending());
+    answers.extend((2..=4).map(|value| f.send(value as f32, FAR)));
+    f.settle().await;
+    drop(core);
+    f.settle().await;
+    assert_eq!(f.batches(), [[1.0, 2.0, 3.0, 4.0]]);
+    assert!(futures::poll!(&mut decoding).is_pending());
+    for answer in answers {
+        assert!(answer.await.unwrap().is_ok());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn rows_are_shared_out_among_workers_with_a_core_to_spare() {
+    let f = Fixture::with(bounds(64), BATCHING, 2).await;
+    let (state, _second) = Fixture::worker(&f.queue, &f.batches, BATCHING);
+    f.settle().await;
+    assert!(state.is_ready());
+    let cores = f.cores.take(BEST, 2).await;
+    let answers: Vec<_> = (1..=4).map(|value| f.send(value as f32, FAR)).collect();
+    f.settle().await;
+    drop(cores);
+    let start = Instant::now();
+    for answer in answers {
+        assert!(answer.await.unwrap().is_ok());
+    }
+    assert_eq!(start.elapsed(), RUN);
+    let mut sizes: Vec<_> = f.batches().iter().map(Vec::len).collect();
+    sizes.sort_unstable();
+    assert_eq!(sizes.iter().sum::<usize>(), 4);
+    assert_eq!(sizes.len(), 2, "{sizes:?}");
+    f.assert_empty();
+}
+
+/// What nothing goes before.
+const BEST: Rank = Rank { priority: Priority::Interactive, work: Work::FullBatch };
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_delay_waits_for_company_and_not_longer() {
+    let delay = RUN / 2;
+    let f = Fixture::with(bounds(64), Batching { delay, ..BATCHING }, 1).await;
+    let start = Instant::now();
+    let first = f.send(1.0, FAR);
+    tokio::time::sleep(delay / 2).await;
+    let second = f.send(2.0, FAR);
+    assert!(first.await.unwrap().is_ok() && second.await.unwrap().is_ok());
+    assert_eq!(f.batches(), [[1.0, 2.0]]);
+    assert_eq!(start.elapsed(), delay + RUN, "counted from the oldest row");
+    // A full one does not wait.
+    let start = Instant::now();
+    let answers: Vec<_> = (0..4).map(|value| f.send(value as f32, FAR)).collect();
+    for answer in answers {
+        assert!(answer.await.unwrap().is_ok());
+    }
+    assert_eq!(start.elapsed(), RUN);
+}
+
+#[tokio::test(start_paused = true)]
+async fn background_work_waits_behind_interactive_work() {
+    let f = Fixture::start(64).await;
+    let running = f.send(0.0, FAR);
+    f.settle().await;
+    let background: Vec<_> = (1..=4).map(|v| f.send_as(Priority::Background, v as f32, FAR)).collect();
+    f.settle().await;
+    let interactive: Vec<_> = (5..=7).map(|v| f.send(v as f32, FAR)).collect();
+    f.settle().await;
+    assert!(running.await.unwrap().is_ok());
+    for answer in background.into_iter().chain(interactive) {
+        assert!(answer.await.unwrap().is_ok());
+    }
+    assert_eq!(f.batches()[1..], [vec![5.0, 6.0, 7.0, 1.0], vec![2.0, 3.0, 4.0]]);
+    f.assert_empty();
+}
+
+#[tokio::test(start_paused = true)]
+async fn background_work_leaves_places_and_waits_for_longer() {
+    let f = Fixture::with(Bounds { max_wait: 3 * RUN, ..bounds(8) }, BATCHING, 1).await;
+    assert!(f.send(1.0, FAR).await.unwrap().is_ok());
+    let _background = f.admit_background(4).unwrap();
+    assert_eq!(f.admit_background(1).unwrap_err(), AdmitError::Full, "its half");
+    assert_eq!(f.queue.predicted_wait(), Duration::ZERO, "it is in nobody's way");
+    let _interactive = f.admit(4).unwrap();
+    assert_eq!(f.admit(1).unwrap_err(), AdmitError::Full);
+}
+
+#[tokio::test(start_paused = true)]
+async fn past_the_longest_wait_only_background_work_is_admitted() {
+    let f = Fixture::with(Bounds { max_wait: 3 * RUN, ..bounds(64) }, BATCHING, 1).await;
+    assert!(f.admit(10).is_ok(), "nothing is known yet, and an idle server takes a large request");
+    assert!(f.send(1.0, FAR).await.unwrap().is_ok());
+    let first = f.admit(3).unwrap();
+    let second = f.admit(1).unwrap();
+    assert_eq!(f.admit(1).unwrap_err(), AdmitError::WaitTooLong(4 * RUN));
+    assert!(f.admit_background(1).is_ok());
+    drop(second);
+    assert!(f.admit(1).is_ok());
+    drop(first);
+    f.assert_empty();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deadline_that_cannot_be_met_is_refused_at_once() {
+    let f = Fixture::start(64).await;
+    assert!(f.send(1.0, FAR).await.unwrap().is_ok());
+    let _ahead = f.admit(4).unwrap();
+    let admit = |patience| f.queue.admit(1, Priority::Interactive, Instant::now() + patience);
+    assert_eq!(admit(5 * RUN - Duration::from_millis(1)).unwrap_err(), AdmitError::TooLate(4 * RUN));
+    assert!(admit(5 * RUN).is_ok(), "four before it, and its own run");
+    let would = f.queue.would_admit(1, Priority::Interactive, Instant::now() + RUN);
+    assert_eq!(would.unwrap_err(), AdmitError::TooLate(4 * RUN), "and the same is said before the body is read");
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_fate_of_an_image_is_counted_once() {
+    let f = Fixture::start(64).await;
+    // Left while it was decoded; refused by the decoder; its time over while it was decoded.
+    drop(f.admit(2).unwrap());
+    let mut refused = f.admit(1).unwrap();
+    refused.settle();
+    drop(refused);
+    let mut late = f.admit(1).unwrap();
+    late.expire();
+    drop(late);
+    assert_eq!(f.dropped(Stage::Decode), (2, 1));
+    // Its time over while the model had it.
+    assert_eq!(f.send(1.0, RUN / 2).await.unwrap(), Err(JobError::Expired));
+    tokio::time::sleep(RUN).await;
+    assert_eq!(f.dropped(Stage::Infer), (0, 1));
+    // Answered.
+    assert!(f.send(1.0, FAR).await.unwrap().is_ok());
+    assert_eq!([Stage::Decode, Stage::Queue, Stage::Infer].map(|stage| f.dropped(stage)), [(2, 1), (0, 0), (0, 1)]);
+    f.assert_empty();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_storm_of_clients_that_leave_ends_with_every_gauge_at_zero() {
+    let f = Fixture::start(1000).await;
+    let clients: Vec<_> = (0..500).map(|i| f.send_as(Priority::ALL[i % 2], i as f32, FAR)).collect();
+    f.settle().await;
+    for (i, client) in clients.iter().enumerate() {
+        client.abort();
+        if i % 50 == 0 {
+            tokio::time::sleep(RUN / 3).await;
+        }
+    }
+    tokio::time::sleep(RUN * 2).await;
+    f.assert_empty();
+    assert!(f.send(1.0, FAR).await.unwrap().is_ok());
 }

@@ -8,7 +8,8 @@ use futures::FutureExt;
 use tokio::time::Instant;
 
 use super::queue::Job;
-use super::{Answer, JobError, Model, ModelFailure, Queue};
+use super::{Answer, Batching, JobError, Model, ModelFailure, Queue};
+use crate::cores::Held;
 use crate::telemetry::GaugeGuard;
 
 /// The first wait before a failed model is loaded again; doubles with every further failure.
@@ -50,18 +51,17 @@ impl WorkerState {
 }
 
 /// A worker, not yet running: [`Worker::run`] is to be spawned where it should run.
-pub struct Worker<L> {
-    queue: Arc<Queue>,
+pub struct Worker<R, L> {
+    queue: Arc<Queue<R>>,
     load: L,
-    max_batch: usize,
+    batching: Batching,
     state: Arc<WorkerState>,
 }
 
-impl<M: Model, L: FnMut() -> Result<M, ModelFailure>> Worker<L> {
-    /// A worker that takes up to `max_batch` jobs at once and gets its model from `load`, at the start and after every
-    /// failure.
-    pub fn new(queue: Arc<Queue>, max_batch: usize, load: L) -> Self {
-        Self { queue, load, max_batch, state: Arc::default() }
+impl<R: Send + 'static, M: Model<R>, L: FnMut() -> Result<M, ModelFailure>> Worker<R, L> {
+    /// A worker that gets its model from `load`, at the start and after every failure.
+    pub fn new(queue: Arc<Queue<R>>, batching: Batching, load: L) -> Self {
+        Self { queue, load, batching, state: Arc::default() }
     }
 
     /// Its state, to be asked while it runs.
@@ -99,9 +99,9 @@ impl<M: Model, L: FnMut() -> Result<M, ModelFailure>> Worker<L> {
 
     /// Runs batches until the queue ends (true) or the model fails (false).
     async fn serve(&self, model: &mut M, backoff: &mut Duration) -> bool {
-        while let Some(jobs) = self.queue.take(self.max_batch).await {
+        while let Some((jobs, cores)) = self.queue.take(self.batching).await {
             self.state.set(Activity::Busy(Instant::now()));
-            let result = self.run_batch(model, jobs).await;
+            let result = self.run_batch(model, jobs, cores).await;
             self.state.set(Activity::Idle);
             if let Err(failure) = result {
                 tracing::error!(%failure, "the model failed on a batch");
@@ -112,13 +112,15 @@ impl<M: Model, L: FnMut() -> Result<M, ModelFailure>> Worker<L> {
         true
     }
 
-    async fn run_batch(&self, model: &mut M, jobs: Vec<Job>) -> Result<(), ModelFailure> {
+    async fn run_batch(&self, model: &mut M, jobs: Vec<Job<R>>, cores: Held) -> Result<(), ModelFailure> {
         let metrics = &self.queue.metrics;
         metrics.batch_size.observe(jobs.len() as f64);
-        let rows: Vec<&[f32]> = jobs.iter().map(|job| &job.row[..]).collect();
+        let rows: Vec<&R> = jobs.iter().map(|job| &job.row).collect();
         let start = Instant::now();
         let result = AssertUnwindSafe(model.run(&rows)).catch_unwind().await;
         let infer = start.elapsed();
+        // Others can compute while the answers go out.
+        drop(cores);
         let result = match result {
             Ok(Ok(outputs)) if outputs.len() != jobs.len() => {
                 Err(ModelFailure(format!("expected {} output rows, found {}", jobs.len(), outputs.len())))
@@ -132,7 +134,7 @@ impl<M: Model, L: FnMut() -> Result<M, ModelFailure>> Worker<L> {
         };
         match result {
             Ok(outputs) => {
-                self.queue.record_pace(jobs.len(), infer);
+                self.queue.record_infer(jobs.len(), self.batching.cores, infer);
                 for (job, output) in jobs.into_iter().zip(outputs) {
                     let queued = start - job.enqueued_at;
                     metrics.queued.observe(queued.as_secs_f64());

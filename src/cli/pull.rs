@@ -65,7 +65,10 @@ impl PullArgs {
             endpoint: self.endpoint,
             token: variable("HF_TOKEN").and_then(|token| Token::new(&token)),
             proxies: proxies(),
-            cache: self.cache.or_else(default_cache).context("no home folder: say where to keep files with --cache")?,
+            cache: self
+                .cache
+                .or_else(super::default_cache)
+                .context("no home folder: say where to keep files with --cache")?,
             offline: self.offline || variable("HF_HUB_OFFLINE").is_some_and(|value| is_true(&value)),
             limits: Limits::default(),
         })?;
@@ -120,11 +123,6 @@ fn proxies() -> Proxies {
         all: either("ALL_PROXY"),
         none: either("NO_PROXY").unwrap_or_default(),
     }
-}
-
-fn default_cache() -> Option<PathBuf> {
-    let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
-    base.or_else(|| std::env::home_dir().map(|home| home.join(".cache"))).map(|base| base.join("ghostserve"))
 }
 
 /// A path as it can be typed.

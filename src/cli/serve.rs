@@ -1,6 +1,7 @@
 //! `ghostserve serve`.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::thread::available_parallelism;
 use std::time::Duration;
@@ -8,9 +9,10 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Args;
 
-use super::{RuntimeArgs, values};
+use super::{RuntimeArgs, default_cache, values};
 use crate::config::{Config, Execution, LoadLimits, RequestLimits, ShedStatus, TimeLimits};
 use crate::model::EMBEDDED_MODEL;
+use crate::plan::Wanted;
 use crate::preprocess::ImageLimits;
 use crate::server::Server;
 use crate::telemetry::logging::{self, LogFormat};
@@ -59,21 +61,33 @@ pub(super) struct ServeArgs {
 
 #[derive(Debug, Args)]
 struct ExecutionArgs {
-    /// Sessions that run at the same time [default: one a core].
+    /// Cores that decode and compute [default: those that the process may use, by affinity mask and cgroup quota].
+    #[arg(long, env = "GHOSTSERVE_CORES", value_name = "N")]
+    cores: Option<usize>,
+
+    /// Sessions that run at the same time [default: measured at the start].
     #[arg(long, env = "GHOSTSERVE_WORKERS", value_name = "N")]
     workers: Option<usize>,
 
-    /// Threads of each session. More workers serve more images than more threads do.
-    #[arg(long, env = "GHOSTSERVE_THREADS_PER_WORKER", default_value_t = 1, value_name = "N")]
-    threads_per_worker: usize,
+    /// Threads of each session [default: measured at the start].
+    #[arg(long, env = "GHOSTSERVE_THREADS_PER_WORKER", value_name = "N")]
+    threads_per_worker: Option<usize>,
 
-    /// Images that one run of the model takes at most. Nothing waits for a batch to fill.
-    #[arg(long, env = "GHOSTSERVE_MAX_BATCH", default_value_t = 4, value_name = "N")]
-    max_batch: usize,
+    /// Images that one run of the model takes at most [default: measured at the start].
+    #[arg(long, env = "GHOSTSERVE_MAX_BATCH", value_name = "N")]
+    max_batch: Option<usize>,
 
-    /// Images decoded at the same time [default: one a core].
-    #[arg(long, env = "GHOSTSERVE_PREPROCESS_THREADS", value_name = "N")]
-    preprocess_threads: Option<usize>,
+    /// How long the oldest image waits for a batch to fill. With 0ms nothing waits while a core is free.
+    #[arg(long, env = "GHOSTSERVE_BATCH_DELAY", default_value = "0ms", value_parser = values::duration, value_name = "TIME")]
+    batch_delay: Duration,
+
+    /// Do not measure at the start: what is not given is one worker a core, one thread, four images.
+    #[arg(long, env = "GHOSTSERVE_NO_CALIBRATION")]
+    no_calibration: bool,
+
+    /// Folder in which measured plans are kept for the next start [default: ghostserve in the user's cache folder].
+    #[arg(long, env = "GHOSTSERVE_PLAN_CACHE", value_name = "FOLDER")]
+    plan_cache: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -113,8 +127,13 @@ struct RequestArgs {
 
 #[derive(Debug, Args)]
 struct LoadArgs {
-    /// Images admitted at once: being decoded, waiting, running. Choose the wait that clients accept, in seconds, times
-    /// the images a second that this machine does; past it requests are shed.
+    /// The longest predicted wait for a core at which a request is admitted; past it requests are shed. Work that asked for
+    /// no hurry (`Priority: u=4` and up) waits as long as its deadline lets it.
+    #[arg(long, env = "GHOSTSERVE_MAX_WAIT", default_value = "250ms", value_parser = values::duration, value_name = "TIME")]
+    max_wait: Duration,
+
+    /// Images admitted at once, whatever the wait: being decoded, waiting, running. Work without hurry gets at most three
+    /// quarters of them.
     #[arg(long, env = "GHOSTSERVE_MAX_IMAGES_IN_FLIGHT", default_value_t = 512, value_name = "N")]
     max_images_in_flight: usize,
 
@@ -199,10 +218,15 @@ impl ServeArgs {
             admin: self.admin_addr,
             model: self.model,
             execution: Execution {
-                workers: execution.workers.unwrap_or(cores),
-                threads_per_worker: execution.threads_per_worker,
-                max_batch: execution.max_batch,
-                preprocess_threads: execution.preprocess_threads.unwrap_or(cores),
+                plan: Wanted {
+                    cores: execution.cores.unwrap_or(cores),
+                    workers: execution.workers,
+                    threads_per_worker: execution.threads_per_worker,
+                    max_batch: execution.max_batch,
+                    calibrate: !execution.no_calibration,
+                    cache: execution.plan_cache.or_else(default_cache),
+                },
+                batch_delay: execution.batch_delay,
             },
             request: RequestLimits {
                 max_body: request.max_body_bytes,
@@ -220,6 +244,7 @@ impl ServeArgs {
                 max_connections: load.max_connections,
                 max_requests: load.max_requests_in_flight,
                 max_images: load.max_images_in_flight,
+                max_wait: load.max_wait,
                 max_body_bytes: load.max_body_bytes_in_flight,
                 max_decoded_bytes: load.max_decoded_bytes_in_flight,
                 max_http2_streams: load.max_http2_streams,

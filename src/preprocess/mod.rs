@@ -17,7 +17,7 @@ mod transform;
 pub use decode::{Header, MAX_BYTES_PER_PIXEL, Pixels, decode, probe};
 pub use format::Format;
 pub use pool::{PoolConfig, Prepared, Preprocessor};
-pub use transform::Transform;
+pub use transform::{Crop, Transform};
 
 use serde::Serialize;
 

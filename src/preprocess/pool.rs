@@ -1,19 +1,17 @@
-//! Runs pre-processing on a bounded number of threads, within a bounded amount of decoded pixels.
+//! Runs pre-processing on the cores that it is given, within a bounded amount of decoded pixels.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::{ImageError, ImageInfo, ImageLimits, Transform, decode, probe};
+use super::{Crop, ImageError, ImageInfo, ImageLimits, Transform, decode, probe};
+use crate::cores::{Cores, Priority, Rank, Work};
 
 /// The pool's bounds.
 #[derive(Clone, Copy, Debug)]
 pub struct PoolConfig {
-    /// Images decoded at once. As many as there are cores: more only share them.
-    pub threads: usize,
     /// Bytes of decoded pixels held at once, over all requests. At least the largest image accepted.
     pub max_decoded_bytes: u64,
     /// What one image may be.
@@ -23,85 +21,140 @@ pub struct PoolConfig {
 /// An image ready for the network.
 #[derive(Debug)]
 pub struct Prepared {
-    /// The input row, 3 × height × width.
-    pub row: Vec<f32>,
+    /// The part of it that the network sees.
+    pub crop: Crop,
     /// What it was.
     pub info: ImageInfo,
     /// Time spent on header and pixels.
     pub decode: Duration,
-    /// Time spent on resize, crop, normalisation.
+    /// Time spent on resize and crop.
     pub resize: Duration,
 }
+
+/// Images of more decoded bytes than this do not hold a core while they are decoded: they take some tenths of a second, and
+/// a core that is held cannot do anything else. They share the cores' time with everything else instead, few at once.
+const LARGE: u64 = 16 << 20;
 
 /// Pre-processing for every model: the bounds are the machine's, not a model's.
 #[derive(Clone, Debug)]
 pub struct Preprocessor {
     limits: ImageLimits,
-    threads: Arc<Semaphore>,
+    cores: Arc<Cores>,
+    /// For the large ones: half as many at once as there are cores.
+    large: Arc<Semaphore>,
     kibibytes: Arc<Semaphore>,
     all_kibibytes: u32,
+}
+
+/// What an image must have before it is decoded.
+#[derive(Default)]
+struct Means {
+    memory: Option<OwnedSemaphorePermit>,
+    large: Option<OwnedSemaphorePermit>,
+}
+
+/// What came of trying.
+enum Attempt {
+    Done(Result<Prepared, ImageError>),
+    /// It lacks memory, or is large; nothing has been decoded.
+    Lacks {
+        kibibytes: u32,
+        large: bool,
+    },
 }
 
 impl Preprocessor {
     /// A pool with the given bounds. Runs on the tokio runtime of whoever calls [`Preprocessor::run`].
     #[must_use]
-    pub fn new(config: PoolConfig) -> Self {
+    pub fn new(config: PoolConfig, cores: Arc<Cores>) -> Self {
         let kibibytes = u32::try_from(config.max_decoded_bytes / 1024).unwrap_or(u32::MAX);
         Self {
             limits: config.limits,
-            threads: Arc::new(Semaphore::new(config.threads)),
+            large: Arc::new(Semaphore::new(cores.total().div_ceil(2))),
+            cores,
             kibibytes: Arc::new(Semaphore::new(kibibytes as usize)),
             all_kibibytes: kibibytes,
         }
     }
 
-    /// Decodes one image file and takes it through `transform`. Waits for a thread, and for memory if there is not enough;
+    /// The cores it runs on.
+    #[must_use]
+    pub fn cores(&self) -> &Cores {
+        &self.cores
+    }
+
+    /// Decodes one image file and takes it through `transform`. Waits for a core, and for memory if there is not enough;
     /// a caller that stops waiting takes nothing with it.
     ///
     /// # Errors
     /// The image cannot be used.
-    pub async fn run(&self, transform: &Arc<Transform>, file: Bytes) -> Result<Prepared, ImageError> {
-        // The semaphores are never closed.
-        let slot = Arc::clone(&self.threads).acquire_owned().await.map_err(|_| ImageError::Internal)?;
-        let (this, transform) = (self.clone(), Arc::clone(transform));
-        let work = tokio::task::spawn_blocking(move || {
-            let _slot = slot;
-            this.prepare(&transform, &file, |kibibytes| {
-                // A thread holds memory only while it decodes, and needs no more to end: waiting here always ends too.
-                Handle::current().block_on(this.kibibytes.acquire_many(kibibytes)).ok()
-            })
-        });
-        // Decoders are behind a guard of their own; what fails here is ours.
-        work.await.unwrap_or(Err(ImageError::Internal))
+    pub async fn run(
+        &self,
+        transform: &Arc<Transform>,
+        file: Bytes,
+        priority: Priority,
+    ) -> Result<Prepared, ImageError> {
+        let mut means = Means::default();
+        loop {
+            // Large ones have waited for their place among the large.
+            let core = match means.large {
+                None => Some(self.cores.take(Rank { priority, work: Work::Prepare }, 1).await),
+                Some(_) => None,
+            };
+            let (this, transform, file) = (self.clone(), Arc::clone(transform), file.clone());
+            let given = std::mem::take(&mut means);
+            let work = tokio::task::spawn_blocking(move || {
+                let _core = core;
+                this.attempt(&transform, &file, given)
+            });
+            // Decoders are behind a guard of their own; what fails here is ours.
+            match work.await.map_err(|_| ImageError::Internal)? {
+                Attempt::Done(result) => return result,
+                // Without a core in hand: others have work for it.
+                Attempt::Lacks { kibibytes, large } => {
+                    if large {
+                        // The semaphores are never closed.
+                        means.large = Arc::clone(&self.large).acquire_owned().await.ok();
+                    }
+                    means.memory = Arc::clone(&self.kibibytes).acquire_many_owned(kibibytes).await.ok();
+                }
+            }
+        }
     }
 
     /// The same, on the calling thread and outside tokio.
     ///
     /// # Errors
     /// The image cannot be used, or another thread has the memory it needs.
-    pub fn run_here(&self, transform: &Transform, file: &[u8]) -> Result<Prepared, ImageError> {
-        self.prepare(transform, file, |kibibytes| self.kibibytes.try_acquire_many(kibibytes).ok())
+    pub fn run_here(&self, transform: &Arc<Transform>, file: &[u8]) -> Result<Prepared, ImageError> {
+        let large = Arc::clone(&self.large).try_acquire_owned().ok();
+        match self.attempt(transform, file, Means { memory: None, large }) {
+            Attempt::Done(result) => result,
+            Attempt::Lacks { .. } => Err(ImageError::Internal),
+        }
     }
 
-    fn prepare<'a>(
-        &'a self,
-        transform: &Transform,
-        file: &[u8],
-        acquire: impl FnOnce(u32) -> Option<SemaphorePermit<'a>>,
-    ) -> Result<Prepared, ImageError> {
+    fn attempt(&self, transform: &Arc<Transform>, file: &[u8], mut means: Means) -> Attempt {
         let start = Instant::now();
-        let header = probe(file, self.limits)?;
-        let info = header.info();
+        let header = match probe(file, self.limits) {
+            Ok(header) => header,
+            Err(error) => return Attempt::Done(Err(error)),
+        };
+        let bytes = header.decoded_bytes();
         // Never more than there is, or it would wait for ever.
-        let kibibytes = header.decoded_bytes().div_ceil(1024).min(self.all_kibibytes.into()) as u32;
-        let waiting = Instant::now();
-        let _memory = acquire(kibibytes).ok_or(ImageError::Internal)?;
-        let waited = waiting.elapsed();
-        let pixels = decode(header)?;
-        let decoded = Instant::now();
-
-        let mut row = vec![0.0; transform.row_len()];
-        transform.normalise(&transform.crop(&pixels), &mut row);
-        Ok(Prepared { row, info, decode: decoded - start - waited, resize: decoded.elapsed() })
+        let kibibytes = bytes.div_ceil(1024).min(self.all_kibibytes.into()) as u32;
+        if means.memory.is_none() {
+            means.memory = Arc::clone(&self.kibibytes).try_acquire_many_owned(kibibytes).ok();
+        }
+        let large = bytes > LARGE && means.large.is_none();
+        if means.memory.is_none() || large {
+            return Attempt::Lacks { kibibytes, large };
+        }
+        let info = header.info();
+        Attempt::Done(decode(header).map(|pixels| {
+            let decoded = Instant::now();
+            let crop = Crop::new(transform, &pixels);
+            Prepared { crop, info, decode: decoded - start, resize: decoded.elapsed() }
+        }))
     }
 }

@@ -3,7 +3,7 @@
 use ort::value::{TensorElementType, TensorRef, ValueType};
 
 use super::{RuntimeError, SessionSpec};
-use crate::batch::{Model, ModelFailure};
+use crate::batch::{Model, ModelFailure, Row};
 
 /// A model in the runtime, with the buffer its batches are put together in.
 ///
@@ -131,7 +131,7 @@ impl Session {
     ///
     /// # Errors
     /// A row has another length, or the runtime fails.
-    pub fn run_rows(&mut self, rows: &[&[f32]]) -> Result<Vec<Vec<f32>>, ModelFailure> {
+    pub fn run_rows<R: Row>(&mut self, rows: &[R]) -> Result<Vec<Vec<f32>>, ModelFailure> {
         let mut outputs = Vec::with_capacity(rows.len());
         if self.any_size {
             self.run_bucket(0, rows, &mut outputs)?;
@@ -149,17 +149,23 @@ impl Session {
         Ok(outputs)
     }
 
-    fn run_bucket(&mut self, bucket: usize, rows: &[&[f32]], outputs: &mut Vec<Vec<f32>>) -> Result<(), ModelFailure> {
+    fn run_bucket<R: Row>(
+        &mut self,
+        bucket: usize,
+        rows: &[R],
+        outputs: &mut Vec<Vec<f32>>,
+    ) -> Result<(), ModelFailure> {
         let (batch, session) = &mut self.buckets[bucket];
         let batch = if self.any_size { rows.len() } else { *batch };
         let failure = |e: &dyn std::fmt::Display| ModelFailure(e.to_string());
-        if let Some(row) = rows.iter().find(|row| row.len() != self.row_len) {
-            return Err(ModelFailure(format!("expected rows of {} elements, found {}", self.row_len, row.len())));
+        if let Some(row) = rows.iter().find(|row| row.elements() != self.row_len) {
+            return Err(ModelFailure(format!("expected rows of {} elements, found {}", self.row_len, row.elements())));
         }
-        self.buffer.clear();
-        rows.iter().for_each(|row| self.buffer.extend_from_slice(row));
-        // A model of a fixed batch size gets zeros for the images that are not there.
         self.buffer.resize(batch * self.row_len, 0.0);
+        let (filled, rest) = self.buffer.split_at_mut(rows.len() * self.row_len);
+        filled.chunks_exact_mut(self.row_len).zip(rows).for_each(|(place, row)| row.write(place));
+        // A model of a fixed batch size gets zeros for the images that are not there.
+        rest.fill(0.0);
         let [c, h, w] = self.input_shape;
         let input = TensorRef::from_array_view(([batch, c, h, w], &self.buffer[..])).map_err(|e| failure(&e))?;
         let result = session.run(ort::inputs![self.input.as_str() => input]).map_err(|e| failure(&e))?;
@@ -175,8 +181,8 @@ impl Session {
     }
 }
 
-impl Model for Session {
-    async fn run(&mut self, rows: &[&[f32]]) -> Result<Vec<Vec<f32>>, ModelFailure> {
+impl<R: Row + Sync + 'static> Model<R> for Session {
+    async fn run(&mut self, rows: &[&R]) -> Result<Vec<Vec<f32>>, ModelFailure> {
         self.run_rows(rows)
     }
 }

@@ -5,6 +5,7 @@
 
 mod connection;
 mod http;
+mod model;
 mod problem;
 mod shutdown;
 
@@ -17,14 +18,16 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::time::{Instant, timeout_at};
 
-use crate::batch::{ModelFailure, Queue, Worker, WorkerState};
+use crate::batch::ModelFailure;
 use crate::config::{Config, ConfigError};
-use crate::model::{LoadedModel, ModelError, ModelFolder};
-use crate::preprocess::{PoolConfig, Preprocessor, Transform};
-use crate::runtime::{Runtime, RuntimeError, Session, SessionSpec};
-use crate::service::{Plan, ServedModel, Service};
+use crate::cores::Cores;
+use crate::model::{ModelError, ModelFolder};
+use crate::preprocess::{PoolConfig, Preprocessor};
+use crate::runtime::{Runtime, RuntimeError};
+use crate::service::Service;
 use crate::telemetry::Metrics;
 use connection::Listener;
+use model::start_model;
 use shutdown::{Lifecycle, Phase};
 
 /// A server whose listeners are bound.
@@ -57,6 +60,9 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
+    /// The model fails on its first image.
+    #[error("the model fails on its first image: {0}")]
+    FirstRun(#[from] ModelFailure),
     /// A thread cannot be started.
     #[error("cannot start a worker thread: {0}")]
     Thread(io::Error),
@@ -94,12 +100,10 @@ impl Server {
             None => None,
         };
         let loaded = ModelFolder::resolve(&config.model)?.load()?;
-        let (model, workers) = start_model(loaded, &config, runtime, &metrics)?;
-        let preprocessor = Preprocessor::new(PoolConfig {
-            threads: config.execution.preprocess_threads,
-            max_decoded_bytes: config.load.max_decoded_bytes,
-            limits: config.image,
-        });
+        let cores = Cores::new(config.execution.plan.cores);
+        let (model, workers) = start_model(loaded, &config, runtime, &metrics, &cores)?;
+        let pool = PoolConfig { max_decoded_bytes: config.load.max_decoded_bytes, limits: config.image };
+        let preprocessor = Preprocessor::new(pool, cores);
         let service = Arc::new(Service::new(model, Vec::new(), preprocessor, Arc::clone(&metrics)));
 
         // The workers' threads have their models already; they only have to come up.
@@ -179,60 +183,4 @@ impl Server {
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
     TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })
-}
-
-/// Makes a session for every worker, and a thread for each to live on.
-fn start_model(
-    loaded: LoadedModel,
-    config: &Config,
-    runtime: &Runtime,
-    metrics: &Metrics,
-) -> Result<(ServedModel, Vec<thread::JoinHandle<()>>), StartError> {
-    let cost = loaded.cost();
-    let LoadedModel { manifest, labels, graph, .. } = loaded;
-    let execution = config.execution;
-    let spec = SessionSpec {
-        input: manifest.input.crop,
-        classes: labels.len(),
-        max_batch: execution.max_batch,
-        threads: execution.threads_per_worker,
-    };
-    let queue = Queue::new(config.load.max_images, metrics.for_model(&manifest.id));
-    let graph = runtime.prepare(&graph)?;
-    let mut threads = Vec::with_capacity(execution.workers);
-    let mut states: Vec<Arc<WorkerState>> = Vec::with_capacity(execution.workers);
-    for index in 0..execution.workers {
-        // The first session is made here, so that a model that does not work stops the start instead of the worker.
-        let mut first = Some(runtime.session(&graph, spec)?);
-        let (runtime, graph) = (runtime.clone(), graph.clone());
-        let load = move || -> Result<Session, ModelFailure> {
-            first.take().map_or_else(|| runtime.session(&graph, spec).map_err(|e| ModelFailure(e.to_string())), Ok)
-        };
-        let worker = Worker::new(Arc::clone(&queue), execution.max_batch, load);
-        states.push(worker.state());
-        // The worker computes on this thread; its runtime is only for waiting.
-        let clock = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(StartError::Thread)?;
-        let thread = thread::Builder::new().name(format!("worker-{index}"));
-        threads.push(thread.spawn(move || clock.block_on(worker.run())).map_err(StartError::Thread)?);
-    }
-    metrics
-        .model_info
-        .with_label_values(&[
-            &manifest.id[..],
-            manifest.network.digest.as_str(),
-            &manifest.network.architecture.to_string(),
-        ])
-        .set(1);
-    let plan = Plan {
-        provider: "CPUExecutionProvider",
-        graph: graph.form(),
-        onnxruntime: runtime.version().to_owned(),
-        workers: execution.workers,
-        threads_per_worker: execution.threads_per_worker,
-        max_batch: execution.max_batch,
-        max_images_in_flight: config.load.max_images,
-    };
-    tracing::info!(model = %manifest.id, architecture = %manifest.network.architecture, ?plan, "model loaded");
-    let transform = Arc::new(Transform::new(manifest.input));
-    Ok((ServedModel { manifest, labels, cost, plan, transform, queue, workers: states }, threads))
 }

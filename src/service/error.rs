@@ -46,6 +46,12 @@ pub enum Error {
     /// The deadline passed.
     #[error("the deadline passed before the image was classified")]
     DeadlineExceeded,
+    /// The deadline would pass: said at once, instead of after the wait.
+    #[error("the wait would be {} ms, which is past the request's deadline; allow more time, or try another server", .wait.as_millis())]
+    DeadlineUnmeetable {
+        /// Predicted, until the first of the images is worked on.
+        wait: Duration,
+    },
     /// The server is going down.
     #[error("the server is shutting down")]
     Draining,
@@ -77,7 +83,7 @@ impl Error {
             Self::NoImages => Code::NoImage,
             Self::Base64(_) => Code::InvalidBase64,
             Self::Overloaded { .. } => Code::Overloaded,
-            Self::DeadlineExceeded => Code::DeadlineExceeded,
+            Self::DeadlineExceeded | Self::DeadlineUnmeetable { .. } => Code::DeadlineExceeded,
             Self::Draining => Code::Draining,
             Self::NotReady => Code::NotReady,
             Self::Internal => Code::Internal,

@@ -6,8 +6,10 @@
 //! the server's wiring.
 
 mod error;
+mod predictions;
 
 pub use error::{Code, Error};
+pub use predictions::{Ask, Prediction, predict, top};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,9 +21,11 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::batch::{AdmitError, Permit, Queue, WorkerState};
+use crate::cores::Priority;
 use crate::ghostnet::Cost;
-use crate::manifest::{Label, Manifest, OutputKind};
-use crate::preprocess::{ImageError, ImageInfo, Preprocessor, Transform};
+use crate::manifest::{Label, Manifest};
+use crate::plan::{Measurement, Origin};
+use crate::preprocess::{Crop, ImageError, ImageInfo, Preprocessor, Transform};
 use crate::telemetry::{Metrics, Stage};
 
 /// A model that is being served.
@@ -38,7 +42,7 @@ pub struct ServedModel {
     /// Pixels to rows.
     pub transform: Arc<Transform>,
     /// Rows to workers.
-    pub queue: Arc<Queue>,
+    pub queue: Arc<Queue<Crop>>,
     /// The workers, to be asked for their readiness.
     pub workers: Vec<Arc<WorkerState>>,
 }
@@ -52,12 +56,23 @@ pub struct Plan {
     pub graph: &'static str,
     /// The runtime's version.
     pub onnxruntime: String,
+    /// Cores that decode and compute.
+    pub cores: usize,
     /// Sessions that run at the same time.
     pub workers: usize,
     /// Threads of each.
     pub threads_per_worker: usize,
     /// Images that a run takes at most.
     pub max_batch: usize,
+    /// Milliseconds that the oldest image waits for a batch to fill.
+    pub batch_delay_ms: f64,
+    /// Where the numbers of workers, threads and images are from.
+    pub origin: Origin,
+    /// What they were chosen from.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub measured: Vec<Measurement>,
+    /// Milliseconds of predicted wait past which requests are shed.
+    pub max_wait_ms: f64,
     /// Images admitted at most: being decoded, waiting and running.
     pub max_images_in_flight: usize,
 }
@@ -86,6 +101,8 @@ pub struct ClassifyRequest {
     pub images: Vec<Result<Bytes, Error>>,
     /// Which predictions, for every image.
     pub ask: Ask,
+    /// Whether somebody waits for the answer.
+    pub priority: Priority,
     /// When the client no longer wants an answer.
     pub deadline: Instant,
 }
@@ -108,18 +125,6 @@ pub struct ImageResult {
     pub predictions: Vec<Prediction>,
     /// What was looked at.
     pub image: ImageInfo,
-}
-
-/// A class and how probable it is.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Prediction {
-    /// Index of the output.
-    pub class: usize,
-    /// Its label.
-    #[serde(flatten)]
-    pub label: Label,
-    /// Between 0 and 1; those of all classes sum to 1.
-    pub probability: f32,
 }
 
 /// Time spent in the stages that the service sees.
@@ -190,6 +195,18 @@ impl Service {
         self.models.values().all(|model| model.is_ready())
     }
 
+    /// Brings the metrics up to date that nobody changes when what they show changes.
+    pub fn refresh_metrics(&self) {
+        for model in self.models.values() {
+            let wait = model.queue.predicted_wait();
+            let gauge = self.metrics.predicted_wait_seconds.with_label_values(&[&model.manifest.id[..]]);
+            gauge.set(wait.as_secs_f64());
+        }
+        let cores = self.preprocessor.cores();
+        self.metrics.cores.set(cores.total() as i64);
+        self.metrics.cores_busy.set(cores.busy() as i64);
+    }
+
     /// When there will be room again: by the longest backlog, in whole seconds.
     #[must_use]
     pub fn retry_after(&self) -> Duration {
@@ -199,6 +216,16 @@ impl Service {
     /// Admits no more and lets the workers end once their queues are empty.
     pub fn close(&self) {
         self.models.values().for_each(|model| model.queue.close());
+    }
+
+    /// Whether images would be admitted at this moment: to be asked before a body is read. That they were does not say that
+    /// they will be.
+    ///
+    /// # Errors
+    /// What [`Service::classify`] would fail with.
+    pub fn would_admit(&self, model: Option<&str>, priority: Priority, deadline: Instant) -> Result<(), Error> {
+        let model = self.model(model)?;
+        model.queue.would_admit(1, priority, deadline).map_err(|e| self.refused(model, 1, e))
     }
 
     /// Classifies images.
@@ -217,9 +244,11 @@ impl Service {
         if !model.is_ready() {
             return Err(Error::NotReady);
         }
-        let mut permit = model.queue.admit(request.images.len()).map_err(|e| self.refused(&model, e))?;
-
         let (ask, deadline) = (request.ask, request.deadline);
+        let images = request.images.len();
+        let admitted = model.queue.admit(images, request.priority, deadline);
+        let mut permit = admitted.map_err(|e| self.refused(&model, images, e))?;
+
         let images = request.images.into_iter().map(|image| {
             let permit = permit.split_one();
             let model = &model;
@@ -231,7 +260,10 @@ impl Service {
                             (ImageResult { predictions, image: info }, times)
                         })
                     }
-                    (Err(error), _) => Err(error),
+                    (Err(error), permit) => {
+                        permit.into_iter().for_each(|mut permit| permit.settle());
+                        Err(error)
+                    }
                     // Admission gave one permit an image.
                     (Ok(_), None) => Err(Error::Internal),
                 };
@@ -261,42 +293,45 @@ impl Service {
         &self,
         model: &ServedModel,
         file: Bytes,
-        permit: Permit,
+        mut permit: Permit,
         deadline: Instant,
     ) -> Result<(Vec<f32>, ImageInfo, Times), Error> {
-        let prepared = tokio::time::timeout_at(deadline, self.preprocessor.run(&model.transform, file));
-        let prepared = match prepared.await.map_err(|_| Error::DeadlineExceeded)? {
-            Err(error @ ImageError::DecoderPanic(_)) => {
-                self.metrics.decoder_panics_total.inc();
+        let prepared = self.preprocessor.run(&model.transform, file, permit.priority());
+        let prepared = match tokio::time::timeout_at(deadline, prepared).await {
+            Ok(Ok(prepared)) => prepared,
+            Ok(Err(error)) => {
+                permit.settle();
+                if matches!(error, ImageError::DecoderPanic(_)) {
+                    self.metrics.decoder_panics_total.inc();
+                }
                 return Err(error.into());
             }
-            other => other?,
+            Err(_) => {
+                permit.expire();
+                return Err(Error::DeadlineExceeded);
+            }
         };
         self.metrics.stage(Stage::Decode, prepared.decode);
         self.metrics.stage(Stage::Resize, prepared.resize);
-        let answer = model.queue.run(permit, prepared.row, deadline).await?;
+        model.queue.record_prepare(prepared.decode + prepared.resize);
+        let answer = model.queue.run(permit, prepared.crop, deadline).await?;
         let times =
             Times { decode: prepared.decode, resize: prepared.resize, queue: answer.queued, infer: answer.infer };
         Ok((answer.output, prepared.info, times))
     }
 
-    fn refused(&self, model: &ServedModel, error: AdmitError) -> Error {
-        match error {
-            AdmitError::Full => {
-                Error::Overloaded { limit: "images in flight", retry_after: whole_seconds(model.queue.backlog()) }
-            }
-            AdmitError::Closed => Error::Draining,
-        }
+    /// What becomes of a request whose images were not admitted.
+    fn refused(&self, model: &ServedModel, images: usize, error: AdmitError) -> Error {
+        let retry_after = whole_seconds(model.queue.backlog());
+        let (reason, error) = match error {
+            AdmitError::Closed => return Error::Draining,
+            AdmitError::Full => ("images", Error::Overloaded { limit: "images in flight", retry_after }),
+            AdmitError::WaitTooLong(_) => ("wait", Error::Overloaded { limit: "waiting time", retry_after }),
+            AdmitError::TooLate(wait) => ("deadline", Error::DeadlineUnmeetable { wait }),
+        };
+        self.metrics.images_shed_total.with_label_values(&[&model.manifest.id[..], reason]).inc_by(images as u64);
+        error
     }
-}
-
-/// Which predictions are wanted.
-#[derive(Clone, Copy, Debug)]
-pub struct Ask {
-    /// At most so many.
-    pub top_k: usize,
-    /// None below this probability.
-    pub min_confidence: f32,
 }
 
 /// `Retry-After` counts in seconds, and "0" would be an invitation to hammer.
@@ -304,59 +339,9 @@ fn whole_seconds(wait: Duration) -> Duration {
     Duration::from_secs(wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(Duration::from_secs(1))
 }
 
-/// Turns a row of scores into the `top_k` most probable classes that have at least `min_confidence`.
-#[must_use]
-pub fn predict(mut scores: Vec<f32>, kind: OutputKind, labels: &[Label], ask: Ask) -> Vec<Prediction> {
-    if kind == OutputKind::Logits {
-        softmax(&mut scores);
-    }
-    top(&scores, ask.top_k, ask.min_confidence)
-        .into_iter()
-        .map(|class| Prediction { class, label: labels[class].clone(), probability: scores[class] })
-        .collect()
-}
-
-/// Turns logits into probabilities, in place.
-fn softmax(scores: &mut [f32]) {
-    // The largest becomes exp(0): nothing overflows.
-    let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    scores.iter_mut().for_each(|s| *s = (*s - largest).exp());
-    let sum: f32 = scores.iter().sum();
-    scores.iter_mut().for_each(|s| *s /= sum);
-}
-
-/// The indices of the `k` highest scores that are at least `least`, highest first; equal ones in the order of classes.
-#[must_use]
-pub fn top(scores: &[f32], k: usize, least: f32) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..scores.len()).filter(|&i| scores[i] >= least).collect();
-    let descending = |a: &usize, b: &usize| scores[*b].total_cmp(&scores[*a]).then(a.cmp(b));
-    if k < order.len() {
-        order.select_nth_unstable_by(k, descending);
-        order.truncate(k);
-    }
-    order.sort_unstable_by(descending);
-    order
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn softmax_sums_to_one_even_for_huge_logits() {
-        let mut scores = vec![1000.0, 999.0, -1000.0];
-        softmax(&mut scores);
-        assert!((scores.iter().sum::<f32>() - 1.0).abs() < 1e-6);
-        assert!((scores[0] - 0.731_058_6).abs() < 1e-6, "{scores:?}");
-    }
-
-    #[test]
-    fn the_best_come_first_and_ties_in_class_order() {
-        let scores = [0.1, 0.4, 0.1, 0.4];
-        assert_eq!(top(&scores, 3, 0.0), [1, 3, 0]);
-        assert_eq!(top(&scores, 4, 0.2), [1, 3]);
-        assert_eq!(top(&scores, 9, 0.0), [1, 3, 0, 2]);
-    }
 
     #[test]
     fn retry_after_is_whole_seconds_and_never_zero() {

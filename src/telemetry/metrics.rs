@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use prometheus::core::Collector;
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder,
 };
 
@@ -57,6 +57,7 @@ metric_kinds! {
     IntGauge: |opts, _labels, _buckets| Self::with_opts(opts);
     IntCounterVec: |opts, labels, _buckets| Self::new(opts, labels);
     IntGaugeVec: |opts, labels, _buckets| Self::new(opts, labels);
+    GaugeVec: |opts, labels, _buckets| Self::new(opts, labels);
     HistogramVec: |opts, labels, buckets| Self::new(HistogramOpts::from(opts).buckets(buckets.to_vec()), labels);
 }
 
@@ -94,8 +95,21 @@ metrics! {
         images_in_flight: IntGaugeVec<"model">,
         /// Images admitted at most at once.
         images_capacity: IntGaugeVec<"model">,
-        /// Images dropped before the model ran, by reason: cancelled (the client went away), expired (its deadline passed).
-        images_dropped_total: IntCounterVec<"model", "reason">,
+        /// Images admitted and then dropped, by reason: cancelled (the client went away), expired (its deadline passed); and by
+        /// the stage they had reached: decode, queue, infer.
+        images_dropped_total: IntCounterVec<"model", "reason", "stage">,
+        /// Images refused at admission, by reason: images (as many are in flight as may be), wait (the predicted wait is
+        /// longer than anybody is made to wait), deadline (the predicted wait is longer than the request's own deadline).
+        images_shed_total: IntCounterVec<"model", "reason">,
+        /// Seconds that an image admitted now would wait for a core, by what is in flight and what an image costs: the signal
+        /// to scale by.
+        predicted_wait_seconds: GaugeVec<"model">,
+        /// Cores that decode or run the model at this moment.
+        cores_busy: IntGauge,
+        /// Cores that may.
+        cores: IntGauge,
+        /// Requests whose client went away before the answer, by route pattern.
+        http_requests_abandoned_total: IntCounterVec<"route">,
         /// Workers that can take a batch.
         workers_ready: IntGaugeVec<"model">,
         /// Times a worker had to load its model again after a failure.
@@ -104,6 +118,8 @@ metrics! {
         decoder_panics_total: IntCounter,
         /// Always 1; labels tell which model is served.
         model_info: IntGaugeVec<"model", "digest", "architecture">,
+        /// Always 1; labels tell how a model is run.
+        plan_info: IntGaugeVec<"model", "provider", "graph", "workers", "threads_per_worker", "max_batch">,
         /// Always 1; labels tell what is running.
         build_info: IntGaugeVec<"version", "revision", "onnxruntime">,
     }
@@ -173,7 +189,10 @@ impl Metrics {
     #[must_use]
     pub fn for_model(&self, model: &str) -> ModelMetrics {
         let stage = |stage: Stage| self.stage_duration_seconds.with_label_values(&[stage.name()]);
-        let dropped = |reason| self.images_dropped_total.with_label_values(&[model, reason]);
+        let dropped = |reason| {
+            let counter = |stage: Stage| self.images_dropped_total.with_label_values(&[model, reason, stage.name()]);
+            [counter(Stage::Decode), counter(Stage::Queue), counter(Stage::Infer)]
+        };
         ModelMetrics {
             queue_depth: self.queue_depth.with_label_values(&[model]),
             in_flight: self.images_in_flight.with_label_values(&[model]),
@@ -199,10 +218,35 @@ pub struct ModelMetrics {
     pub batch_size: Histogram,
     pub queued: Histogram,
     pub infer: Histogram,
-    pub cancelled: IntCounter,
-    pub expired: IntCounter,
+    /// By stage: decode, queue, infer.
+    pub cancelled: [IntCounter; 3],
+    pub expired: [IntCounter; 3],
     pub workers_ready: IntGauge,
     pub restarts: IntCounter,
+}
+
+impl ModelMetrics {
+    /// The counter of images that were dropped in a stage because their client left, or their deadline passed.
+    pub(crate) fn dropped(&self, why: Dropped, stage: Stage) -> &IntCounter {
+        let counters = match why {
+            Dropped::Cancelled => &self.cancelled,
+            Dropped::Expired => &self.expired,
+        };
+        match stage {
+            Stage::Queue => &counters[1],
+            Stage::Infer => &counters[2],
+            _ => &counters[0],
+        }
+    }
+}
+
+/// Why an image that was admitted was dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Dropped {
+    /// Its client went away.
+    Cancelled,
+    /// Its deadline passed.
+    Expired,
 }
 
 /// Raises a gauge while it lives, so that no path can forget to lower it.

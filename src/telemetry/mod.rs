@@ -5,4 +5,5 @@
 pub mod logging;
 mod metrics;
 
+pub(crate) use metrics::Dropped;
 pub use metrics::{GaugeGuard, Metrics, ModelMetrics, Stage};

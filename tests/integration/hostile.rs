@@ -166,7 +166,7 @@ async fn a_jpeg_of_a_thousand_scans_is_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn overload_is_shed_with_a_time_to_come_back_and_everything_returns_to_zero() {
     let server = TestServer::with(|c| {
-        c.execution.workers = 1;
+        c.execution.plan.workers = Some(1);
         c.load.max_images = 32;
     })
     .await;

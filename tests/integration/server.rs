@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use ghostserve::config::{Config, Execution, LoadLimits, RequestLimits, ShedStatus, TimeLimits};
 use ghostserve::model::EMBEDDED_MODEL;
+use ghostserve::plan::Wanted;
 use ghostserve::preprocess::ImageLimits;
 use ghostserve::server::{Server, StopHandle};
 use serde_json::Value;
@@ -26,7 +27,8 @@ pub(crate) fn config() -> Config {
         listen: SocketAddr::from(([127, 0, 0, 1], 0)),
         admin: None,
         model: EMBEDDED_MODEL.to_owned(),
-        execution: Execution { workers: 2, threads_per_worker: 1, max_batch: 4, preprocess_threads: 2 },
+        // No calibration: it is for one server a machine, and has tests of its own.
+        execution: Execution { plan: Wanted { cores: 2, ..Wanted::default() }, batch_delay: Duration::ZERO },
         request: RequestLimits {
             max_body: 10 << 20,
             max_multi_body: 32 << 20,
@@ -39,6 +41,7 @@ pub(crate) fn config() -> Config {
             max_connections: 4096,
             max_requests: 1024,
             max_images: 512,
+            max_wait: Duration::from_secs(10),
             max_body_bytes: 256 << 20,
             max_decoded_bytes: 1 << 30,
             max_http2_streams: 100,

@@ -11,6 +11,7 @@ use crate::service::Error;
 
 /// Prometheus' text format.
 pub(super) async fn metrics(State(app): State<App>) -> Result<Response, Problem> {
+    app.service.refresh_metrics();
     match app.metrics.render() {
         Ok(text) => Ok(([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response()),
         Err(error) => {

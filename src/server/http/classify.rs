@@ -9,12 +9,14 @@ use tokio::time::{Duration, Instant};
 
 use super::App;
 use super::images::images;
+use crate::cores::Priority;
 use crate::server::problem::Problem;
 use crate::service::{Ask, Classified, ClassifyRequest, Code, Error, ImageResult};
 use crate::telemetry::Stage;
 
 /// A deadline in milliseconds, from the client.
 const TIMEOUT_HEADER: HeaderName = HeaderName::from_static("x-request-timeout-ms");
+const PRIORITY: HeaderName = HeaderName::from_static("priority");
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 const DEFAULT_TOP_K: usize = 5;
 
@@ -68,11 +70,15 @@ pub(super) async fn classify(
     let classes = app.service.model(parameters.model.as_deref())?.labels.len();
     let top_k = parameters.top_k.unwrap_or(DEFAULT_TOP_K.min(classes));
 
+    let priority = priority(request.headers());
+    // Reading a body in order to refuse it would cost the others more than the refusal.
+    app.service.would_admit(parameters.model.as_deref(), priority, deadline)?;
+
     let images = images(&app, request, start, deadline).await?;
     app.metrics.stage(Stage::Read, images.read);
 
     let ask = Ask { top_k, min_confidence };
-    let request = ClassifyRequest { model: parameters.model, images: images.files, ask, deadline };
+    let request = ClassifyRequest { model: parameters.model, images: images.files, ask, priority, deadline };
     let classified = app.service.classify(request).await?;
 
     let encoding = Instant::now();
@@ -109,6 +115,17 @@ fn timeout(app: &App, headers: &HeaderMap) -> Result<Duration, Problem> {
     }
 }
 
+/// The urgency of the `Priority` header (RFC 9218): 0 to 3, which is the default, is interactive; 4 to 7 is background. As
+/// that standard has it, a header that cannot be read says nothing.
+fn priority(headers: &HeaderMap) -> Priority {
+    let value = headers.get(PRIORITY).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let urgency = value.split(',').filter_map(|item| item.trim().strip_prefix("u=")?.parse::<u8>().ok()).next_back();
+    match urgency {
+        Some(4..=7) => Priority::Background,
+        _ => Priority::Interactive,
+    }
+}
+
 fn encode(classified: &Classified) -> Vec<u8> {
     let manifest = &classified.model.manifest;
     let failed = |error: &Error| Outcome::Failed { error: ItemError { code: error.code(), detail: error.to_string() } };
@@ -125,4 +142,21 @@ fn server_timing(stages: &[(Stage, Duration)]) -> String {
     let entries: Vec<_> =
         stages.iter().map(|(stage, took)| format!("{};dur={:.3}", stage.name(), took.as_secs_f64() * 1e3)).collect();
     entries.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urgencies_above_the_default_are_background_and_nonsense_is_ignored() {
+        let of = |value: &'static str| priority(&HeaderMap::from_iter([(PRIORITY, HeaderValue::from_static(value))]));
+        for interactive in ["u=0", "u=3", "i", "", "u=9", "u=x", "u=-5", "background"] {
+            assert_eq!(of(interactive), Priority::Interactive, "{interactive}");
+        }
+        for background in ["u=4", "u=7", "i, u=5", "u=1,u=6"] {
+            assert_eq!(of(background), Priority::Background, "{background}");
+        }
+        assert_eq!(priority(&HeaderMap::new()), Priority::Interactive);
+    }
 }

@@ -95,7 +95,9 @@ async fn observe(State(app): State<App>, request: Request, next: Next) -> Respon
     let id =
         request.extensions().get::<RequestId>().and_then(|id| id.header_value().to_str().ok()).unwrap_or("").to_owned();
 
+    let abandoned = Abandoned(Some(app.metrics.http_requests_abandoned_total.with_label_values(&[&route[..]])));
     let mut response = next.run(request).await;
+    abandoned.answered();
 
     let problem = response.extensions_mut().remove::<Problem>().or_else(|| {
         let status = response.status();
@@ -126,6 +128,24 @@ async fn observe(State(app): State<App>, request: Request, next: Next) -> Respon
         tracing::info!(%method, path, status, code, ms, "request");
     }
     response
+}
+
+/// Counts a request as abandoned if it is dropped before it has an answer: hyper does that when its client is gone.
+struct Abandoned(Option<prometheus::IntCounter>);
+
+impl Abandoned {
+    fn answered(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Abandoned {
+    fn drop(&mut self) {
+        if let Some(counter) = &self.0 {
+            counter.inc();
+            tracing::info!("the client went away before the answer");
+        }
+    }
 }
 
 fn span(request: &http::Request<axum::body::Body>) -> tracing::Span {

@@ -1,0 +1,104 @@
+//! Starting a model: its plan, its queue, its workers.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::Instant;
+
+use super::StartError;
+use crate::batch::{Batching, Bounds, ModelFailure, Queue, Worker, WorkerState};
+use crate::config::Config;
+use crate::cores::Cores;
+use crate::model::LoadedModel;
+use crate::plan::{self, Subject};
+use crate::preprocess::{Crop, Transform};
+use crate::runtime::{Runtime, Session, SessionSpec};
+use crate::service::{Plan, ServedModel};
+use crate::telemetry::Metrics;
+
+/// Threads that run workers.
+type Threads = Vec<thread::JoinHandle<()>>;
+
+/// Makes a session for every worker, and a thread for each to live on.
+pub(super) fn start_model(
+    loaded: LoadedModel,
+    config: &Config,
+    runtime: &Runtime,
+    metrics: &Metrics,
+    cores: &Arc<Cores>,
+) -> Result<(ServedModel, Threads), StartError> {
+    let cost = loaded.cost();
+    let LoadedModel { manifest, labels, graph, .. } = loaded;
+    let graph = runtime.prepare(&graph)?;
+    let (input, classes) = (manifest.input.crop, labels.len());
+    let digest = manifest.network.digest.as_str();
+    let chosen = plan::choose(Subject { runtime, graph: &graph, input, classes, digest }, &config.execution.plan)?;
+
+    let spec = SessionSpec { input, classes, max_batch: chosen.max_batch, threads: chosen.threads_per_worker };
+    let queue = Queue::<Crop>::new(bounds(config), Arc::clone(cores), metrics.for_model(&manifest.id));
+    let batching = Batching {
+        max: chosen.max_batch,
+        delay: config.execution.batch_delay,
+        cores: chosen.threads_per_worker.min(cores.total()),
+    };
+    let mut threads = Vec::with_capacity(chosen.workers);
+    let mut states: Vec<Arc<WorkerState>> = Vec::with_capacity(chosen.workers);
+    for index in 0..chosen.workers {
+        // The first session is made here, so that a model that does not work stops the start instead of the worker.
+        let mut session = runtime.session(&graph, spec)?;
+        if index == 0 {
+            // So that the first requests, too, are held against a pace.
+            let row = vec![0.0; 3 * input[0] * input[1]];
+            let start = Instant::now();
+            session.run_rows(&[&row[..]])?;
+            queue.record_infer(1, batching.cores, start.elapsed());
+        }
+        let mut first = Some(session);
+        let (runtime, graph) = (runtime.clone(), graph.clone());
+        let load = move || -> Result<Session, ModelFailure> {
+            first.take().map_or_else(|| runtime.session(&graph, spec).map_err(|e| ModelFailure(e.to_string())), Ok)
+        };
+        let worker = Worker::new(Arc::clone(&queue), batching, load);
+        states.push(worker.state());
+        // The worker computes on this thread; its runtime is only for waiting.
+        let clock = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(StartError::Thread)?;
+        let thread = thread::Builder::new().name(format!("worker-{index}"));
+        threads.push(thread.spawn(move || clock.block_on(worker.run())).map_err(StartError::Thread)?);
+    }
+    let architecture = manifest.network.architecture.to_string();
+    metrics.model_info.with_label_values(&[&manifest.id[..], digest, &architecture]).set(1);
+    let plan = Plan {
+        provider: "CPUExecutionProvider",
+        graph: graph.form(),
+        onnxruntime: runtime.version().to_owned(),
+        cores: cores.total(),
+        workers: chosen.workers,
+        threads_per_worker: chosen.threads_per_worker,
+        max_batch: chosen.max_batch,
+        batch_delay_ms: config.execution.batch_delay.as_secs_f64() * 1e3,
+        origin: chosen.origin,
+        measured: chosen.measured,
+        max_wait_ms: config.load.max_wait.as_secs_f64() * 1e3,
+        max_images_in_flight: config.load.max_images,
+    };
+    metrics
+        .plan_info
+        .with_label_values(&[
+            &manifest.id[..],
+            plan.provider,
+            plan.graph,
+            &plan.workers.to_string(),
+            &plan.threads_per_worker.to_string(),
+            &plan.max_batch.to_string(),
+        ])
+        .set(1);
+    tracing::info!(model = %manifest.id, architecture, ?plan, "model loaded");
+    let transform = Arc::new(Transform::new(manifest.input));
+    Ok((ServedModel { manifest, labels, cost, plan, transform, queue, workers: states }, threads))
+}
+
+/// Background work leaves a quarter of the places to others, unless one request may have more than the rest.
+fn bounds(config: &Config) -> Bounds {
+    let images = config.load.max_images;
+    let background_images = (images - images / 4).max(config.request.max_images);
+    Bounds { images, background_images, max_wait: config.load.max_wait }
+}
