@@ -2,8 +2,20 @@
 
 CARGO   ?= cargo
 PYTHON  ?= python3
-RUNTIME := .runtime/onnxruntime
+# What computes: cpu (ONNX Runtime itself) or openvino, which is another library; and in what type, f32 or bf16.
+EP      ?= cpu
+ifeq ($(EP),cpu)
+DISTRIBUTION := onnxruntime
+else ifeq ($(EP),openvino)
+DISTRIBUTION := onnxruntime-openvino
+else
+$(error EP is cpu or openvino, found `$(EP)`)
+endif
+PRECISION ?=
+RUNTIME := .runtime/$(DISTRIBUTION)
 ARGS    ?=
+# Only what was asked for, so that GHOSTSERVE_PROVIDER and GHOSTSERVE_PRECISION count otherwise.
+BACKEND := $(if $(filter-out cpu,$(EP)),--provider $(EP)) $(if $(PRECISION),--precision $(PRECISION))
 
 # Shown on /metrics; a checkout without git has none.
 export GHOSTSERVE_BUILD_REVISION ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
@@ -15,9 +27,9 @@ help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: run
-run: runtime ## Build and start the server on port 8080 (ARGS="--listen 127.0.0.1:9000" to change it).
+run: runtime ## Build and start the server on port 8080 (ARGS="--listen 127.0.0.1:9000"; EP=openvino PRECISION=bf16).
 	@$(CARGO) build --release --quiet
-	@./target/release/ghostserve serve $(ARGS)
+	@./target/release/ghostserve serve $(BACKEND) $(ARGS)
 
 .PHONY: build
 build: ## Build the release binary, target/release/ghostserve.
@@ -28,9 +40,9 @@ test: runtime ## Run every test.
 	$(CARGO) test --quiet $(ARGS)
 
 .PHONY: runtime
-runtime: ## Fetch ONNX Runtime (hash-checked) into .runtime; does nothing if it is there, or if you name your own.
+runtime: ## Fetch ONNX Runtime (hash-checked) into .runtime, if it is not there; EP=openvino the one with OpenVINO.
 ifeq ($(OWN_RUNTIME),)
-	@$(PYTHON) deploy/onnxruntime/fetch.py $(RUNTIME)
+	@$(PYTHON) deploy/onnxruntime/fetch.py $(RUNTIME) --distribution $(DISTRIBUTION)
 endif
 
 .PHONY: lint
@@ -53,7 +65,7 @@ test-training: ## Smoke-test the training recipe (needs Python with models/train
 	cd models/training && $(PYTHON) -m unittest test_recipe
 
 .PHONY: bench
-bench: runtime ## Time one inference: PyTorch's export (needs Python with benches/requirements.txt), plain, blocked.
+bench: runtime ## Time one inference: PyTorch's export (needs Python with benches/requirements.txt), plain, blocked (EP=openvino: that too).
 	@$(PYTHON) benches/export.py --name ghostnetv2_100 --out target/bench || \
 		echo "no export to compare with: pip install -r benches/requirements.txt (PYTHON=... names another Python)" >&2
 	$(CARGO) bench --bench network

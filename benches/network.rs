@@ -1,8 +1,10 @@
-//! One inference of a network on one thread: the export people have, our plain graph, our blocked graph.
+//! One inference of a network on one thread: the export people have, our plain graph, our blocked graph; and OpenVINO with
+//! the plain one, where the library has it (`make bench EP=openvino`).
 //!
 //! The candidates take turns, run by run, so that whatever else the machine does hits all of them alike; the medians and
-//! their ratios are what to keep. Then each is profiled at batch 4. `make bench` makes the export first
-//! (`benches/export.py`); ROUNDS says how many runs each gets.
+//! their ratios are what to keep. Then two sessions of each run at the same time, and each but OpenVINO, to which a graph
+//! is one node, is profiled at batch 4. `make bench` makes the export first (`benches/export.py`); ROUNDS says how many runs
+//! each gets.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 use std::path::{Path, PathBuf};
@@ -11,11 +13,31 @@ use std::time::Instant;
 use ghostserve::ghostnet::{Form, Network, Output, Size, Target, preset};
 use ghostserve::kernels::native_block;
 use ghostserve::model::OnnxSource;
-use ghostserve::runtime::{LIBRARY_ENV, Prepared, Runtime, Session, SessionSpec};
+use ghostserve::runtime::{Backend, LIBRARY_ENV, Precision, Prepared, Provider, Runtime, Session, SessionSpec};
 use ghostserve::weights::{Synthetic, synthetic_tensor};
 
 const NETWORK: &str = "ghostnetv2_100";
 const SIDE: usize = 224;
+/// Runs that each of two sessions makes in a turn of theirs.
+const TURN: usize = 4;
+
+/// A graph on a backend.
+struct Candidate {
+    name: &'static str,
+    graph: Prepared,
+    backend: Backend,
+}
+
+impl Candidate {
+    fn new(name: &'static str, graph: impl Into<Prepared>) -> Self {
+        Self { name, graph: graph.into(), backend: Backend::default() }
+    }
+
+    fn session(&self, runtime: &Runtime, max_batch: usize) -> Session {
+        let spec = SessionSpec { input: [SIDE, SIDE], classes: 1000, max_batch, threads: 1, backend: self.backend };
+        runtime.session(&self.graph, spec).unwrap()
+    }
+}
 
 fn main() {
     let rounds = std::env::var("ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(200);
@@ -29,28 +51,35 @@ fn main() {
     let export = PathBuf::from(format!("target/bench/{NETWORK}.onnx"));
     let mut candidates = Vec::new();
     if export.is_file() {
-        candidates.push(("export", Prepared::from(OnnxSource::File(export))));
+        candidates.push(Candidate::new("export", OnnxSource::File(export)));
     } else {
         println!("SKIPPED: the export: {} is not there; `make bench` makes it", export.display());
     }
-    candidates.push(("plain", lower(Form::Plain).into()));
+    candidates.push(Candidate::new("plain", lower(Form::Plain)));
     match native_block() {
-        Some(block) => candidates.push(("blocked", Prepared::blocked(&runtime, &lower(Form::Blocked(block))).unwrap())),
+        Some(block) => {
+            let graph = Prepared::blocked(&runtime, &lower(Form::Blocked(block))).unwrap();
+            candidates.push(Candidate::new("blocked", graph));
+        }
         None => println!("SKIPPED: the blocked form: ONNX Runtime has none for this processor"),
+    }
+    for (name, precision) in [("openvino f32", Precision::F32), ("openvino bf16", Precision::Bf16)] {
+        let backend = Backend { provider: Provider::OpenVino, precision };
+        if runtime.has(backend) {
+            candidates.push(Candidate { backend, ..Candidate::new(name, lower(Form::Plain)) });
+        } else {
+            println!(
+                "SKIPPED: {name}: this ONNX Runtime is built without it; `make bench EP=openvino` takes one with it"
+            );
+        }
     }
 
     println!("{NETWORK}, {SIDE}x{SIDE}, one thread, ONNX Runtime {}, {rounds} rounds", runtime.version());
-    println!("{:>5}  {:<8} {:>10} {:>10} {:>8}", "batch", "graph", "ms/image", "min", "ratio");
+    println!("{:>5}  {:<13} {:>10} {:>10} {:>8}", "batch", "graph", "ms/image", "min", "ratio");
     for batch in [1, 2, 4] {
         let input = synthetic_tensor("input", &[batch, 3, SIDE, SIDE]);
         let rows: Vec<&[f32]> = input.chunks_exact(input.len() / batch).collect();
-        let mut sessions: Vec<Session> = candidates
-            .iter()
-            .map(|(_, graph)| {
-                let spec = SessionSpec { input: [SIDE, SIDE], classes: 1000, max_batch: batch, threads: 1 };
-                runtime.session(graph, spec).unwrap()
-            })
-            .collect();
+        let mut sessions: Vec<Session> = candidates.iter().map(|c| c.session(&runtime, batch)).collect();
         let mut times = vec![Vec::with_capacity(rounds); sessions.len()];
         for _ in 0..rounds {
             for (session, times) in sessions.iter_mut().zip(&mut times) {
@@ -59,20 +88,15 @@ fn main() {
                 times.push(start.elapsed().as_secs_f64() * 1e3 / batch as f64);
             }
         }
-        let mut first = None;
-        for ((name, _), times) in candidates.iter().zip(&mut times) {
-            times.sort_by(f64::total_cmp);
-            let median = times[times.len() / 2];
-            let base = *first.get_or_insert(median);
-            println!("{batch:>5}  {name:<8} {median:>10.3} {:>10.3} {:>8.3}", times[0], median / base);
-        }
+        print(&batch.to_string(), &candidates, &mut times);
     }
+    two_at_a_time(&runtime, &candidates, rounds.div_ceil(TURN));
 
     let batch = 4;
     let input = synthetic_tensor("input", &[batch, 3, SIDE, SIDE]);
     let folder = PathBuf::from("target/bench");
     std::fs::create_dir_all(&folder).unwrap();
-    for (name, graph) in &candidates {
+    for Candidate { name, graph, .. } in candidates.iter().filter(|c| c.backend == Backend::default()) {
         let shape = [batch, 3, SIDE, SIDE];
         let times = runtime.profile(graph, (shape, &input), rounds.min(50), folder.clone()).unwrap();
         let total: f64 = times.iter().map(|t| t.milliseconds).sum();
@@ -89,4 +113,37 @@ fn main() {
             }
         }
     }
+}
+
+/// Prints a line a candidate: median, least, and the median as a share of the first candidate's.
+fn print(label: &str, candidates: &[Candidate], times: &mut [Vec<f64>]) {
+    let mut first = None;
+    for (Candidate { name, .. }, times) in candidates.iter().zip(times) {
+        times.sort_by(f64::total_cmp);
+        let median = times[times.len() / 2];
+        let base = *first.get_or_insert(median);
+        println!("{label:>5}  {name:<13} {median:>10.3} {:>10.3} {:>8.3}", times[0], median / base);
+    }
+}
+
+/// Two sessions of each candidate on two threads, at batch 4: whether they keep out of each other's way.
+fn two_at_a_time(runtime: &Runtime, candidates: &[Candidate], rounds: usize) {
+    let batch = 4;
+    let input = synthetic_tensor("input", &[batch, 3, SIDE, SIDE]);
+    let rows: Vec<&[f32]> = input.chunks_exact(input.len() / batch).collect();
+    let mut pairs: Vec<_> = candidates.iter().map(|c| [0, 1].map(|_| c.session(runtime, batch))).collect();
+    let mut times = vec![Vec::with_capacity(rounds); pairs.len()];
+    for _ in 0..rounds {
+        for (pair, times) in pairs.iter_mut().zip(&mut times) {
+            let start = Instant::now();
+            std::thread::scope(|scope| {
+                for session in pair {
+                    scope.spawn(|| (0..TURN).for_each(|_| drop(session.run_rows(&rows).unwrap())));
+                }
+            });
+            times.push(start.elapsed().as_secs_f64() * 1e3 / (2 * TURN * batch) as f64);
+        }
+    }
+    println!("two sessions on two threads, batch {batch}:");
+    print("2 x 4", candidates, &mut times);
 }

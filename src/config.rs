@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::plan::Wanted;
 use crate::preprocess::{ImageLimits, MAX_BYTES_PER_PIXEL};
+use crate::runtime::{Backend, NoSuchPrecision};
 
 /// Everything that `ghostserve serve` can be told.
 #[derive(Clone, Debug)]
@@ -39,6 +40,8 @@ pub struct Execution {
     pub plan: Wanted,
     /// How long the oldest row waits for a batch to fill. Zero unless throughput is worth more than time.
     pub batch_delay: Duration,
+    /// What computes, and how precisely.
+    pub backend: Backend,
 }
 
 /// Bounds of one request.
@@ -125,6 +128,9 @@ pub enum ConfigError {
         /// What was given.
         found: u64,
     },
+    /// A precision that the provider does not have.
+    #[error(transparent)]
+    Precision(#[from] NoSuchPrecision),
 }
 
 impl Config {
@@ -133,6 +139,7 @@ impl Config {
     /// # Errors
     /// The first contradiction, with the flags to change.
     pub fn validate(&self) -> Result<(), ConfigError> {
+        self.execution.backend.check()?;
         let plan = &self.execution.plan;
         let counts = [
             ("--cores", plan.cores),

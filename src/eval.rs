@@ -14,7 +14,7 @@ use crate::cores::Cores;
 use crate::manifest::Label;
 use crate::model::LoadedModel;
 use crate::preprocess::{ImageError, ImageInfo, ImageLimits, PoolConfig, Preprocessor, Transform};
-use crate::runtime::{Runtime, RuntimeError, Session, SessionSpec};
+use crate::runtime::{Backend, Prepared, Runtime, RuntimeError, Session, SessionSpec};
 use crate::service::{Ask, Prediction, predict, top};
 
 /// Images that one run of the model takes.
@@ -67,18 +67,30 @@ pub enum EvalError {
     Empty(PathBuf),
 }
 
+fn session_spec(model: &LoadedModel, backend: Backend) -> SessionSpec {
+    let (input, classes) = (model.manifest.input.crop, model.labels.len());
+    SessionSpec { input, classes, max_batch: BATCH, threads: 1, backend }
+}
+
 impl<'a> Classifier<'a> {
-    /// Loads `model` into the runtime.
+    /// Loads `model` into the runtime, for a backend of it.
     ///
     /// # Errors
     /// The runtime does not take it.
-    pub fn new(model: &'a LoadedModel, runtime: &Runtime) -> Result<Self, RuntimeError> {
-        let spec =
-            SessionSpec { input: model.manifest.input.crop, classes: model.labels.len(), max_batch: BATCH, threads: 1 };
+    pub fn new(model: &'a LoadedModel, runtime: &Runtime, backend: Backend) -> Result<Self, RuntimeError> {
+        let spec = session_spec(model, backend);
+        Self::of(model, runtime, &runtime.prepare_for(model, spec)?, spec)
+    }
+
+    fn of(
+        model: &'a LoadedModel,
+        runtime: &Runtime,
+        graph: &Prepared,
+        spec: SessionSpec,
+    ) -> Result<Self, RuntimeError> {
         let limits = ImageLimits::default();
-        let graph = runtime.prepare(&model.graph)?;
         Ok(Self {
-            session: runtime.session(&graph, spec)?,
+            session: runtime.session(graph, spec)?,
             transform: Arc::new(Transform::new(model.manifest.input)),
             preprocessor: Preprocessor::new(PoolConfig { max_decoded_bytes: u64::MAX, limits }, Cores::new(1)),
             model,
@@ -202,7 +214,7 @@ impl Tally {
 pub fn evaluate(
     model: &LoadedModel,
     samples: &Samples,
-    runtime: &Runtime,
+    (runtime, backend): (&Runtime, Backend),
     threads: usize,
     progress: &(dyn Fn() + Sync),
 ) -> Result<Report, EvalError> {
@@ -213,8 +225,11 @@ pub fn evaluate(
         failed: Vec::new(),
     });
     let next = AtomicUsize::new(0);
+    // Once for all threads: proving a graph and comparing backends take time.
+    let spec = session_spec(model, backend);
+    let graph = runtime.prepare_for(model, spec)?;
     let work = || -> Result<(), EvalError> {
-        let mut classifier = Classifier::new(model, runtime)?;
+        let mut classifier = Classifier::of(model, runtime, &graph, spec)?;
         loop {
             let start = next.fetch_add(BATCH, Ordering::Relaxed);
             let Some(batch) = samples.0.get(start..samples.len().min(start + BATCH)).filter(|b| !b.is_empty()) else {

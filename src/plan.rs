@@ -19,7 +19,7 @@ use crate::runtime::{Prepared, Runtime, RuntimeError, Session, SessionSpec};
 use crate::weights::synthetic_tensor;
 
 /// Images in a batch where nothing is given and nothing is measured.
-const DEFAULT_BATCH: usize = 4;
+pub const DEFAULT_BATCH: usize = 4;
 /// The largest batch that is tried. Past it, the activations of a network worth serving here have long left the caches.
 const LARGEST_BATCH: usize = 8;
 /// Workers that are measured side by side; opening sessions for all of a large machine would take longer than it is worth.
@@ -103,10 +103,8 @@ pub struct Subject<'a> {
     pub runtime: &'a Runtime,
     /// The graph.
     pub graph: &'a Prepared,
-    /// Height and width of the input.
-    pub input: [usize; 2],
-    /// Elements of an output row.
-    pub classes: usize,
+    /// Its sessions, but for batch and threads.
+    pub spec: SessionSpec,
     /// The model's identity, for the kept measurements.
     pub digest: &'a str,
 }
@@ -116,8 +114,12 @@ pub struct Subject<'a> {
 /// # Errors
 /// The runtime does not take the graph.
 pub fn choose(subject: Subject<'_>, wanted: &Wanted) -> Result<Chosen, RuntimeError> {
-    let candidates = candidates(wanted);
-    let batches = batches(wanted);
+    let (mut candidates, mut batches) = (candidates(wanted), batches(wanted));
+    if subject.spec.backend.compiles_sessions() {
+        // Seconds for each session: only what is likely to win.
+        candidates.truncate(1);
+        batches.retain(|batch| *batch <= DEFAULT_BATCH || wanted.max_batch.is_some());
+    }
     let plan = |(workers, threads_per_worker), max_batch, origin, measured| Chosen {
         workers,
         threads_per_worker,
@@ -180,14 +182,13 @@ fn measure(
     (workers, threads): (usize, usize),
     batches: &[usize],
 ) -> Result<Vec<Measurement>, RuntimeError> {
-    let Subject { input, classes, .. } = subject;
     let max_batch = batches.iter().copied().max().unwrap_or(1);
-    let spec = SessionSpec { input, classes, max_batch, threads };
+    let spec = SessionSpec { max_batch, threads, ..subject.spec };
     let side_by_side = workers.min(MOST_WORKERS);
     let mut sessions = (0..side_by_side)
         .map(|_| subject.runtime.session(subject.graph, spec))
         .collect::<Result<Vec<Session>, RuntimeError>>()?;
-    let row = synthetic_tensor("input", &[3, input[0], input[1]]);
+    let row = synthetic_tensor("input", &[3, spec.input[0], spec.input[1]]);
     let rows = vec![&row[..]; max_batch];
     let mut rates = vec![Vec::with_capacity(ROUNDS); batches.len()];
     for _ in 0..ROUNDS {
@@ -237,11 +238,12 @@ fn best(measured: &[Measurement]) -> Option<((usize, usize), usize)> {
 /// Everything that a measurement depends on.
 fn key(subject: Subject<'_>, candidates: &[(usize, usize)], batches: &[usize]) -> String {
     format!(
-        "ghostserve {}; model {}; input {:?}; graph {}; onnxruntime {}; processor {}; workers and threads {:?}; batches {:?}",
+        "ghostserve {}; model {}; input {:?}; graph {}; {:?}; onnxruntime {}; processor {}; workers and threads {:?}; batches {:?}",
         env!("CARGO_PKG_VERSION"),
         subject.digest,
-        subject.input,
+        subject.spec.input,
         subject.graph.form(),
+        subject.spec.backend,
         subject.runtime.version(),
         processor(),
         candidates,

@@ -37,7 +37,7 @@ impl ClassifyArgs {
     /// Fails if any file failed, after all have been tried.
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let loaded = ModelFolder::resolve(&self.model)?.load()?;
-        let mut classifier = Classifier::new(&loaded, &self.runtime.load()?)?;
+        let mut classifier = Classifier::new(&loaded, &self.runtime.load()?, self.runtime.backend())?;
         let mut out = stdout().lock();
         let mut code = ExitCode::SUCCESS;
         for file in &self.files {

@@ -39,7 +39,7 @@ impl EvalArgs {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let loaded = ModelFolder::resolve(&self.model)?.load()?;
         let samples = Samples::find(&self.folder, &loaded.labels)?;
-        let runtime = self.runtime.load()?;
+        let (runtime, backend) = (self.runtime.load()?, self.runtime.backend());
         let threads = self.threads.unwrap_or_else(|| available_parallelism().map_or(1, std::num::NonZero::get));
 
         // Hidden by itself where standard error is no terminal.
@@ -47,7 +47,7 @@ impl EvalArgs {
         if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} images, {per_sec}, {eta} left") {
             bar.set_style(style);
         }
-        let report = evaluate(&loaded, &samples, &runtime, threads.max(1), &|| bar.inc(1))?;
+        let report = evaluate(&loaded, &samples, (&runtime, backend), threads.max(1), &|| bar.inc(1))?;
         bar.finish_and_clear();
 
         let mut out = stdout().lock();

@@ -16,7 +16,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::runtime::{LIBRARY_ENV, Runtime, RuntimeError};
+use crate::runtime::{Backend, LIBRARY_ENV, Precision, Provider, Runtime, RuntimeError};
 
 /// Image inference over HTTP: GhostNetV2 on plain CPUs.
 ///
@@ -39,17 +39,30 @@ enum Command {
     Health(health::HealthArgs),
 }
 
-/// Where ONNX Runtime is.
+/// Where ONNX Runtime is, and what in it computes.
 #[derive(Debug, Args)]
 struct RuntimeArgs {
     /// ONNX Runtime's shared library, or the folder that holds it [default: beside the program, then the system's path].
     #[arg(long, env = LIBRARY_ENV, value_name = "PATH")]
     onnxruntime: Option<PathBuf>,
+
+    /// What computes: ONNX Runtime itself, or OpenVINO, for which `make runtime EP=openvino` fetches a library.
+    #[arg(long, env = "GHOSTSERVE_PROVIDER", value_enum, default_value_t)]
+    provider: Provider,
+
+    /// In what type. bf16 needs OpenVINO, and serves only a model to which it gives the same answers.
+    #[arg(long, env = "GHOSTSERVE_PRECISION", value_enum, default_value_t)]
+    precision: Precision,
 }
 
 impl RuntimeArgs {
     fn load(&self) -> Result<Runtime, RuntimeError> {
+        self.backend().check()?;
         Runtime::load(self.onnxruntime.as_deref())
+    }
+
+    fn backend(&self) -> Backend {
+        Backend { provider: self.provider, precision: self.precision }
     }
 }
 

@@ -212,7 +212,7 @@ impl ServeArgs {
     fn config(self) -> Config {
         // Counts what the process may use: the affinity mask and the cgroup's quota, not the host's cores.
         let cores = available_parallelism().map_or(1, std::num::NonZero::get);
-        let Self { execution, request, load, time, .. } = self;
+        let Self { runtime, execution, request, load, time, .. } = self;
         Config {
             listen: self.listen,
             admin: self.admin_addr,
@@ -227,6 +227,7 @@ impl ServeArgs {
                     cache: execution.plan_cache.or_else(default_cache),
                 },
                 batch_delay: execution.batch_delay,
+                backend: runtime.backend(),
             },
             request: RequestLimits {
                 max_body: request.max_body_bytes,

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use ort::value::TensorRef;
 use serde::Deserialize;
 
-use super::{Prepared, Runtime, RuntimeError};
+use super::{Backend, Prepared, Runtime, RuntimeError};
 
 /// What the nodes of one operator cost in one run.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,7 +50,7 @@ impl Runtime {
         folder: PathBuf,
     ) -> Result<Vec<OperatorTime>, RuntimeError> {
         let load = |e: &dyn std::fmt::Display| RuntimeError::Load(e.to_string());
-        let mut session = self.open_with(graph, 1, Some(shape[0]), Some(&folder.join("profile")))?;
+        let mut session = self.open(graph, (Backend::default(), 1), Some(shape[0]), Some(&folder.join("profile")))?;
         let name = session.inputs().first().map(|i| i.name().to_owned()).unwrap_or_default();
         for _ in 0..runs {
             let input = TensorRef::from_array_view((shape, input)).map_err(|e| load(&e))?;

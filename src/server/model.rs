@@ -27,13 +27,20 @@ pub(super) fn start_model(
     cores: &Arc<Cores>,
 ) -> Result<(ServedModel, Threads), StartError> {
     let cost = loaded.cost();
-    let LoadedModel { manifest, labels, graph, .. } = loaded;
-    let graph = runtime.prepare(&graph)?;
-    let (input, classes) = (manifest.input.crop, labels.len());
+    let wanted = &config.execution.plan;
+    let spec = SessionSpec {
+        input: loaded.manifest.input.crop,
+        classes: loaded.labels.len(),
+        max_batch: wanted.max_batch.unwrap_or(plan::DEFAULT_BATCH),
+        threads: wanted.threads_per_worker.unwrap_or(1),
+        backend: config.execution.backend,
+    };
+    let graph = runtime.prepare_for(&loaded, spec)?;
+    let LoadedModel { manifest, labels, .. } = loaded;
     let digest = manifest.network.digest.as_str();
-    let chosen = plan::choose(Subject { runtime, graph: &graph, input, classes, digest }, &config.execution.plan)?;
+    let chosen = plan::choose(Subject { runtime, graph: &graph, spec, digest }, wanted)?;
 
-    let spec = SessionSpec { input, classes, max_batch: chosen.max_batch, threads: chosen.threads_per_worker };
+    let spec = SessionSpec { max_batch: chosen.max_batch, threads: chosen.threads_per_worker, ..spec };
     let queue = Queue::<Crop>::new(bounds(config), Arc::clone(cores), metrics.for_model(&manifest.id));
     let batching = Batching {
         max: chosen.max_batch,
@@ -47,7 +54,7 @@ pub(super) fn start_model(
         let mut session = runtime.session(&graph, spec)?;
         if index == 0 {
             // So that the first requests, too, are held against a pace.
-            let row = vec![0.0; 3 * input[0] * input[1]];
+            let row = vec![0.0; 3 * spec.input[0] * spec.input[1]];
             let start = Instant::now();
             session.run_rows(&[&row[..]])?;
             queue.record_infer(1, batching.cores, start.elapsed());
@@ -67,7 +74,9 @@ pub(super) fn start_model(
     let architecture = manifest.network.architecture.to_string();
     metrics.model_info.with_label_values(&[&manifest.id[..], digest, &architecture]).set(1);
     let plan = Plan {
-        provider: "CPUExecutionProvider",
+        provider: spec.backend.provider,
+        precision: spec.backend.precision,
+        agreement: graph.agreement(),
         graph: graph.form(),
         onnxruntime: runtime.version().to_owned(),
         cores: cores.total(),
@@ -84,7 +93,8 @@ pub(super) fn start_model(
         .plan_info
         .with_label_values(&[
             &manifest.id[..],
-            plan.provider,
+            &plan.provider.to_string(),
+            &plan.precision.to_string(),
             plan.graph,
             &plan.workers.to_string(),
             &plan.threads_per_worker.to_string(),

@@ -26,6 +26,7 @@ use crate::ghostnet::Cost;
 use crate::manifest::{Label, Manifest};
 use crate::plan::{Measurement, Origin};
 use crate::preprocess::{Crop, ImageError, ImageInfo, Preprocessor, Transform};
+use crate::runtime::{Agreement, Precision, Provider};
 use crate::telemetry::{Metrics, Stage};
 
 /// A model that is being served.
@@ -51,7 +52,12 @@ pub struct ServedModel {
 #[derive(Clone, Debug, Serialize)]
 pub struct Plan {
     /// What computes.
-    pub provider: &'static str,
+    pub provider: Provider,
+    /// In what type.
+    pub precision: Precision,
+    /// How its answers differ from those of f32 on ONNX Runtime's own provider, where it is not that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub agreement: Option<Agreement>,
     /// The form of the graph: `blocked`, `plain`, or `as given` by a foreign file.
     pub graph: &'static str,
     /// The runtime's version.

@@ -119,7 +119,7 @@ metrics! {
         /// Always 1; labels tell which model is served.
         model_info: IntGaugeVec<"model", "digest", "architecture">,
         /// Always 1; labels tell how a model is run.
-        plan_info: IntGaugeVec<"model", "provider", "graph", "workers", "threads_per_worker", "max_batch">,
+        plan_info: IntGaugeVec<"model", "provider", "precision", "graph", "workers", "threads_per_worker", "max_batch">,
         /// Always 1; labels tell what is running.
         build_info: IntGaugeVec<"version", "revision", "onnxruntime">,
     }

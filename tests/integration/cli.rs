@@ -14,7 +14,7 @@ fn ghostserve() -> Command {
     Command::new(env!("CARGO_BIN_EXE_ghostserve"))
 }
 
-fn run(arguments: &[&str]) -> (bool, String, String) {
+pub(crate) fn run(arguments: &[&str]) -> (bool, String, String) {
     let Output { status, stdout, stderr } = ghostserve().args(arguments).output().unwrap();
     (status.success(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
 }
@@ -152,11 +152,11 @@ fn settings_that_contradict_each_other_are_refused_by_flag() {
 }
 
 /// A server in a process of its own, killed if the test fails.
-struct Process(Child);
+pub(crate) struct Process(Child);
 
 impl Process {
     /// Starts it on a free port and returns it with its address and the rest of its log.
-    fn start(extra: &[&str]) -> (Self, String, impl Iterator<Item = String> + use<>) {
+    pub(crate) fn start(extra: &[&str]) -> (Self, String, impl Iterator<Item = String> + use<>) {
         let mut child = ghostserve()
             .args(["serve", "--listen", "127.0.0.1:0", "--log-format", "json", "--drain-grace", "200ms"])
             .args(extra)

@@ -12,6 +12,7 @@ mod hub;
 mod images;
 mod models;
 mod network;
+mod openvino;
 mod pixels;
 mod pull;
 mod server;

@@ -64,7 +64,7 @@ async fn every_stage_is_measured() {
 }
 
 /// Writes a model folder.
-fn folder(manifest: &str, labels: &str, file: &str, weights: &[u8]) -> tempfile::TempDir {
+pub(crate) fn folder(manifest: &str, labels: &str, file: &str, weights: &[u8]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let manifest = manifest.replace("DIGEST", Digest::of(weights).as_str());
     for (name, bytes) in [("manifest.toml", manifest.as_bytes()), ("labels.txt", labels.as_bytes()), (file, weights)] {
@@ -73,7 +73,7 @@ fn folder(manifest: &str, labels: &str, file: &str, weights: &[u8]) -> tempfile:
     folder
 }
 
-const FOREIGN: &str = r#"
+pub(crate) const FOREIGN: &str = r#"
 id = "colours"
 [network]
 architecture = "onnx"
@@ -89,11 +89,12 @@ std = [1.0, 1.0, 1.0]
 file = "labels.txt"
 "#;
 
-/// A network that says which of red, green and blue there is most of: 20 times each channel's mean.
-fn colours() -> Vec<u8> {
+/// A network that says which of red, green and blue there is most of: 20 times each channel's mean, and `all` times the sum
+/// of all three, which softmax takes out again.
+pub(crate) fn colours_over(all: f32) -> Vec<u8> {
     let mut graph = Graph::new("colours");
     let x = graph.input("pixels", &[3, 8, 8]).unwrap();
-    let data = (0..9).map(|i| if i % 4 == 0 { 20.0 } else { 0.0 }).collect();
+    let data = (0..9).map(|i| if i % 4 == 0 { 20.0 + all } else { all }).collect();
     let weight = Tensor { shape: vec![3, 3, 1, 1], data };
     let conv = Conv2d { weight, bias: None, stride: 1, padding: [0, 0], dilation: 1, groups: 1 };
     let x = graph.conv2d("scale", &x, conv).unwrap();
@@ -101,6 +102,10 @@ fn colours() -> Vec<u8> {
     let x = graph.flatten("flatten", &x).unwrap();
     graph.output("scores", &x).unwrap();
     graph.into_onnx(&[])
+}
+
+fn colours() -> Vec<u8> {
+    colours_over(0.0)
 }
 
 fn colour(rgb: [u8; 3]) -> Vec<u8> {

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use ghostserve::ghostnet::{Config, Cost, Form, Network, Output, PRESETS, Size, Target, preset};
 use ghostserve::kernels::native_block;
 use ghostserve::model::{ModelGraph, OnnxSource};
-use ghostserve::runtime::{NamedTensor, Prepared, SessionSpec};
+use ghostserve::runtime::{Backend, NamedTensor, Prepared, SessionSpec};
 use ghostserve::weights::{SafetensorsFile, Seeded, Synthetic, TensorSource, synthetic_tensor};
 
 use crate::runtime;
@@ -94,7 +94,8 @@ fn sessions_of_fixed_batch_sizes_agree_with_timm() {
     let expected = Goldens::read().get("ghostnetv2_100.64.logits");
     for form in forms() {
         let graph = graph(&network("ghostnetv2_100"), [64, 64], &[Output::Logits], form);
-        let spec = SessionSpec { input: [64, 64], classes: 1000, max_batch: 4, threads: 1 };
+        let spec =
+            SessionSpec { input: [64, 64], classes: 1000, max_batch: 4, threads: 1, backend: Backend::default() };
         let mut session = runtime().session(&graph.into(), spec).unwrap();
         assert_eq!(session.batch_sizes(), [4, 2, 1]);
         let input = synthetic_tensor("input", &[2, 3, 64, 64]);
@@ -262,7 +263,8 @@ fn foreign_graphs_keep_their_own_batch_dimension() {
         (with_batch_dimension([0x08, 2, 0x7a, 3, b'x', b'x', b'x']), &[2]),
     ] {
         for max_batch in [1, 2, 4] {
-            let spec = SessionSpec { input: [64, 64], classes: 1000, max_batch, threads: 1 };
+            let spec =
+                SessionSpec { input: [64, 64], classes: 1000, max_batch, threads: 1, backend: Backend::default() };
             let mut session = runtime().session(&graph, spec).unwrap();
             assert_eq!(session.batch_sizes(), sizes);
             let found = session.run_rows(&[b, a, b]).unwrap().concat();
@@ -274,7 +276,7 @@ fn foreign_graphs_keep_their_own_batch_dimension() {
 #[test]
 fn sessions_can_be_made_at_the_same_time() {
     let graph = Prepared::from(graph(&network("ghostnet_050"), [32, 32], &[Output::Logits], *forms().last().unwrap()));
-    let spec = SessionSpec { input: [32, 32], classes: 1000, max_batch: 4, threads: 1 };
+    let spec = SessionSpec { input: [32, 32], classes: 1000, max_batch: 4, threads: 1, backend: Backend::default() };
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| runtime().session(&graph, spec).map(|_| ()))).collect();
         threads.into_iter().for_each(|thread| thread.join().unwrap().unwrap());

@@ -7,6 +7,7 @@ use ghostserve::config::{Config, Execution, LoadLimits, RequestLimits, ShedStatu
 use ghostserve::model::EMBEDDED_MODEL;
 use ghostserve::plan::Wanted;
 use ghostserve::preprocess::ImageLimits;
+use ghostserve::runtime::Backend;
 use ghostserve::server::{Server, StopHandle};
 use serde_json::Value;
 use tokio::task::JoinHandle;
@@ -28,7 +29,11 @@ pub(crate) fn config() -> Config {
         admin: None,
         model: EMBEDDED_MODEL.to_owned(),
         // No calibration: it is for one server a machine, and has tests of its own.
-        execution: Execution { plan: Wanted { cores: 2, ..Wanted::default() }, batch_delay: Duration::ZERO },
+        execution: Execution {
+            plan: Wanted { cores: 2, ..Wanted::default() },
+            batch_delay: Duration::ZERO,
+            backend: Backend::default(),
+        },
         request: RequestLimits {
             max_body: 10 << 20,
             max_multi_body: 32 << 20,

@@ -1,0 +1,61 @@
+//! The library itself: where it is, loading it once a process, its version.
+
+use std::ffi::CStr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ort::logging::LogLevel;
+
+use super::{Runtime, RuntimeError};
+
+const LIBRARY_FILE: &str = if cfg!(target_os = "macos") { "libonnxruntime.dylib" } else { "libonnxruntime.so" };
+
+impl Runtime {
+    /// Loads the library at `path` (a file, or a folder that holds it), or else finds it: beside the executable, in
+    /// `lib` beside or above it, or wherever the system's loader looks.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Library`]. Also if a runtime has been loaded in this process before.
+    pub fn load(path: Option<&Path>) -> Result<Self, RuntimeError> {
+        let path = path.map_or_else(find_library, |p| if p.is_dir() { p.join(LIBRARY_FILE) } else { p.to_owned() });
+        // A relative path is the user's, from where the user is; the loader would look elsewhere first.
+        let path = if path.is_file() { std::path::absolute(&path).unwrap_or(path) } else { path };
+        let error = |reason: String| RuntimeError::Library { path: path.display().to_string(), reason };
+        let environment = ort::init_from(&path)
+            .map_err(|e| error(e.to_string()))?
+            .with_name("ghostserve")
+            .with_telemetry(false)
+            .with_logger(Arc::new(|level, category: &str, _id: &str, _location: &str, message: &str| match level {
+                LogLevel::Fatal | LogLevel::Error => tracing::error!(category, "ONNX Runtime: {message}"),
+                LogLevel::Warning => tracing::warn!(category, "ONNX Runtime: {message}"),
+                LogLevel::Info | LogLevel::Verbose => tracing::debug!(category, "ONNX Runtime: {message}"),
+            }))
+            .build()
+            .map_err(|e| error(e.to_string()))?;
+        environment.set_log_level(LogLevel::Error);
+        let version = library_version(&path).map_err(error)?;
+        Ok(Self { environment, version, opening: Arc::default() })
+    }
+}
+
+/// The version that the library at `path` gives itself. `ort` reads it too, and keeps it to itself.
+#[allow(unsafe_code)]
+fn library_version(path: &Path) -> Result<String, String> {
+    // SAFETY: the library has been loaded by `ort` before; loading it again runs nothing, it only counts.
+    let library = unsafe { libloading::Library::new(path) }.map_err(|e| e.to_string())?;
+    // SAFETY: every ONNX Runtime exports a function of this name and type.
+    let base = unsafe { library.get::<unsafe extern "C" fn() -> *const ort::sys::OrtApiBase>(b"OrtGetApiBase") }
+        .map_err(|e| e.to_string())?;
+    // SAFETY: it returns a pointer to a static table, whose `GetVersionString` returns a static string.
+    let version = unsafe { base().as_ref().map(|base| CStr::from_ptr((base.GetVersionString)())) };
+    version.map(|v| v.to_string_lossy().into_owned()).ok_or_else(|| "it has no API".to_owned())
+}
+
+fn find_library() -> PathBuf {
+    let program = std::env::current_exe().and_then(|exe| exe.canonicalize()).unwrap_or_default();
+    // Beside the program and one above, as packages lay it out; three above is a checkout with `target/release`.
+    let folders = program.ancestors().skip(1).take(3);
+    let candidates =
+        folders.flat_map(|folder| ["", "lib", ".runtime/onnxruntime"].map(|sub| folder.join(sub).join(LIBRARY_FILE)));
+    candidates.into_iter().find(|path| path.is_file()).unwrap_or_else(|| PathBuf::from(LIBRARY_FILE))
+}
