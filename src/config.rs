@@ -25,6 +25,8 @@ pub struct Config {
     pub request: RequestLimits,
     /// What an image may be.
     pub image: ImageLimits,
+    /// Whether JPEG files are always decoded at their full size.
+    pub exact_decode: bool,
     /// How much may be in flight.
     pub load: LoadLimits,
     /// How long things may take.

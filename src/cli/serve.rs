@@ -123,6 +123,11 @@ struct RequestArgs {
     /// Scans of a progressive JPEG.
     #[arg(long, env = "GHOSTSERVE_MAX_JPEG_SCANS", default_value_t = 100, value_name = "N")]
     max_jpeg_scans: usize,
+
+    /// Decode large JPEG files at their full size, instead of at 1/2, 1/4 or 1/8 of it where the model's input is much smaller
+    /// still.
+    #[arg(long, env = "GHOSTSERVE_EXACT_DECODE")]
+    exact_decode: bool,
 }
 
 #[derive(Debug, Args)]
@@ -241,6 +246,7 @@ impl ServeArgs {
                 max_side: request.max_image_side,
                 max_jpeg_scans: request.max_jpeg_scans,
             },
+            exact_decode: request.exact_decode,
             load: LoadLimits {
                 max_connections: load.max_connections,
                 max_requests: load.max_requests_in_flight,

@@ -11,7 +11,7 @@ use image::codecs::webp::WebPDecoder;
 use image::metadata::Orientation;
 use image::{DynamicImage, GrayImage, ImageDecoder, ImageResult, RgbImage};
 
-use super::jpeg::{Decoded, Jpeg, JpegError};
+use super::jpeg::{Decoded, Jpeg, JpegError, Scale};
 use super::scan::{jpeg_scans, webp_extent};
 use super::{Format, ImageError, ImageInfo, ImageLimits};
 
@@ -21,6 +21,7 @@ pub struct Header<'a> {
     width: u32,
     height: u32,
     orientation: Orientation,
+    scale: Scale,
     decoder: Decoder<'a>,
 }
 
@@ -32,6 +33,10 @@ enum Decoder<'a> {
 /// A decoded image: 8-bit RGB as stored, and how to turn it for display.
 pub struct Pixels {
     pub(super) rgb: RgbImage,
+    /// Width and height that the file has.
+    pub(super) stored: (u32, u32),
+    /// What [`Header::reduce`] asked for, where it could be had.
+    pub(super) scale: Scale,
     pub(super) orientation: Orientation,
 }
 
@@ -43,13 +48,27 @@ impl Header<'_> {
         ImageInfo { format: self.format, width, height }
     }
 
+    /// Has [`decode()`] make the image smaller, for less time and memory; what [`Header::info`] tells stays. Formats other
+    /// than JPEG have one size only.
+    #[must_use]
+    pub fn reduce(mut self, scale: Scale) -> Self {
+        if let Decoder::Jpeg(jpeg) = &mut self.decoder {
+            jpeg.reduce(scale);
+            self.scale = scale;
+        }
+        self
+    }
+
     /// Bytes that decoding allocates: what the decoder works on, and RGB where that is another layout. At most
     /// [`MAX_BYTES_PER_PIXEL`] for every pixel.
     #[must_use]
     pub fn decoded_bytes(&self) -> u64 {
         let pixels = u64::from(self.width) * u64::from(self.height);
         match &self.decoder {
-            Decoder::Jpeg(jpeg) if jpeg.components() == 1 => jpeg.working_bytes() + 3 * pixels,
+            Decoder::Jpeg(jpeg) if jpeg.components() == 1 => {
+                let (width, height) = jpeg.scaled_size();
+                jpeg.working_bytes() + 3 * u64::from(width) * u64::from(height)
+            }
             Decoder::Jpeg(jpeg) => jpeg.working_bytes(),
             Decoder::Other(decoder) => match u64::from(decoder.color_type().bytes_per_pixel()) {
                 3 => 3 * pixels,
@@ -106,7 +125,7 @@ pub fn probe(bytes: &[u8], limits: ImageLimits) -> Result<Header<'_>, ImageError
         };
         let (width, height) = size;
         check_size(width, height, limits)?;
-        Ok(Header { format, width, height, orientation, decoder })
+        Ok(Header { format, width, height, orientation, scale: Scale::Full, decoder })
     })
 }
 
@@ -116,17 +135,20 @@ pub fn probe(bytes: &[u8], limits: ImageLimits) -> Result<Header<'_>, ImageError
 /// # Errors
 /// The content is damaged or of a variant that is not supported. A panic in a decoder counts as damage.
 pub fn decode(header: Header<'_>) -> Result<Pixels, ImageError> {
-    let Header { format, width, height, orientation, decoder } = header;
+    let Header { format, width, height, orientation, scale, decoder } = header;
     guarded(format, || {
         let image = match decoder {
-            Decoder::Jpeg(jpeg) => match jpeg.decode().map_err(explain_jpeg)? {
-                Decoded::Rgb(rgb) => RgbImage::from_raw(width, height, rgb).map(DynamicImage::ImageRgb8),
-                Decoded::Gray(grey) => GrayImage::from_raw(width, height, grey).map(DynamicImage::ImageLuma8),
+            Decoder::Jpeg(jpeg) => {
+                let (width, height) = jpeg.scaled_size();
+                match jpeg.decode().map_err(explain_jpeg)? {
+                    Decoded::Rgb(rgb) => RgbImage::from_raw(width, height, rgb).map(DynamicImage::ImageRgb8),
+                    Decoded::Gray(grey) => GrayImage::from_raw(width, height, grey).map(DynamicImage::ImageLuma8),
+                }
+                .ok_or(ImageError::Internal)?
             }
-            .ok_or(ImageError::Internal)?,
             Decoder::Other(decoder) => DynamicImage::from_decoder(decoder).map_err(|e| explain(format, &e))?,
         };
-        Ok(Pixels { rgb: to_rgb(image), orientation })
+        Ok(Pixels { rgb: to_rgb(image), stored: (width, height), scale, orientation })
     })
 }
 

@@ -16,6 +16,7 @@ mod transform;
 
 pub use decode::{Header, MAX_BYTES_PER_PIXEL, Pixels, decode, probe};
 pub use format::Format;
+pub use jpeg::Scale;
 pub use pool::{PoolConfig, Prepared, Preprocessor};
 pub use transform::{Crop, Transform};
 

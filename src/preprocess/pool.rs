@@ -140,6 +140,8 @@ impl Preprocessor {
             Ok(header) => header,
             Err(error) => return Attempt::Done(Err(error)),
         };
+        let info = header.info();
+        let header = header.reduce(transform.scale(info.width, info.height));
         let bytes = header.decoded_bytes();
         // Never more than there is, or it would wait for ever.
         let kibibytes = bytes.div_ceil(1024).min(self.all_kibibytes.into()) as u32;
@@ -150,7 +152,6 @@ impl Preprocessor {
         if means.memory.is_none() || large {
             return Attempt::Lacks { kibibytes, large };
         }
-        let info = header.info();
         Attempt::Done(decode(header).map(|pixels| {
             let decoded = Instant::now();
             let crop = Crop::new(transform, &pixels);

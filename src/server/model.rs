@@ -102,7 +102,8 @@ pub(super) fn start_model(
         ])
         .set(1);
     tracing::info!(model = %manifest.id, architecture, ?plan, "model loaded");
-    let transform = Arc::new(Transform::new(manifest.input));
+    let transform = Transform::new(manifest.input);
+    let transform = Arc::new(if config.exact_decode { transform.exact() } else { transform });
     Ok((ServedModel { manifest, labels, cost, plan, transform, queue, workers: states }, threads))
 }
 

@@ -15,6 +15,7 @@ mod network;
 mod openvino;
 mod pixels;
 mod pull;
+mod scaled;
 mod server;
 mod slow;
 

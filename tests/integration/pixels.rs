@@ -21,7 +21,7 @@ fn spec(source: Option<usize>, resize: usize, crop: usize) -> InputSpec {
 
 fn crop(file: &[u8], spec: InputSpec) -> RgbImage {
     let pixels = decode(probe(file, ImageLimits::default()).unwrap()).unwrap();
-    Transform::new(spec).crop(&pixels)
+    Transform::new(spec).exact().crop(&pixels)
 }
 
 /// Mean and largest absolute difference.

@@ -42,6 +42,7 @@ pub(crate) fn config() -> Config {
             max_part_headers: 16,
         },
         image: ImageLimits::default(),
+        exact_decode: false,
         load: LoadLimits {
             max_connections: 4096,
             max_requests: 1024,

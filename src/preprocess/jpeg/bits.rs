@@ -113,10 +113,19 @@ impl<'a> BitReader<'a> {
     /// Takes the `size` bits, 0 to 16, that follow a Huffman code, as the signed number they stand for (F.2.2.1, EXTEND).
     #[inline(always)]
     pub(super) fn take_signed(&mut self, size: u32) -> i32 {
+        let value = self.peek_signed(0, size);
+        self.skip(size);
+        value
+    }
+
+    /// The same of the `size` bits that follow the next `before`, without taking any.
+    #[inline(always)]
+    pub(super) fn peek_signed(&self, before: u32, size: u32) -> i32 {
+        let buffer = self.buffer << before;
         // A first bit of 0 marks a negative number, offset by 2^size - 1.
-        let negative = !((self.buffer as i64) >> 63) as i32;
+        let negative = !((buffer as i64) >> 63) as i32;
         let offset = (1i32 << size) - 1;
-        self.take(size) as i32 - (offset & negative)
+        (buffer >> 1 >> (63 - size)) as i32 - (offset & negative)
     }
 
     /// Whether more bits were taken than there were.

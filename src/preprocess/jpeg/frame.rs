@@ -1,8 +1,9 @@
 //! The frame: size, components and their sampling, and what follows from them (A.1, A.2).
 
 use super::error::{JpegError, Result};
+use super::scale::Scale;
 
-/// Samples along each side of a block.
+/// Coefficients along each side of a block, and samples where the picture is decoded at its full size.
 pub(super) const BLOCK: usize = 8;
 
 /// One component of the picture: brightness, a colour difference, an ink.
@@ -14,10 +15,12 @@ pub(super) struct Component {
     pub(super) v: usize,
     /// Which quantisation table it uses.
     pub(super) table: usize,
-    /// Its size in samples, without padding.
+    /// Samples along each side of its blocks, as they are decoded: 8, 4, 2 or 1.
+    pub(super) size: usize,
+    /// How many samples are decoded of it, without padding.
     pub(super) width: usize,
     pub(super) height: usize,
-    /// Blocks that hold those samples: a scan of this component alone has no more.
+    /// Blocks that hold them: a scan of this component alone has no more.
     pub(super) blocks_wide: usize,
     pub(super) blocks_high: usize,
     /// Blocks when padded to whole MCUs.
@@ -31,6 +34,10 @@ pub(super) struct Frame {
     pub(super) width: usize,
     pub(super) height: usize,
     pub(super) progressive: bool,
+    /// At which size it is decoded, and what its width and height become.
+    pub(super) scale: Scale,
+    pub(super) scaled_width: usize,
+    pub(super) scaled_height: usize,
     /// The largest sampling factors.
     pub(super) max_h: usize,
     pub(super) max_v: usize,
@@ -75,10 +82,10 @@ impl Frame {
             // With nothing to be relative to, the factors of a lone component change nothing.
             let (h, v) = if count == 1 { (1, 1) } else { (h, v) };
             let (width, height, blocks_wide, blocks_high, padded_wide, padded_high) = (0, 0, 0, 0, 0, 0);
-            let table = usize::from(table);
+            let (table, size) = (usize::from(table), BLOCK);
             #[rustfmt::skip]
             components.push(Component {
-                id, h, v, table, width, height, blocks_wide, blocks_high, padded_wide, padded_high,
+                id, h, v, table, size, width, height, blocks_wide, blocks_high, padded_wide, padded_high,
             });
         }
 
@@ -90,14 +97,39 @@ impl Frame {
             if max_h % c.h != 0 || max_v % c.v != 0 {
                 return Err(JpegError::Unsupported("JPEG with sampling factors that do not divide the largest"));
             }
-            c.width = (width * c.h).div_ceil(max_h);
-            c.height = (height * c.v).div_ceil(max_v);
-            c.blocks_wide = c.width.div_ceil(BLOCK);
-            c.blocks_high = c.height.div_ceil(BLOCK);
+            c.blocks_wide = (width * c.h).div_ceil(max_h).div_ceil(BLOCK);
+            c.blocks_high = (height * c.v).div_ceil(max_v).div_ceil(BLOCK);
             c.padded_wide = mcus_wide * c.h;
             c.padded_high = mcus_high * c.v;
         }
-        Ok(Self { width, height, progressive, max_h, max_v, mcus_wide, mcus_high, components })
+        let (scale, scaled_width, scaled_height) = (Scale::Full, width, height);
+        #[rustfmt::skip]
+        let mut frame = Self {
+            width, height, progressive, scale, scaled_width, scaled_height, max_h, max_v, mcus_wide, mcus_high, components,
+        };
+        frame.set_scale(scale);
+        Ok(frame)
+    }
+
+    /// Chooses the size at which the picture is decoded.
+    pub(super) fn set_scale(&mut self, scale: Scale) {
+        self.scale = scale;
+        self.scaled_width = scale.side(self.width);
+        self.scaled_height = scale.side(self.height);
+        let size = scale.block();
+        for c in &mut self.components {
+            // A component with fewer samples than others has its blocks decoded larger, as far as that replaces enlarging
+            // it later: at half the size, a block of colour over four of brightness keeps all of its samples.
+            c.size = size;
+            while c.size < BLOCK
+                && (self.max_h * size).is_multiple_of(c.h * c.size * 2)
+                && (self.max_v * size).is_multiple_of(c.v * c.size * 2)
+            {
+                c.size *= 2;
+            }
+            c.width = (self.width * c.h * c.size).div_ceil(self.max_h * BLOCK);
+            c.height = (self.height * c.v * c.size).div_ceil(self.max_v * BLOCK);
+        }
     }
 
     /// Block rows of a component that are kept in memory at a time where its samples are used as they are decoded: two

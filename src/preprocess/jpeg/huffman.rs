@@ -8,6 +8,10 @@ use super::error::{JpegError, Result};
 /// Codes up to this long are decoded by one look-up.
 const LOOK: u32 = 10;
 
+/// Bits that are looked at to step over coefficients. More would find more of them at once, but the table would crowd out
+/// others from the fastest cache.
+const LOOK_FAR: u32 = 12;
+
 /// A table as its segment defines it.
 #[derive(Clone, Copy)]
 pub(super) struct TableSpec<'a> {
@@ -32,6 +36,8 @@ pub(super) struct HuffmanTable {
     symbols: [u16; 1 << LOOK],
     /// By the next [`LOOK`] bits: what [`Coefficient`] unpacks.
     coefficients: [u32; 1 << LOOK],
+    /// By the next [`LOOK_FAR`] bits: what [`Several`] unpacks. Empty until [`HuffmanTable::fill_skips`].
+    skips: Vec<u16>,
     /// For each length, the first 16-bit string that is beyond the codes of that length.
     limits: [u32; 17],
     /// For each length, what to add to a code to have its value's position, modulo 2^32.
@@ -39,33 +45,70 @@ pub(super) struct HuffmanTable {
     values: [u8; 256],
 }
 
-/// A look-up of an AC code together with the bits of the coefficient that follow it.
+/// A look-up of an AC code that announces a coefficient.
+///
+/// It knows at once how many bits code and coefficient take together, so that the next look-up need not wait for the
+/// coefficient to be made.
 #[derive(Clone, Copy)]
 pub(super) struct Coefficient(u32);
 
 impl Coefficient {
-    /// Whether code and coefficient both lay within the bits looked at, so that the other methods mean something.
-    #[inline(always)]
-    pub(super) fn is_complete(self) -> bool {
-        self.0 >= 1 << 16
+    fn new(length: u32, run: u32, size: u32) -> Self {
+        Self((length + size) | (length << 8) | (size << 16) | (run << 24))
     }
 
-    /// The coefficient; never zero.
+    /// Whether such a code lay within the bits looked at, so that the other methods mean something.
     #[inline(always)]
-    pub(super) fn value(self) -> i16 {
-        (self.0 as i32 >> 16) as i16
+    pub(super) fn is_some(self) -> bool {
+        self.0 != 0
     }
 
     /// How many zero coefficients stand before it.
     #[inline(always)]
     pub(super) fn run(self) -> usize {
-        (self.0 as usize >> 8) & 0xFF
+        (self.0 >> 24) as usize
     }
 
-    /// The bits it takes.
+    /// Takes code and coefficient, and gives the coefficient; it is not zero.
+    #[inline(always)]
+    pub(super) fn take(self, bits: &mut BitReader<'_>) -> i32 {
+        let value = bits.peek_signed(self.0 >> 8 & 0xFF, self.0 >> 16 & 0xFF);
+        bits.skip(self.0 & 0xFF);
+        value
+    }
+}
+
+/// A look-up of one AC code or several in a row, with the bits that follow each.
+#[derive(Clone, Copy)]
+pub(super) struct Several(u16);
+
+impl Several {
+    fn new(length: u32, advance: usize, ends_block: bool) -> Self {
+        Self(length as u16 | u16::from(ends_block) << 7 | (advance as u16) << 8)
+    }
+
+    /// Whether there was a code within the bits looked at, so that the other methods mean something.
+    #[inline(always)]
+    pub(super) fn is_some(self) -> bool {
+        self.0 != 0
+    }
+
+    /// The bits that all of them take: at most 32.
     #[inline(always)]
     pub(super) fn length(self) -> u32 {
-        self.0 & 0xFF
+        u32::from(self.0 & 0x7F)
+    }
+
+    /// How many coefficients they stand for.
+    #[inline(always)]
+    pub(super) fn advance(self) -> usize {
+        usize::from(self.0 >> 8)
+    }
+
+    /// Whether the last one says that there are no more in this block.
+    #[inline(always)]
+    pub(super) fn ends_block(self) -> bool {
+        self.0 & 0x80 != 0
     }
 }
 
@@ -82,6 +125,7 @@ impl HuffmanTable {
         let mut table = Box::new(Self {
             symbols: [0; 1 << LOOK],
             coefficients: [0; 1 << LOOK],
+            skips: Vec::new(),
             limits: [0; 17],
             offsets: [0; 17],
             values: [0; 256],
@@ -113,18 +157,45 @@ impl HuffmanTable {
     }
 
     fn fill_coefficients(&mut self) {
-        for (bits, (entry, &symbol)) in (0u32..).zip(self.coefficients.iter_mut().zip(&self.symbols)) {
+        for (entry, &symbol) in self.coefficients.iter_mut().zip(&self.symbols) {
             let (length, run, size) = (u32::from(symbol & 0xFF), u32::from(symbol >> 12), u32::from(symbol >> 8 & 15));
-            if size == 0 || length + size > LOOK {
-                continue;
+            if size != 0 {
+                *entry = Coefficient::new(length, run, size).0;
             }
-            let magnitude = (bits >> (LOOK - length - size) & ((1 << size) - 1)) as i32;
-            let value = if magnitude >> (size - 1) == 0 { magnitude - (1 << size) + 1 } else { magnitude };
-            *entry = (value << 16) as u32 | run << 8 | (length + size);
         }
     }
 
-    /// Looks the next bits up as an AC code with its coefficient. They must be available, and are not taken.
+    /// Makes [`HuffmanTable::several`] usable.
+    pub(super) fn fill_skips(&mut self) {
+        if self.skips.is_empty() {
+            self.skips = (0..1 << LOOK_FAR).map(|bits| self.walk(bits).0).collect();
+        }
+    }
+
+    /// Goes from code to code while they lie within the bits looked at; what follows the last one need not.
+    fn walk(&self, bits: u32) -> Several {
+        let (mut used, mut advance, mut ends_block) = (0, 0, false);
+        while used < LOOK_FAR && !ends_block {
+            let rest = bits << used & ((1 << LOOK_FAR) - 1);
+            let entry = self.symbols[(rest >> (LOOK_FAR - LOOK)) as usize];
+            let (length, run, size) = (u32::from(entry & 0xFF), usize::from(entry >> 12), u32::from(entry >> 8 & 15));
+            if length == 0 || used + length > LOOK_FAR {
+                break;
+            }
+            used += length + size;
+            ends_block = size == 0 && run < 15;
+            advance += if ends_block { 0 } else { run + 1 };
+        }
+        Several::new(used, advance, ends_block)
+    }
+
+    /// Looks the next bits up as one or several AC codes. They must be available, and are not taken.
+    #[inline(always)]
+    pub(super) fn several(&self, bits: &BitReader<'_>) -> Several {
+        Several(self.skips.get(bits.peek(LOOK_FAR) as usize).copied().unwrap_or(0))
+    }
+
+    /// Looks the next bits up as an AC code that announces a coefficient. They must be available, and are not taken.
     #[inline(always)]
     pub(super) fn coefficient(&self, bits: &BitReader<'_>) -> Coefficient {
         Coefficient(self.coefficients[bits.peek(LOOK) as usize])

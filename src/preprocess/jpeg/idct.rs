@@ -6,6 +6,7 @@
 //! saturate here at 16 bits.
 
 use super::frame::BLOCK;
+use super::idct_reduced;
 
 /// Coefficients or samples of a block, row by row.
 pub(super) type Block = [i16; 64];
@@ -35,14 +36,32 @@ pub(super) mod constant {
     pub(in super::super) const F3_072: i16 = 25172;
 }
 
-/// Writes the samples of a block to `out`, whose rows are `stride` apart.
+/// Writes the samples of a block, `size` along each side, to `out`, whose rows are `stride` apart.
 ///
 /// `last` is the position in zigzag order of the last coefficient that may not be zero.
 #[inline(always)]
-pub(super) fn block(coefficients: &Block, table: &[u16; 64], last: usize, out: &mut [u8], stride: usize) {
-    if last == 0 {
-        return flat(coefficients[0], table[0], out, stride);
+pub(super) fn samples(
+    size: usize,
+    coefficients: &Block,
+    table: &[u16; 64],
+    last: usize,
+    out: &mut [u8],
+    stride: usize,
+) {
+    match (size, last) {
+        (BLOCK, 0) => flat::<BLOCK>(coefficients[0], table[0], out, stride),
+        (BLOCK, _) => block(coefficients, table, last, out, stride),
+        (4, 0) => flat::<4>(coefficients[0], table[0], out, stride),
+        (4, _) => idct_reduced::four(coefficients, table, out, stride),
+        (2, 0) => flat::<2>(coefficients[0], table[0], out, stride),
+        (2, _) => idct_reduced::two(coefficients, table, out, stride),
+        _ => flat::<1>(coefficients[0], table[0], out, stride),
     }
+}
+
+/// The full transform: 8 by 8 samples.
+#[inline(always)]
+pub(super) fn block(coefficients: &Block, table: &[u16; 64], last: usize, out: &mut [u8], stride: usize) {
     #[cfg(target_arch = "x86_64")]
     {
         // SAFETY: SSE2 is part of x86-64.
@@ -55,14 +74,14 @@ pub(super) fn block(coefficients: &Block, table: &[u16; 64], last: usize, out: &
     portable(coefficients, table, out, stride);
 }
 
-/// A block without AC coefficients: every sample is the same.
+/// A block whose AC coefficients are zero, or cancel in its only sample: every sample is the same.
 #[inline(always)]
-fn flat(dc: i16, step: u16, out: &mut [u8], stride: usize) {
+pub(super) fn flat<const N: usize>(dc: i16, step: u16, out: &mut [u8], stride: usize) {
     let dc = i32::from(dc.wrapping_mul(step as i16));
     let sample = (((dc + 4) >> 3) + 128).clamp(0, 255) as u8;
-    for row in out.chunks_mut(stride).take(BLOCK) {
-        if let Some(row) = row.first_chunk_mut::<BLOCK>() {
-            *row = [sample; BLOCK];
+    for row in out.chunks_mut(stride).take(N) {
+        if let Some(row) = row.first_chunk_mut::<N>() {
+            *row = [sample; N];
         }
     }
 }

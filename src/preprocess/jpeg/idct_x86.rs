@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 use super::idct::{Block, COLUMN_SHIFT, ROW_SHIFT, constant::*};
 
 /// 32-bit sums, of the lower four and the upper four of eight values.
-type Sums = (__m128i, __m128i);
+pub(super) type Sums = (__m128i, __m128i);
 
 /// Writes the samples of a block, as [`super::idct::block`] says.
 #[target_feature(enable = "sse2")]
@@ -51,7 +51,7 @@ fn small(coefficients: &Block, table: &[u16; 64]) -> [__m128i; 8] {
 
 #[inline]
 #[target_feature(enable = "sse2")]
-fn dequantise(coefficients: &[i16; 8], steps: &[u16; 8]) -> __m128i {
+pub(super) fn dequantise(coefficients: &[i16; 8], steps: &[u16; 8]) -> __m128i {
     let [a, b, c, d, e, f, g, h] = *coefficients;
     let coefficients = _mm_setr_epi16(a, b, c, d, e, f, g, h);
     let [a, b, c, d, e, f, g, h] = steps.map(|step| step as i16);
@@ -61,20 +61,20 @@ fn dequantise(coefficients: &[i16; 8], steps: &[u16; 8]) -> __m128i {
 /// `x * a + y * b` in 32 bits.
 #[inline]
 #[target_feature(enable = "sse2")]
-fn rotate(x: __m128i, y: __m128i, a: i16, b: i16) -> Sums {
+pub(super) fn rotate(x: __m128i, y: __m128i, a: i16, b: i16) -> Sums {
     let constants = _mm_setr_epi16(a, b, a, b, a, b, a, b);
     (_mm_madd_epi16(_mm_unpacklo_epi16(x, y), constants), _mm_madd_epi16(_mm_unpackhi_epi16(x, y), constants))
 }
 
 #[inline]
 #[target_feature(enable = "sse2")]
-fn add(x: Sums, y: Sums) -> Sums {
+pub(super) fn add(x: Sums, y: Sums) -> Sums {
     (_mm_add_epi32(x.0, y.0), _mm_add_epi32(x.1, y.1))
 }
 
 #[inline]
 #[target_feature(enable = "sse2")]
-fn sub(x: Sums, y: Sums) -> Sums {
+pub(super) fn sub(x: Sums, y: Sums) -> Sums {
     (_mm_sub_epi32(x.0, y.0), _mm_sub_epi32(x.1, y.1))
 }
 
@@ -90,7 +90,7 @@ fn widen(x: __m128i) -> Sums {
 /// Shifts down and saturates to 16 bits.
 #[inline]
 #[target_feature(enable = "sse2")]
-fn narrow<const SHIFT: i32>(x: Sums) -> __m128i {
+pub(super) fn narrow<const SHIFT: i32>(x: Sums) -> __m128i {
     _mm_packs_epi32(_mm_srai_epi32::<SHIFT>(x.0), _mm_srai_epi32::<SHIFT>(x.1))
 }
 

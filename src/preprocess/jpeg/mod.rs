@@ -3,7 +3,8 @@
 //! From the bytes of a file to gray or RGB pixels, in safe code that never panics and allocates only what
 //! [`Jpeg::working_bytes`] announces. It decodes what ITU-T T.81 calls baseline, extended sequential and progressive
 //! DCT-based coding with Huffman codes and 8 bits a sample; comments give that standard's sections. It is strict where
-//! other decoders fill in: a file that lacks part of its picture is an error.
+//! other decoders fill in: a file that lacks part of its picture is an error. [`Jpeg::reduce`] has it make a smaller
+//! picture, for less.
 //!
 //! A file passes through [`header`] (segments), [`sequential`] or [`progressive`] (entropy-coded data, by [`bits`] and
 //! [`huffman`]), [`idct`] (samples, in [`plane`]s), [`upsample`] and [`colour`] (pixels, in a [`picture`]).
@@ -15,12 +16,16 @@ mod frame;
 mod header;
 mod huffman;
 mod idct;
+mod idct_reduced;
+#[cfg(target_arch = "x86_64")]
+mod idct_reduced_x86;
 #[cfg(target_arch = "x86_64")]
 mod idct_x86;
 mod marker;
 mod picture;
 mod plane;
 mod progressive;
+mod scale;
 mod scan;
 mod sequential;
 mod simd;
@@ -30,10 +35,11 @@ mod tests;
 mod upsample;
 
 pub(super) use error::JpegError;
+pub use scale::Scale;
 
 use colour::Colour;
 use error::Result;
-use frame::{BLOCK, Component, Frame};
+use frame::{Component, Frame};
 use header::{Parser, Scan};
 use picture::Picture;
 use plane::Plane;
@@ -71,10 +77,20 @@ impl<'a> Jpeg<'a> {
         Ok(Self { parser, frame, scan, colour })
     }
 
-    /// Width and height in pixels, neither zero.
+    /// Width and height of the picture in pixels, neither zero.
     pub(super) fn size(&self) -> (u32, u32) {
         // They were read from 16 bits.
         (self.frame.width as u32, self.frame.height as u32)
+    }
+
+    /// Chooses the size at which [`Jpeg::decode`] makes the picture.
+    pub(super) fn reduce(&mut self, scale: Scale) {
+        self.frame.set_scale(scale);
+    }
+
+    /// Width and height of the decoded picture.
+    pub(super) fn scaled_size(&self) -> (u32, u32) {
+        (self.frame.scaled_width as u32, self.frame.scaled_height as u32)
     }
 
     /// The first Exif block, from its TIFF header on.
@@ -90,13 +106,13 @@ impl<'a> Jpeg<'a> {
     /// At most what [`Jpeg::decode`] allocates, its result included.
     pub(super) fn working_bytes(&self) -> u64 {
         let bytes = |component: &Component| {
-            let stride = (component.padded_wide * BLOCK) as u64;
-            let plane = stride * (self.plane_blocks(component) * BLOCK) as u64;
-            let all = stride * (component.padded_high * BLOCK) as u64;
-            plane + if self.frame.progressive { 2 * all } else { 0 } + Upsampler::bytes(component)
+            let stride = (component.padded_wide * component.size) as u64;
+            let plane = stride * (self.plane_blocks(component) * component.size) as u64;
+            let coefficients = if self.frame.progressive { Coefficients::bytes(component) } else { 0 };
+            plane + coefficients + Upsampler::bytes(component)
         };
         let channels = if self.colour == Colour::Gray { 1 } else { 3 };
-        let pixels = self.frame.width as u64 * self.frame.height as u64 * channels;
+        let pixels = self.frame.scaled_width as u64 * self.frame.scaled_height as u64 * channels;
         self.frame.components.iter().map(bytes).sum::<u64>() + pixels + TABLE_BYTES
     }
 

@@ -24,13 +24,13 @@ impl Picture {
     pub(super) fn new(frame: &Frame, colour: Colour) -> Self {
         let channels = if colour == Colour::Gray { 1 } else { 3 };
         Self {
-            width: frame.width,
-            height: frame.height,
-            mcu: frame.max_v * super::frame::BLOCK,
+            width: frame.scaled_width,
+            height: frame.scaled_height,
+            mcu: frame.max_v * frame.scale.block(),
             group: frame.max_v,
             colour,
             upsamplers: frame.components.iter().map(|c| Upsampler::new(frame, c)).collect(),
-            pixels: vec![0; frame.width * frame.height * channels],
+            pixels: vec![0; frame.scaled_width * frame.scaled_height * channels],
             made: 0,
         }
     }

@@ -1,8 +1,10 @@
 //! Scans of progressive files (annex G): each adds to the coefficients of all blocks, which are kept until the last scan.
+//!
+//! Where a block becomes one sample, only its DC coefficient is kept, and the scans of the others are stepped over.
 
 use super::bits::BitReader;
 use super::error::{JpegError, Result};
-use super::frame::{BLOCK, Frame};
+use super::frame::{Component, Frame};
 use super::header::{Parser, Scan, ZIGZAG};
 use super::huffman::HuffmanTable;
 use super::idct::{self, Block};
@@ -14,7 +16,7 @@ const ABSENT: u8 = u8::MAX;
 
 /// The coefficients of all components.
 pub(super) struct Coefficients {
-    /// By component: blocks row by row, 64 coefficients each.
+    /// By component: blocks row by row, as many coefficients each as are kept.
     components: Vec<Vec<i16>>,
     /// By component and position in zigzag order: how many low bits are missing.
     missing: [[u8; 64]; 4],
@@ -23,8 +25,13 @@ pub(super) struct Coefficients {
 impl Coefficients {
     /// Makes room for a frame's coefficients.
     pub(super) fn new(frame: &Frame) -> Self {
-        let components = frame.components.iter().map(|c| vec![0; c.padded_wide * c.padded_high * 64]).collect();
+        let components = frame.components.iter().map(|c| vec![0; c.padded_wide * c.padded_high * kept(c)]).collect();
         Self { components, missing: [[ABSENT; 64]; 4] }
+    }
+
+    /// What those of a component take.
+    pub(super) fn bytes(component: &Component) -> u64 {
+        (component.padded_wide * component.padded_high) as u64 * kept(component) as u64 * 2
     }
 
     /// Whether every component has its DC coefficients, if not all bits of them: a picture can be made.
@@ -39,6 +46,12 @@ impl Coefficients {
 
     /// Decodes a scan; gives where its data ends.
     pub(super) fn decode(&mut self, parser: &Parser<'_>, frame: &Frame, scan: &Scan) -> Result<usize> {
+        let parts = || scan.components.iter().map(|c| &frame.components[c.index]);
+        let stepped_over = scan.first > 0 && parts().all(|c| kept(c) == 1);
+        if stepped_over {
+            self.note(scan);
+            return scan::end(parser);
+        }
         let mut bits = BitReader::new(parser.data, parser.at);
         let tables = Tables::build(parser, scan, scan.first == 0 && scan.high == 0, scan.first > 0)?;
         let result = if scan.first == 0 {
@@ -47,10 +60,15 @@ impl Coefficients {
             self.ac_scan(&mut bits, parser, frame, scan, &tables)
         };
         result.map_err(|e| scan::explain(e, &bits))?;
+        self.note(scan);
+        bits.finish()
+    }
+
+    /// Remembers which coefficients a scan had.
+    fn note(&mut self, scan: &Scan) {
         for component in &scan.components {
             self.missing[component.index][scan.first..=scan.last].fill(scan.low);
         }
-        bits.finish()
     }
 
     /// G.1.2.1: differences of DC coefficients without their low bits, then those bits one by one.
@@ -72,10 +90,11 @@ impl Coefficients {
                 }
                 for component in &scan.components {
                     let (h, v) = scan::factors(frame, scan, component.index);
-                    let stride = frame.components[component.index].padded_wide;
+                    let Component { padded_wide: stride, .. } = frame.components[component.index];
+                    let kept = kept(&frame.components[component.index]);
                     let blocks = &mut self.components[component.index];
                     for (y, x) in (0..v).flat_map(|y| (0..h).map(move |x| (y, x))) {
-                        let dc = &mut blocks[((row * v + y) * stride + column * h + x) * 64];
+                        let dc = &mut blocks[((row * v + y) * stride + column * h + x) * kept];
                         if scan.high == 0 {
                             bits.need_32();
                             let size = tables.dc(component.dc)?.symbol(bits)?;
@@ -136,19 +155,29 @@ impl Coefficients {
     ) {
         for row in 0..frame.mcus_high {
             for (index, (plane, component)) in planes.iter_mut().zip(&frame.components).enumerate() {
-                let stride = plane.stride;
-                let strip = plane.block_rows(row * component.v, component.v).chunks_exact_mut(stride * BLOCK);
-                let blocks = self.components[index].as_chunks::<64>().0.chunks_exact(component.padded_wide);
+                let (stride, size, table) = (plane.stride, component.size, &quantisation[index]);
+                let strip = plane.block_rows(row * component.v, component.v).chunks_exact_mut(stride * size);
+                let blocks = self.components[index].chunks_exact(component.padded_wide * kept(component));
                 for (out, blocks) in strip.zip(blocks.skip(row * component.v)) {
-                    for (x, block) in blocks.iter().take(component.blocks_wide).enumerate() {
-                        let last = extent(block);
-                        idct::block(block, &quantisation[index], last, &mut out[x * BLOCK..], stride);
+                    if kept(component) == 1 {
+                        for (out, &dc) in out.iter_mut().zip(blocks) {
+                            idct::flat::<1>(dc, table[0], std::slice::from_mut(out), 1);
+                        }
+                        continue;
+                    }
+                    for (x, block) in blocks.as_chunks::<64>().0.iter().take(component.blocks_wide).enumerate() {
+                        idct::samples(size, block, table, extent(block), &mut out[x * size..], stride);
                     }
                 }
             }
             done(planes, row + 1);
         }
     }
+}
+
+/// How many coefficients of each block a component's samples take.
+fn kept(component: &Component) -> usize {
+    if component.size == 1 { 1 } else { 64 }
 }
 
 /// A bound on the position in zigzag order of the last coefficient that is not zero, as far as it matters.
@@ -187,10 +216,9 @@ impl Band<'_> {
         while k <= self.last {
             bits.need_32();
             let coefficient = self.table.coefficient(bits);
-            let value = if coefficient.is_complete() {
+            let value = if coefficient.is_some() {
                 k += coefficient.run();
-                bits.skip(coefficient.length());
-                i32::from(coefficient.value())
+                coefficient.take(bits)
             } else {
                 let symbol = self.table.symbol(bits)?;
                 let (run, size) = (symbol >> 4, u32::from(symbol & 15));

@@ -5,6 +5,7 @@ use super::error::{JpegError, Result};
 use super::frame::Frame;
 use super::header::{Parser, Scan};
 use super::huffman::{Class, HuffmanTable, TableSpec};
+use super::marker;
 
 /// The Huffman tables that a scan uses, by number.
 #[derive(Default)]
@@ -26,6 +27,13 @@ impl Tables {
             }
         }
         Ok(tables)
+    }
+
+    /// Makes a table for AC coefficients ready for stepping over them.
+    pub(super) fn prepare_skipping(&mut self, number: usize) {
+        if let Some(Some(table)) = self.ac.get_mut(number) {
+            table.fill_skips();
+        }
     }
 
     /// A table for DC coefficients.
@@ -96,6 +104,20 @@ impl Restarts {
         }
         self.left -= 1;
         Ok(due)
+    }
+}
+
+/// Where a scan's data ends, without decoding it. The marker that follows must be there, or nothing would tell a file that
+/// is cut short.
+pub(super) fn end(parser: &Parser<'_>) -> Result<usize> {
+    let mut at = parser.at;
+    loop {
+        let (code, after) = marker::next(parser.data, at).ok_or(JpegError::Truncated)?;
+        match code {
+            marker::RST0..=marker::RST7 => at = after,
+            // The marker takes two bytes.
+            _ => return Ok(after - 2),
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::bits::BitReader;
 use super::error::{JpegError, Result};
-use super::frame::{BLOCK, Frame};
+use super::frame::Frame;
 use super::header::{Parser, Scan, ZIGZAG};
 use super::huffman::HuffmanTable;
 use super::idct::{self, Block};
@@ -14,6 +14,8 @@ struct Part<'t> {
     index: usize,
     h: usize,
     v: usize,
+    /// Samples along each side of a block.
+    size: usize,
     dc: &'t HuffmanTable,
     ac: &'t HuffmanTable,
     quantisation: &'t [u16; 64],
@@ -31,13 +33,19 @@ pub(super) fn decode(
     planes: &mut [Plane],
     mut done: impl FnMut(&[Plane], usize),
 ) -> Result<usize> {
-    let tables = Tables::build(parser, scan, true, true)?;
+    let mut tables = Tables::build(parser, scan, true, true)?;
+    for component in &scan.components {
+        if frame.components[component.index].size == 1 {
+            tables.prepare_skipping(component.ac);
+        }
+    }
     let mut parts = Vec::with_capacity(4);
     for component in &scan.components {
         let index = component.index;
         let (h, v) = scan::factors(frame, scan, index);
         let (dc, ac) = (tables.dc(component.dc)?, tables.ac(component.ac)?);
-        parts.push(Part { index, h, v, dc, ac, quantisation: &quantisation[index], previous: 0 });
+        let size = frame.components[index].size;
+        parts.push(Part { index, h, v, size, dc, ac, quantisation: &quantisation[index], previous: 0 });
     }
 
     let (wide, high) = scan::extent(frame, scan);
@@ -75,10 +83,17 @@ fn mcu_row(
             let (strip, stride) = &mut strips[part.index];
             for y in 0..part.v {
                 for x in 0..part.h {
+                    let size = part.size;
+                    let at = y * size * *stride + (column * part.h + x) * size;
+                    let out = &mut strip[at..];
+                    if size == 1 {
+                        let dc = skip_block(bits, part)?;
+                        idct::flat::<1>(dc, part.quantisation[0], out, *stride);
+                        continue;
+                    }
                     block.fill(0);
                     let last = decode_block(bits, part, &mut block)?;
-                    let at = y * BLOCK * *stride + (column * part.h + x) * BLOCK;
-                    idct::block(&block, part.quantisation, last, &mut strip[at..], *stride);
+                    idct::samples(size, &block, part.quantisation, last, out, *stride);
                 }
             }
         }
@@ -96,24 +111,64 @@ fn decode_block(reader: &mut BitReader<'_>, part: &mut Part<'_>, block: &mut Blo
     result
 }
 
+/// The same for the DC coefficient alone.
 #[inline(always)]
-fn read_coefficients(bits: &mut BitReader<'_>, part: &mut Part<'_>, block: &mut Block) -> Result<usize> {
+fn skip_block(reader: &mut BitReader<'_>, part: &mut Part<'_>) -> Result<i16> {
+    let mut bits = *reader;
+    let dc = read_dc(&mut bits, part).and_then(|dc| skip_coefficients(&mut bits, part.ac).map(|()| dc));
+    *reader = bits;
+    dc
+}
+
+#[inline(always)]
+fn read_dc(bits: &mut BitReader<'_>, part: &mut Part<'_>) -> Result<i16> {
     bits.need_32();
     let size = part.dc.symbol(bits)?;
     part.previous = part.previous.wrapping_add(bits.take_signed(size.into()));
-    block[0] = part.previous as i16;
+    Ok(part.previous as i16)
+}
 
+/// Steps over the AC coefficients of a block, with the same errors as if they were read.
+#[inline(always)]
+fn skip_coefficients(bits: &mut BitReader<'_>, table: &HuffmanTable) -> Result<()> {
+    let mut k = 1;
+    while k < 64 {
+        bits.need_32();
+        let several = table.several(bits);
+        // The block may end within what was looked up: then its codes are taken one by one.
+        if several.is_some() && k + several.advance() < 64 {
+            bits.skip(several.length());
+            k += several.advance();
+            if several.ends_block() {
+                return Ok(());
+            }
+            continue;
+        }
+        let symbol = table.symbol(bits)?;
+        let (run, size) = (usize::from(symbol >> 4), u32::from(symbol & 15));
+        if size == 0 && run < 15 {
+            return Ok(());
+        }
+        bits.skip(size);
+        k += run + 1;
+    }
+    if k > 64 { Err(TOO_FAR) } else { Ok(()) }
+}
+
+#[inline(always)]
+fn read_coefficients(bits: &mut BitReader<'_>, part: &mut Part<'_>, block: &mut Block) -> Result<usize> {
+    block[0] = read_dc(bits, part)?;
     let (mut k, mut last) = (1, 0);
     while k < 64 {
         bits.need_32();
         let coefficient = part.ac.coefficient(bits);
-        if coefficient.is_complete() {
+        if coefficient.is_some() {
             k += coefficient.run();
-            bits.skip(coefficient.length());
+            let value = coefficient.take(bits);
             if k > 63 {
                 return Err(TOO_FAR);
             }
-            block[usize::from(ZIGZAG[k])] = coefficient.value();
+            block[usize::from(ZIGZAG[k])] = value as i16;
             last = k;
             k += 1;
             continue;

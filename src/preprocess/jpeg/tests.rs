@@ -2,7 +2,7 @@
 
 use super::bits::BitReader;
 use super::huffman::{Class, HuffmanTable, TableSpec};
-use super::{Decoded, Jpeg, JpegError, idct};
+use super::{Decoded, Jpeg, JpegError, Scale, idct, idct_reduced};
 
 /// Gray, 9 by 5, baseline.
 const GRAY: &str = "\
@@ -57,6 +57,12 @@ fn decode(file: &[u8]) -> Result<Decoded, JpegError> {
     Jpeg::open(file)?.decode()
 }
 
+fn decode_at(scale: Scale, file: &[u8]) -> Result<Decoded, JpegError> {
+    let mut jpeg = Jpeg::open(file)?;
+    jpeg.reduce(scale);
+    jpeg.decode()
+}
+
 fn hash(pixels: &[u8]) -> u64 {
     pixels.iter().fold(0xCBF2_9CE4_8422_2325, |h, &b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01B3))
 }
@@ -68,6 +74,50 @@ fn pixels_are_those_of_pillow() {
         let decoded = decode(&bytes(file));
         let Ok(Decoded::Rgb(pixels)) = decoded else { panic!("{name}: {decoded:?}") };
         assert_eq!((pixels.len(), hash(&pixels)), (19 * 18 * 3, COLOUR_HASH), "{name}");
+    }
+}
+
+/// Each file of the goldens at each size, by `tests/goldens/make_scaled.py`.
+#[test]
+fn reduced_pixels_are_those_of_pillow() {
+    #[derive(serde::Deserialize)]
+    struct Record {
+        file: String,
+        denominator: u32,
+        width: u32,
+        height: u32,
+        pixels: String,
+    }
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens");
+    let records: Vec<Record> =
+        serde_json::from_str(include_str!("../../../tests/goldens/scaled.json")).expect("it is JSON");
+    assert!(records.len() >= 120);
+    for Record { file, denominator, width, height, pixels } in records {
+        let bytes = std::fs::read(folder.join(&file)).expect("it is there");
+        let scale = Scale::ALL.into_iter().find(|scale| scale.factor() * f64::from(denominator) == 1.0);
+        let mut jpeg = Jpeg::open(&bytes).expect("its header is in order");
+        jpeg.reduce(scale.expect("there are no others"));
+        assert_eq!(jpeg.scaled_size(), (width, height), "{file}, 1/{denominator}");
+        let (Decoded::Gray(found) | Decoded::Rgb(found)) = jpeg.decode().expect("it is in order");
+        assert_eq!(format!("{:016x}", hash(&found)), pixels, "{file}, 1/{denominator}");
+    }
+}
+
+#[test]
+fn a_reduced_picture_takes_less() {
+    for file in [GRAY, COLOUR, PROGRESSIVE] {
+        let mut file = bytes(file);
+        // Large enough that the tables do not matter.
+        let at = file.windows(2).position(|w| w == [0xFF, 0xC0] || w == [0xFF, 0xC2]).expect("a frame");
+        file[at + 5..at + 9].copy_from_slice(&[0x10, 0x00, 0x10, 0x00]);
+        let bytes = Scale::ALL.map(|scale| {
+            let mut jpeg = Jpeg::open(&file).expect("its header is in order");
+            jpeg.reduce(scale);
+            jpeg.working_bytes()
+        });
+        assert!(bytes.is_sorted_by(|a, b| a < b), "{bytes:?}");
+        let jpeg = Jpeg::open(&file).expect("its header is in order");
+        assert_eq!(bytes[3], jpeg.working_bytes());
     }
 }
 
@@ -99,7 +149,9 @@ fn a_file_cut_short_is_an_error() {
         let file = bytes(file);
         // The last two bytes are the marker of the end, which may be missing.
         for length in 0..file.len() - 2 {
-            assert!(decode(&file[..length]).is_err(), "{length} of {}", file.len());
+            for scale in Scale::ALL {
+                assert!(decode_at(scale, &file[..length]).is_err(), "{length} of {}, {scale:?}", file.len());
+            }
         }
         assert!(decode(&file[..file.len() - 2]).is_ok());
         // A scan that ends early is as bad where the file goes on.
@@ -117,10 +169,16 @@ fn damaged_files_do_not_panic() {
             for flip in [0x01, 0x10, 0x80, 0xFF] {
                 let mut damaged = file.clone();
                 damaged[at] ^= flip;
-                if let Ok(jpeg) = Jpeg::open(&damaged)
-                    && jpeg.working_bytes() < 1 << 22
-                {
-                    let _ = jpeg.decode();
+                for scale in Scale::ALL {
+                    if let Ok(mut jpeg) = Jpeg::open(&damaged)
+                        && jpeg.working_bytes() < 1 << 22
+                    {
+                        jpeg.reduce(scale);
+                        let (width, height) = jpeg.scaled_size();
+                        if let Ok(Decoded::Gray(pixels) | Decoded::Rgb(pixels)) = jpeg.decode() {
+                            assert_eq!(pixels.len() % (width * height) as usize, 0);
+                        }
+                    }
                 }
             }
         }
@@ -224,5 +282,10 @@ fn the_inverse_dct_is_near_its_definition_and_the_same_everywhere() {
         for (&sample, exact) in ours.iter().zip(reference(&block, &table)) {
             assert!((f64::from(sample) - exact).abs() < 1.0, "{sample} {exact}");
         }
+        let (mut four, mut two) = ([0; 16], [0; 4]);
+        idct_reduced::four(&block, &table, &mut four, 4);
+        idct_reduced::two(&block, &table, &mut two, 2);
+        assert_eq!(four.as_slice(), idct_reduced::portable_four(&block, &table).as_flattened(), "{last}");
+        assert_eq!(two.as_slice(), idct_reduced::portable_two(&block, &table).as_flattened(), "{last}");
     }
 }

@@ -6,6 +6,7 @@
 
 use super::frame::{Component, Frame};
 use super::plane::Plane;
+use super::scale::Scale;
 use super::simd::vectorised;
 
 /// How the samples of one component become those of the picture.
@@ -34,12 +35,17 @@ pub(super) struct Upsampler {
 impl Upsampler {
     /// Chooses the method for a component.
     pub(super) fn new(frame: &Frame, component: &Component) -> Self {
-        // The interpolation of columns wants a first, a last and one between; that of rows alone is never left out.
-        let columns = component.width > 2;
-        let method = match (frame.max_h / component.h, frame.max_v / component.v) {
+        // At an eighth of the size nothing is interpolated. The interpolation of columns wants a first, a last and one
+        // between; that of rows alone is not left out for that.
+        let smooth = frame.scale != Scale::Eighth;
+        let columns = smooth && component.width > 2;
+        // Larger blocks than the picture's make up for lower sampling factors.
+        let (h, v) = (component.h * component.size, component.v * component.size);
+        let size = frame.scale.block();
+        let method = match (frame.max_h * size / h, frame.max_v * size / v) {
             (1, 1) => Method::Whole,
             (2, 1) if columns => Method::Wider,
-            (1, 2) => Method::Higher,
+            (1, 2) if smooth => Method::Higher,
             (2, 2) if columns => Method::WiderAndHigher,
             (h, v) => Method::Repeat { h, v },
         };
