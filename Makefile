@@ -65,10 +65,12 @@ test-training: ## Smoke-test the training recipe (needs Python with models/train
 	cd models/training && $(PYTHON) -m unittest test_recipe
 
 .PHONY: bench
-bench: runtime ## Time one inference: PyTorch's export (needs Python with benches/requirements.txt), plain, blocked (EP=openvino: that too).
+bench: runtime ## Time the network, the parts of a request and the server under load (PHOTOS=folder; docs/benchmarking.md).
 	@$(PYTHON) benches/export.py --name ghostnetv2_100 --out target/bench || \
 		echo "no export to compare with: pip install -r benches/requirements.txt (PYTHON=... names another Python)" >&2
 	$(CARGO) bench --bench network
+	$(CARGO) bench --bench stages
+	$(CARGO) bench --bench end_to_end
 
 .PHONY: clean
 clean: ## Remove everything that was built or fetched.

@@ -30,6 +30,7 @@ pub mod ghostnet;
 pub mod graph;
 pub mod hub;
 pub mod kernels;
+pub mod load;
 pub mod manifest;
 pub mod model;
 pub mod plan;

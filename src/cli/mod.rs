@@ -2,6 +2,7 @@
 //!
 //! Only here is the environment read, and only here does an error become text on standard error.
 
+mod bench;
 mod build;
 mod classify;
 mod eval;
@@ -37,6 +38,7 @@ enum Command {
     Build(build::BuildArgs),
     Pull(pull::PullArgs),
     Health(health::HealthArgs),
+    Bench(Box<bench::BenchArgs>),
 }
 
 /// Where ONNX Runtime is, and what in it computes.
@@ -77,6 +79,7 @@ pub fn main() -> ExitCode {
         Command::Build(args) => args.run(),
         Command::Pull(args) => args.run(),
         Command::Health(args) => args.run(),
+        Command::Bench(args) => args.run(),
     };
     match result {
         Ok(code) => code,

@@ -1,0 +1,86 @@
+//! What several benchmarks need: photographs, and a model of random weights.
+#![allow(dead_code)]
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use ghostserve::ghostnet::{Form, Network, Output, Size, Target, preset};
+use ghostserve::manifest::Digest;
+use ghostserve::weights::{Synthetic, TensorSource, WeightsError};
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+
+pub(crate) const NETWORK: &str = "ghostnetv2_100";
+pub(crate) const SIDE: usize = 224;
+
+/// The folder that PHOTOS names, or else the few pictures of the tests. Says which.
+pub(crate) fn photos() -> Vec<Vec<u8>> {
+    let folder = std::env::var_os("PHOTOS").map(PathBuf::from);
+    let own = folder.is_none();
+    let folder = folder.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/scaled"));
+    let mut paths: Vec<_> = fs::read_dir(&folder).expect("PHOTOS is a folder").map(|e| e.unwrap().path()).collect();
+    paths.retain(|path| {
+        let ending = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+        ["jpg", "jpeg"].contains(&&ending[..])
+    });
+    paths.sort();
+    if own {
+        println!("PHOTOS is not set: drawn pictures are used, which are not what photographs cost");
+    }
+    let photos: Vec<_> = paths.iter().map(|path| fs::read(path).unwrap()).collect();
+    let bytes: usize = photos.iter().map(Vec::len).sum();
+    println!("{} images, {:.1} kB on average", photos.len(), bytes as f64 / 1e3 / photos.len() as f64);
+    photos
+}
+
+/// Remembers the tensors that a network takes.
+#[derive(Default)]
+struct Recorder(RefCell<BTreeMap<String, (Vec<usize>, Vec<u8>)>>);
+
+impl TensorSource for Recorder {
+    fn shape(&self, key: &str, wanted: &[usize]) -> Option<Vec<usize>> {
+        Synthetic.shape(key, wanted)
+    }
+
+    fn read(&self, key: &str, shape: &[usize]) -> Result<Vec<f32>, WeightsError> {
+        let data = Synthetic.read(key, shape)?;
+        let bytes = data.iter().flat_map(|value| value.to_le_bytes()).collect();
+        self.0.borrow_mut().insert(key.to_owned(), (shape.to_vec(), bytes));
+        Ok(data)
+    }
+
+    fn keys(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+/// Writes a model folder of [`NETWORK`] with weights that everybody makes alike.
+pub(crate) fn random_model(folder: &Path) {
+    let network = Network::new(preset(NETWORK).unwrap()).unwrap();
+    let recorder = Recorder::default();
+    let size = Size { height: SIDE, width: SIDE };
+    network.lower(&recorder, &Target { size, outputs: &[Output::Logits], form: Form::Plain }).unwrap();
+    let tensors = recorder.0.into_inner();
+    let views: Vec<_> = tensors
+        .iter()
+        .map(|(key, (shape, bytes))| (key, TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap()))
+        .collect();
+    let weights = safetensors::serialize(views, None).unwrap();
+    fs::create_dir_all(folder).unwrap();
+    let labels: String = (0..1000).map(|class| format!("class {class}\n")).collect();
+    let manifest = format!(
+        "id = \"random\"\n[network]\narchitecture = \"{NETWORK}\"\nweights = \"weights.safetensors\"\n\
+         digest = \"{}\"\noutput = \"logits\"\n[input]\nsize = [{SIDE}, {SIDE}]\nresize = 256\n\
+         mean = [0.485, 0.456, 0.406]\nstd = [0.229, 0.224, 0.225]\n[labels]\nfile = \"labels.txt\"\n",
+        Digest::of(&weights).as_str()
+    );
+    for (name, bytes) in [
+        ("weights.safetensors", &weights[..]),
+        ("labels.txt", labels.as_bytes()),
+        ("manifest.toml", manifest.as_bytes()),
+    ] {
+        fs::write(folder.join(name), bytes).unwrap();
+    }
+}

@@ -1,0 +1,255 @@
+//! `ghostserve bench`.
+
+use std::fs;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use tokio_util::sync::CancellationToken;
+
+use super::values;
+use crate::load::report::Figure;
+use crate::load::{Endpoint, Event, Images, Load, Plan, Report, RequestStyle, Settings, Target, campaign};
+
+/// Load-test an HTTP server that takes an image as its body: this one or any other.
+///
+/// Without --rate it is a closed loop: each connection sends its next image when the last is answered. With --rate or
+/// --rates it is an open loop: requests are due at random times, and latency counts from when they were due. Several
+/// targets take turns, round by round, and are compared with the first.
+#[derive(Debug, Args)]
+pub(super) struct BenchArgs {
+    /// Where to send images: http://HOST:PORT/PATH, with a name for the report as NAME=http://…
+    #[arg(default_value = "http://127.0.0.1:8080/v1/classify", value_name = "URL")]
+    targets: Vec<String>,
+
+    /// Image files, or folders of them [default: one small picture that is built in].
+    #[arg(long, num_args = 1.., value_name = "PATH")]
+    images: Vec<PathBuf>,
+
+    /// Closed loop: connections.
+    #[arg(long, short = 'c', default_value_t = 16, value_name = "N")]
+    connections: usize,
+
+    /// Open loop: requests a second, on average.
+    #[arg(long, value_name = "R", conflicts_with = "rates")]
+    rate: Option<f64>,
+
+    /// Open loop, several rates one after the other, for the curves of the report.
+    #[arg(long, value_delimiter = ',', value_name = "R,R,…")]
+    rates: Vec<f64>,
+
+    /// Look for the highest rate that meets --slo as well, beginning at the throughput of the closed loop.
+    #[arg(long)]
+    search: bool,
+
+    /// How long each run is measured.
+    #[arg(long, short = 'd', default_value = "10s", value_parser = values::duration, value_name = "TIME")]
+    duration: Duration,
+
+    /// How long each run goes on before it is measured.
+    #[arg(long, default_value = "2s", value_parser = values::duration, value_name = "TIME")]
+    warm_up: Duration,
+
+    /// Repetitions; medians are reported.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    rounds: usize,
+
+    /// The latency within which an answer is in time.
+    #[arg(long, default_value = "100ms", value_parser = values::duration, value_name = "TIME")]
+    slo: Duration,
+
+    /// The percentile that --search holds against it.
+    #[arg(long, default_value_t = 99.0, value_name = "PERCENT")]
+    slo_percentile: f64,
+
+    /// How long an answer is waited for.
+    #[arg(long, default_value = "10s", value_parser = values::duration, value_name = "TIME")]
+    timeout: Duration,
+
+    /// Open loop: connections at most; past them, requests wait.
+    #[arg(long, default_value_t = 1024, value_name = "N")]
+    max_connections: usize,
+
+    /// Open loop: of the random times.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    seed: u64,
+
+    /// Closed loop: stay away after a 429 or 503 for as long as the server asks.
+    #[arg(long)]
+    obey_retry_after: bool,
+
+    /// Count a success as an error if its body is not JSON.
+    #[arg(long)]
+    check_json: bool,
+
+    /// A header of every request, as `name: value`.
+    #[arg(long = "header", short = 'H', value_name = "LINE")]
+    headers: Vec<String>,
+
+    /// The type of the body [default: by the image's first bytes].
+    #[arg(long, value_name = "TYPE")]
+    content_type: Option<String>,
+
+    /// Send the image as this field of a multipart/form-data body.
+    #[arg(long, value_name = "FIELD")]
+    multipart: Option<String>,
+
+    /// Write everything, round by round, to this file; `-` is standard output.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+
+    /// Write a page with plots to this file. It needs nothing else.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+
+    /// Fail (exit status 1) if the first target's 99th percentile is above this in any load.
+    #[arg(long, value_parser = values::duration, value_name = "TIME")]
+    expect_p99: Option<Duration>,
+}
+
+impl BenchArgs {
+    pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        let plan = self.plan()?;
+        let style = RequestStyle { content_type: self.content_type, headers: self.headers, multipart: self.multipart };
+        let targets = Target::parse_all(&self.targets)?;
+        let images = if self.images.is_empty() { Images::built_in() } else { Images::read(&self.images)? };
+        let plan = Plan { images: images.description(), ..plan };
+
+        // One thread: what a load tester does is little, and its cores are the server's.
+        let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let report = tokio.block_on(async {
+            let mut endpoints = Vec::with_capacity(targets.len());
+            for target in targets {
+                endpoints.push(Arc::new(Endpoint::prepare(target, &images, &style, self.timeout).await?));
+            }
+            let stop = CancellationToken::new();
+            let told = stop.clone();
+            tokio::spawn(async move {
+                if tokio::signal::ctrl_c().await.is_ok() {
+                    told.cancel();
+                }
+            });
+            let bar = Bar::new(&plan);
+            let report = campaign(&endpoints, &plan, &stop, &|event| bar.show(&event)).await;
+            bar.0.finish_and_clear();
+            anyhow::Ok(report?)
+        })?;
+
+        if let Some(path) = &self.html {
+            fs::write(path, report.to_html()).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        match &self.json {
+            Some(path) if path.as_os_str() == "-" => println!("{:#}", report.to_json()),
+            json => {
+                if let Some(path) = json {
+                    let text = format!("{:#}\n", report.to_json());
+                    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+                }
+                print!("{report}");
+            }
+        }
+        Ok(self.expect_p99.map_or(ExitCode::SUCCESS, |bound| verdict(&report, bound)))
+    }
+
+    fn plan(&self) -> anyhow::Result<Plan> {
+        let open = self.rate.iter().chain(&self.rates);
+        if let Some(rate) = open.clone().find(|rate| !(rate.is_finite() && **rate > 0.0)) {
+            bail!("a rate must be above 0, found {rate}");
+        }
+        for (flag, count) in [
+            ("--connections", self.connections),
+            ("--rounds", self.rounds),
+            ("--max-connections", self.max_connections),
+        ] {
+            if count == 0 {
+                bail!("{flag} must be at least 1, found 0");
+            }
+        }
+        if self.duration.is_zero() {
+            bail!("--duration must be above 0");
+        }
+        if !(0.0..=100.0).contains(&self.slo_percentile) {
+            bail!("--slo-percentile must be between 0 and 100, found {}", self.slo_percentile);
+        }
+        let mut loads: Vec<Load> = open.map(|rate| Load::Open { rate: *rate }).collect();
+        if loads.is_empty() {
+            loads.push(Load::Closed { connections: self.connections });
+        }
+        Ok(Plan {
+            loads,
+            rounds: self.rounds,
+            search: self.search,
+            slo_percentile: self.slo_percentile,
+            settings: Settings {
+                duration: self.duration,
+                warm_up: self.warm_up,
+                timeout: self.timeout,
+                slo: self.slo,
+                max_connections: self.max_connections,
+                seed: self.seed,
+                obey_retry_after: self.obey_retry_after,
+                check_json: self.check_json,
+            },
+            images: String::new(),
+        })
+    }
+}
+
+/// Whether the first target kept its promise.
+fn verdict(report: &Report, bound: Duration) -> ExitCode {
+    let bound = bound.as_secs_f64() * 1e3;
+    let series = report.subjects.first().map(|subject| &subject.series[..]).unwrap_or_default();
+    let over = series.iter().find(|series| series.median_of(Figure::P99).partial_cmp(&bound).is_none_or(|o| o.is_gt()));
+    match over {
+        None => ExitCode::SUCCESS,
+        Some(series) => {
+            eprintln!(
+                "error: {}: expected a p99 of at most {bound} ms, found {:.1} ms",
+                series.load,
+                series.median_of(Figure::P99)
+            );
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// How far it is, on a terminal.
+struct Bar(ProgressBar);
+
+impl Bar {
+    fn new(plan: &Plan) -> Self {
+        if !std::io::stderr().is_terminal() {
+            return Self(ProgressBar::hidden());
+        }
+        let length = (plan.settings.warm_up + plan.settings.duration).as_millis() as u64;
+        let bar = ProgressBar::new(length);
+        if let Ok(style) = ProgressStyle::with_template("{prefix:.bold} {bar:30} {msg}") {
+            bar.set_style(style);
+        }
+        Self(bar)
+    }
+
+    fn show(&self, event: &Event<'_>) {
+        match event {
+            Event::Begins { target, load, round } => {
+                let round = round.map_or("search".to_owned(), |round| format!("round {round}"));
+                self.0.set_prefix(format!("{target}, {round}, {load}"));
+            }
+            Event::Goes(progress) => {
+                self.0.set_position(progress.elapsed.as_millis() as u64);
+                self.0.set_message(if progress.warming_up {
+                    "warming up".to_owned()
+                } else {
+                    let p99 = progress.p99.as_secs_f64() * 1e3;
+                    format!("{} ok, p99 {p99:.1} ms, {} failed", progress.finished, progress.failures)
+                });
+            }
+            Event::Ended(_) => self.0.set_position(0),
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! The load tester, against servers that misbehave in known ways.
+
+use std::net::SocketAddr;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use ghostserve::load::report::Figure;
+use ghostserve::load::{
+    Endpoint, ErrorKind, Event, Images, Load, Measurement, Plan, RequestStyle, Settings, Target, campaign,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+
+const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
+const SHED: &str = "HTTP/1.1 429 Too Many Requests\r\nretry-after: 1\r\ncontent-length: 2\r\n\r\n{}";
+const SHED_AND_CLOSE: &str = "HTTP/1.1 503 Busy\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+
+/// What the fake does with a request, by its number.
+#[derive(Clone, Copy)]
+enum Does {
+    /// Reads all of it and answers so.
+    Answer(&'static str),
+    /// Answers when it has the head, and closes with the body unread.
+    Early(&'static str),
+    /// Closes without an answer.
+    Close,
+    /// Answers after a while; with one connection, everything else waits.
+    Stall(Duration),
+}
+
+/// A server whose answers are decided by the number of the request.
+async fn fake(does: fn(usize) -> Does) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let count = Arc::new(AtomicUsize::new(0));
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(serve(stream, does, Arc::clone(&count)));
+        }
+    });
+    address
+}
+
+async fn serve(mut stream: TcpStream, does: fn(usize) -> Does, count: Arc<AtomicUsize>) {
+    let mut bytes = Vec::new();
+    loop {
+        let head = loop {
+            if let Some(at) = bytes.windows(4).position(|four| four == b"\r\n\r\n") {
+                break at + 4;
+            }
+            if stream.read_buf(&mut bytes).await.unwrap_or(0) == 0 {
+                return;
+            }
+        };
+        let does = does(count.fetch_add(1, Ordering::Relaxed));
+        if let Does::Early(answer) = does {
+            let _ = stream.write_all(answer.as_bytes()).await;
+            return;
+        }
+        let text = String::from_utf8_lossy(&bytes[..head]).into_owned();
+        let length = text.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+        let whole = head + length.parse::<usize>().unwrap();
+        while bytes.len() < whole {
+            if stream.read_buf(&mut bytes).await.unwrap_or(0) == 0 {
+                return;
+            }
+        }
+        bytes.drain(..whole);
+        match does {
+            Does::Answer(answer) => stream.write_all(answer.as_bytes()).await.unwrap(),
+            Does::Close | Does::Early(_) => return,
+            Does::Stall(time) => {
+                tokio::time::sleep(time).await;
+                stream.write_all(OK.as_bytes()).await.unwrap();
+            }
+        }
+    }
+}
+
+fn settings() -> Settings {
+    Settings {
+        duration: Duration::from_millis(400),
+        warm_up: Duration::from_millis(50),
+        timeout: Duration::from_secs(2),
+        slo: Duration::from_millis(100),
+        max_connections: 64,
+        seed: 1,
+        obey_retry_after: false,
+        check_json: true,
+    }
+}
+
+/// One run against a fake, on a thread as the program's.
+async fn run(does: fn(usize) -> Does, load: Load, settings: Settings) -> Measurement {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("image");
+    std::fs::write(&path, vec![7; 600_000]).unwrap();
+    let images = Images::read(&[path]).unwrap();
+    let address = fake(does).await;
+    let target = Target::parse(&format!("fake=http://{address}/classify")).unwrap();
+    let task = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let patience = Duration::from_secs(2);
+            let endpoint = Endpoint::prepare(target, &images, &RequestStyle::default(), patience).await.unwrap();
+            let plan = Plan {
+                loads: vec![load],
+                rounds: 1,
+                search: false,
+                slo_percentile: 99.0,
+                settings,
+                images: images.description(),
+            };
+            let ignore = |_: Event<'_>| ();
+            campaign(&[Arc::new(endpoint)], &plan, &CancellationToken::new(), &ignore).await.unwrap()
+        })
+    };
+    let report = tokio::task::spawn_blocking(task).await.unwrap();
+    report.subjects[0].series[0].rounds[0].clone()
+}
+
+const CLOSED: Load = Load::Closed { connections: 4 };
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_are_counted_by_status_and_refusals_apart() {
+    let found = run(|n| Does::Answer(if n % 2 == 0 { OK } else { SHED }), CLOSED, settings()).await;
+    let counts: Vec<u16> = found.statuses.keys().copied().collect();
+    assert_eq!((counts, found.errors.len()), (vec![200, 429], 0));
+    assert_eq!(found.success.count(), found.statuses[&200]);
+    assert_eq!(found.rejected.count(), found.statuses[&429]);
+    assert!(found.success.count() > 10);
+    assert!(found.throughput() > 10.0 && found.goodput() <= found.throughput());
+    assert!((Figure::Failures.of(&found) - 50.0).abs() < 10.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_early_refusal_is_an_answer_even_if_the_body_could_not_be_sent() {
+    let does = |n| if n % 2 == 0 { Does::Answer(OK) } else { Does::Early(SHED_AND_CLOSE) };
+    let found = run(does, CLOSED, settings()).await;
+    let early = found.statuses.get(&503).copied().unwrap_or(0);
+    assert!(early > 5, "{:?}", found.statuses);
+    // The system may have thrown an answer away that was not read in time; most must arrive.
+    let reset = found.errors.values().sum::<u64>();
+    assert!(reset * 2 <= early, "{:?} {:?}", found.statuses, found.errors);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_are_closed_are_errors_and_are_opened_again() {
+    let found = run(|n| if n % 3 == 2 { Does::Close } else { Does::Answer(OK) }, CLOSED, settings()).await;
+    assert!(found.errors[&ErrorKind::Reset] > 3, "{:?}", found.errors);
+    assert!(found.success.count() > found.errors[&ErrorKind::Reset]);
+    assert!(found.connections_opened > 4);
+    assert!(found.first_errors[&ErrorKind::Reset].contains("without an answer"), "{:?}", found.first_errors);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_json_is_an_error_where_json_is_asked_for() {
+    let does = |n| Does::Answer(if n == 0 { OK } else { "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nno" });
+    let found = run(does, CLOSED, settings()).await;
+    assert_eq!((found.success.count(), found.errors.len()), (0, 1));
+    assert!(found.errors[&ErrorKind::Body] > 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_a_stall_kept_from_being_sent_count_from_when_they_were_due() {
+    // One connection, and one stall that begins inside the window: a tester that waits politely would see one slow answer.
+    let stall = Duration::from_millis(300);
+    let does: fn(usize) -> Does = |n| if n == 20 { Does::Stall(Duration::from_millis(300)) } else { Does::Answer(OK) };
+    let settings = Settings { max_connections: 1, duration: Duration::from_millis(900), ..settings() };
+    let found = run(does, Load::Open { rate: 100.0 }, settings).await;
+    let slow: u64 = found.success.buckets().iter().filter(|(time, _)| *time > stall / 3).map(|(_, count)| count).sum();
+    assert!(slow >= 8, "{slow} of {} requests were slow", found.success.count());
+    assert!(found.queued >= 8);
+    assert!(found.success.max() >= stall * 9 / 10);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_program_writes_its_reports_and_keeps_its_promises() {
+    let address = fake(|_| Does::Answer(OK)).await;
+    let folder = tempfile::tempdir().unwrap();
+    let (json, html) = (folder.path().join("r.json"), folder.path().join("r.html"));
+    let bench = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ghostserve"));
+        command.args(["bench", &format!("one=http://{address}/"), "--duration", "200ms", "--warm-up", "10ms"]);
+        command.args(args);
+        command
+    };
+    let two = format!("two=http://{address}/other");
+    let (json_name, html_name) = (json.to_str().unwrap().to_owned(), html.to_str().unwrap().to_owned());
+    let args = [&two, "--rounds", "2", "--rates", "50,100", "--json", &json_name, "--html", &html_name];
+    let mut command = bench(&args);
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.contains("open loop, 100.0 requests/s") && text.contains("÷ the first"), "{text}");
+    let report: serde_json::Value = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
+    assert_eq!(report["targets"][1]["loads"][1]["rounds"].as_array().map(Vec::len), Some(2));
+    assert!(std::fs::read_to_string(html).unwrap().contains("<svg"));
+
+    let mut command = bench(&["--expect-p99", "0.001ms"]);
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("expected a p99 of at most"));
+}
+
+#[test]
+fn a_target_that_does_not_work_is_not_measured() {
+    let bench = |url: &str| {
+        let output = Command::new(env!("CARGO_BIN_EXE_ghostserve")).args(["bench", url]).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    // A port that was free a moment ago.
+    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let error = bench(&format!("http://{address}/"));
+    assert!(error.contains("cannot connect") && error.contains("is the server running?"), "{error}");
+    assert!(bench("https://localhost/").contains("https is not supported"));
+}
