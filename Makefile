@@ -24,7 +24,7 @@ export GHOSTSERVE_ONNXRUNTIME ?= $(abspath $(RUNTIME))
 
 .PHONY: help
 help: ## Show this list.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: run
 run: runtime ## Build and start the server on port 8080 (ARGS="--listen 127.0.0.1:9000"; EP=openvino PRECISION=bf16).
@@ -71,6 +71,13 @@ bench: runtime ## Time the network, the parts of a request and the server under 
 	$(CARGO) bench --bench network
 	$(CARGO) bench --bench stages
 	$(CARGO) bench --bench end_to_end
+
+.PHONY: bench-peers
+bench-peers: runtime build ## Load-test against Mosec with ONNX Runtime and OpenVINO (PHOTOS=folder; EP=openvino: bf16 too).
+	@test -f target/bench/ghostnetv2_100.onnx || { echo "run make bench first: it exports the network" >&2; exit 1; }
+	@$(PYTHON) deploy/onnxruntime/fetch.py .runtime/onnxruntime --distribution onnxruntime
+	GHOSTSERVE_ONNXRUNTIME=$(abspath .runtime/onnxruntime) $(PYTHON) benches/peers/compare.py --images $(PHOTOS) \
+		$(if $(filter openvino,$(EP)),--openvino-runtime $(abspath $(RUNTIME))) $(ARGS)
 
 .PHONY: clean
 clean: ## Remove everything that was built or fetched.

@@ -74,6 +74,8 @@ pub struct LoadLimits {
     pub max_wait: Duration,
     /// Bytes of request bodies in memory.
     pub max_body_bytes: usize,
+    /// Bytes in which scores of files are remembered; 0 for none.
+    pub response_cache_bytes: u64,
     /// Bytes of decoded pixels in memory.
     pub max_decoded_bytes: u64,
     /// Streams of an HTTP/2 connection.

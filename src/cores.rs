@@ -1,13 +1,14 @@
-//! The cores as tokens: whoever computes holds one, so that no more threads compute than there are cores.
+//! The cores as tokens: whoever computes holds one, so that hardly more threads compute than there are cores.
 //!
-//! More would only slice time between them: each image would be finished later, none earlier. The tokens also say what a
-//! core that becomes free does next ([`Rank`]): a full batch runs before another image is decoded, and an image is decoded
+//! More would only slice time between them: each image would be finished later, none earlier. A few more there are, so that
+//! no core stands idle while a token changes hands. The tokens also say what a core that becomes free does next ([`Rank`]): a full batch runs before another image is decoded, and an image is decoded
 //! before a batch runs that is not full. So batches grow just as far as there is work to grow by, and nothing waits by a
 //! clock.
 //!
 //! Time is nobody's here; the order is. What a rank is passed over for is counted, and after [`PATIENCE`] grants to
 //! better ranks it is its turn: a flood of one kind of work slows every other kind down and stops none.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -63,6 +64,8 @@ const PATIENCE: u32 = 16;
 #[derive(Debug)]
 pub struct Cores {
     total: usize,
+    /// What is given out: one a core, and a few so that no core waits while another token changes hands.
+    tokens: usize,
     state: Mutex<State>,
 }
 
@@ -113,9 +116,20 @@ impl Cores {
     /// So many cores, all free.
     #[must_use]
     pub fn new(total: usize) -> Arc<Self> {
+        Self::with_tokens(total, total)
+    }
+
+    /// The same with a quarter more tokens than cores: a thread that is told to go on takes a moment to wake up, and a core
+    /// should not stand idle for it.
+    #[must_use]
+    pub fn oversubscribed(total: usize) -> Arc<Self> {
+        Self::with_tokens(total, total + total.div_ceil(4))
+    }
+
+    fn with_tokens(total: usize, tokens: usize) -> Arc<Self> {
         let state =
-            State { free: total, waiting: Default::default(), passed: [0; Rank::COUNT], unnoticed: 0, next_id: 0 };
-        Arc::new(Self { total, state: Mutex::new(state) })
+            State { free: tokens, waiting: Default::default(), passed: [0; Rank::COUNT], unnoticed: 0, next_id: 0 };
+        Arc::new(Self { total, tokens, state: Mutex::new(state) })
     }
 
     /// How many there are.
@@ -124,10 +138,10 @@ impl Cores {
         self.total
     }
 
-    /// How many are held.
+    /// How many tokens are held.
     #[must_use]
     pub fn busy(&self) -> usize {
-        self.total - self.lock().free
+        self.tokens - self.lock().free
     }
 
     /// Waits for `count` cores, at most all there are. Dropping the future gives up the place.
@@ -180,6 +194,22 @@ impl Cores {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// Has the system prefer other threads to the calling one, once for all: those that move bytes need a core rarely and for a
+/// moment, and answers would wait for them behind milliseconds of arithmetic.
+pub fn give_way() {
+    thread_local!(static GAVE: Cell<bool> = const { Cell::new(false) });
+    #[cfg(target_os = "linux")]
+    if !GAVE.replace(true)
+        && let Err(error) = rustix::process::nice(NICENESS)
+    {
+        tracing::debug!(%error, "a thread that computes keeps its priority");
+    }
+}
+
+/// By how much: about a third of the weight of other threads.
+#[cfg(target_os = "linux")]
+const NICENESS: i32 = 5;
 
 /// Whether a rank is one of running batches.
 fn runs(rank: usize) -> bool {

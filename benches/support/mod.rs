@@ -37,6 +37,7 @@ pub(crate) fn photos() -> Vec<Vec<u8>> {
 
 /// Remembers the tensors that a network takes.
 #[derive(Default)]
+#[allow(clippy::type_complexity)]
 struct Recorder(RefCell<BTreeMap<String, (Vec<usize>, Vec<u8>)>>);
 
 impl TensorSource for Recorder {

@@ -108,6 +108,11 @@ impl Permit {
         self.priority
     }
 
+    /// Work on the images begins; until they are settled they count as dropped if the permit is.
+    pub fn begin(&mut self) {
+        self.stage = Some(Stage::Decode);
+    }
+
     /// The images have got to another stage.
     pub(super) fn reach(&mut self, stage: Stage) {
         self.stage = Some(stage);

@@ -134,13 +134,18 @@ struct RequestArgs {
 struct LoadArgs {
     /// The longest predicted wait for a core at which a request is admitted; past it requests are shed. Work that asked for
     /// no hurry (`Priority: u=4` and up) waits as long as its deadline lets it.
-    #[arg(long, env = "GHOSTSERVE_MAX_WAIT", default_value = "250ms", value_parser = values::duration, value_name = "TIME")]
+    #[arg(long, env = "GHOSTSERVE_MAX_WAIT", default_value = "200ms", value_parser = values::duration, value_name = "TIME")]
     max_wait: Duration,
 
     /// Images admitted at once, whatever the wait: being decoded, waiting, running. Work without hurry gets at most three
     /// quarters of them.
     #[arg(long, env = "GHOSTSERVE_MAX_IMAGES_IN_FLIGHT", default_value_t = 512, value_name = "N")]
     max_images_in_flight: usize,
+
+    /// Remember the scores of files in this much memory, and do the same file once for all who send it at the same time; 0 does
+    /// neither. A file costs about 4 bytes a class.
+    #[arg(long, env = "GHOSTSERVE_RESPONSE_CACHE", default_value = "0", value_parser = values::bytes, value_name = "SIZE")]
+    response_cache: u64,
 
     /// Requests to /v1 handled at once.
     #[arg(long, env = "GHOSTSERVE_MAX_REQUESTS_IN_FLIGHT", default_value_t = 1024, value_name = "N")]
@@ -252,6 +257,7 @@ impl ServeArgs {
                 max_requests: load.max_requests_in_flight,
                 max_images: load.max_images_in_flight,
                 max_wait: load.max_wait,
+                response_cache_bytes: load.response_cache,
                 max_body_bytes: load.max_body_bytes_in_flight,
                 max_decoded_bytes: load.max_decoded_bytes_in_flight,
                 max_http2_streams: load.max_http2_streams,

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{Crop, ImageError, ImageInfo, ImageLimits, Transform, decode, probe};
-use crate::cores::{Cores, Priority, Rank, Work};
+use crate::cores::{Cores, Priority, Rank, Work, give_way};
 
 /// The pool's bounds.
 #[derive(Clone, Copy, Debug)]
@@ -105,6 +105,7 @@ impl Preprocessor {
             let given = std::mem::take(&mut means);
             let work = tokio::task::spawn_blocking(move || {
                 let _core = core;
+                give_way();
                 this.attempt(&transform, &file, given)
             });
             // Decoders are behind a guard of their own; what fails here is ours.

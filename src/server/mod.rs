@@ -100,11 +100,15 @@ impl Server {
             None => None,
         };
         let loaded = ModelFolder::resolve(&config.model)?.load()?;
-        let cores = Cores::new(config.execution.plan.cores);
+        let cores = Cores::oversubscribed(config.execution.plan.cores);
         let (model, workers) = start_model(loaded, &config, runtime, &metrics, &cores)?;
         let pool = PoolConfig { max_decoded_bytes: config.load.max_decoded_bytes, limits: config.image };
         let preprocessor = Preprocessor::new(pool, cores);
-        let service = Arc::new(Service::new(model, Vec::new(), preprocessor, Arc::clone(&metrics)));
+        let mut service = Service::new(model, Vec::new(), preprocessor, Arc::clone(&metrics));
+        if config.load.response_cache_bytes > 0 {
+            service = service.with_cache(config.load.response_cache_bytes);
+        }
+        let service = Arc::new(service);
 
         // The workers' threads have their models already; they only have to come up.
         while !service.is_ready() {

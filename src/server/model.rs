@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::StartError;
 use crate::batch::{Batching, Bounds, ModelFailure, Queue, Worker, WorkerState};
 use crate::config::Config;
-use crate::cores::Cores;
+use crate::cores::{Cores, give_way};
 use crate::model::LoadedModel;
 use crate::plan::{self, Subject};
 use crate::preprocess::{Crop, Transform};
@@ -69,7 +69,14 @@ pub(super) fn start_model(
         // The worker computes on this thread; its runtime is only for waiting.
         let clock = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(StartError::Thread)?;
         let thread = thread::Builder::new().name(format!("worker-{index}"));
-        threads.push(thread.spawn(move || clock.block_on(worker.run())).map_err(StartError::Thread)?);
+        threads.push(
+            thread
+                .spawn(move || {
+                    give_way();
+                    clock.block_on(worker.run());
+                })
+                .map_err(StartError::Thread)?,
+        );
     }
     let architecture = manifest.network.architecture.to_string();
     metrics.model_info.with_label_values(&[&manifest.id[..], digest, &architecture]).set(1);

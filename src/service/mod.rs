@@ -5,11 +5,15 @@
 //! costs its neighbours. The service knows nothing of HTTP; it holds the models by name and is given them, running, by
 //! the server's wiring.
 
+mod cache;
 mod error;
 mod predictions;
+mod served;
 
+use cache::{Key, ScoreCache, Scored, Source};
 pub use error::{Code, Error};
 pub use predictions::{Ask, Prediction, predict, top};
+pub use served::{Plan, ServedModel};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,74 +24,10 @@ use futures::future::join_all;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use crate::batch::{AdmitError, Permit, Queue, WorkerState};
+use crate::batch::{AdmitError, Permit};
 use crate::cores::Priority;
-use crate::ghostnet::Cost;
-use crate::manifest::{Label, Manifest};
-use crate::plan::{Measurement, Origin};
-use crate::preprocess::{Crop, ImageError, ImageInfo, Preprocessor, Transform};
-use crate::runtime::{Agreement, Precision, Provider};
+use crate::preprocess::{ImageError, ImageInfo, Preprocessor};
 use crate::telemetry::{Metrics, Stage};
-
-/// A model that is being served.
-#[derive(Debug)]
-pub struct ServedModel {
-    /// Its folder's contract.
-    pub manifest: Manifest,
-    /// The classes, in the order of the outputs.
-    pub labels: Vec<Label>,
-    /// What an image costs, where the architecture is known.
-    pub cost: Option<Cost>,
-    /// How it is run.
-    pub plan: Plan,
-    /// Pixels to rows.
-    pub transform: Arc<Transform>,
-    /// Rows to workers.
-    pub queue: Arc<Queue<Crop>>,
-    /// The workers, to be asked for their readiness.
-    pub workers: Vec<Arc<WorkerState>>,
-}
-
-/// How a model is run on this machine.
-#[derive(Clone, Debug, Serialize)]
-pub struct Plan {
-    /// What computes.
-    pub provider: Provider,
-    /// In what type.
-    pub precision: Precision,
-    /// How its answers differ from those of f32 on ONNX Runtime's own provider, where it is not that.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub agreement: Option<Agreement>,
-    /// The form of the graph: `blocked`, `plain`, or `as given` by a foreign file.
-    pub graph: &'static str,
-    /// The runtime's version.
-    pub onnxruntime: String,
-    /// Cores that decode and compute.
-    pub cores: usize,
-    /// Sessions that run at the same time.
-    pub workers: usize,
-    /// Threads of each.
-    pub threads_per_worker: usize,
-    /// Images that a run takes at most.
-    pub max_batch: usize,
-    /// Milliseconds that the oldest image waits for a batch to fill.
-    pub batch_delay_ms: f64,
-    /// Where the numbers of workers, threads and images are from.
-    pub origin: Origin,
-    /// What they were chosen from.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub measured: Vec<Measurement>,
-    /// Milliseconds of predicted wait past which requests are shed.
-    pub max_wait_ms: f64,
-    /// Images admitted at most: being decoded, waiting and running.
-    pub max_images_in_flight: usize,
-}
-
-impl ServedModel {
-    fn is_ready(&self) -> bool {
-        self.workers.iter().any(|worker| worker.is_ready())
-    }
-}
 
 /// The models by name, and what all of them share.
 #[derive(Debug)]
@@ -95,6 +35,8 @@ pub struct Service {
     models: BTreeMap<String, Arc<ServedModel>>,
     default: String,
     preprocessor: Preprocessor,
+    /// Scores by file, if they are to be remembered.
+    cache: Option<ScoreCache>,
     metrics: Arc<Metrics>,
 }
 
@@ -122,6 +64,16 @@ pub struct Classified {
     pub results: Vec<Result<ImageResult, Error>>,
     /// The longest that any image spent in each stage.
     pub times: Times,
+}
+
+/// One image of a request, before any work.
+enum Asked {
+    /// A file, and its key if scores are remembered.
+    File(Bytes, Option<Key>),
+    /// Its scores are remembered.
+    Known(Arc<Scored>),
+    /// It could not be read from the request.
+    Unreadable(Error),
 }
 
 /// The answer for one image.
@@ -169,7 +121,16 @@ impl Service {
         let id = default.manifest.id.clone();
         let all = std::iter::once(default).chain(others);
         let models = all.map(|m| (m.manifest.id.clone(), Arc::new(m))).collect();
-        Self { models, default: id, preprocessor, metrics }
+        Self { models, default: id, preprocessor, cache: None, metrics }
+    }
+
+    /// Remembers the scores of files, in so many bytes. The same file is then decoded and run once for as long as it is
+    /// remembered, and once for all who ask at the same time.
+    #[must_use]
+    pub fn with_cache(mut self, bytes: u64) -> Self {
+        let classes = self.models.values().map(|model| model.labels.len()).max().unwrap_or(1);
+        self.cache = Some(ScoreCache::new(bytes, classes));
+        self
     }
 
     /// The models served, by name.
@@ -231,6 +192,10 @@ impl Service {
     /// What [`Service::classify`] would fail with.
     pub fn would_admit(&self, model: Option<&str>, priority: Priority, deadline: Instant) -> Result<(), Error> {
         let model = self.model(model)?;
+        if self.cache.is_some() {
+            // Whether it needs to be admitted depends on what is in it.
+            return Ok(());
+        }
         model.queue.would_admit(1, priority, deadline).map_err(|e| self.refused(model, 1, e))
     }
 
@@ -251,28 +216,37 @@ impl Service {
             return Err(Error::NotReady);
         }
         let (ask, deadline) = (request.ask, request.deadline);
-        let images = request.images.len();
-        let admitted = model.queue.admit(images, request.priority, deadline);
-        let mut permit = admitted.map_err(|e| self.refused(&model, images, e))?;
+        let images: Vec<Asked> = request.images.into_iter().map(|image| self.ask(&model, image)).collect();
+        let to_do = images.iter().filter(|image| matches!(image, Asked::File(..))).count();
+        let mut permit = match to_do {
+            0 => None,
+            to_do => {
+                let admitted = model.queue.admit(to_do, request.priority, deadline);
+                Some(admitted.map_err(|e| self.refused(&model, to_do, e))?)
+            }
+        };
 
-        let images = request.images.into_iter().map(|image| {
-            let permit = permit.split_one();
+        let images = images.into_iter().map(|image| {
             let model = &model;
+            let permit = match (&image, &mut permit) {
+                (Asked::File(..), Some(permit)) => permit.split_one(),
+                _ => None,
+            };
             async move {
-                let outcome = match (image, permit) {
-                    (Ok(file), Some(permit)) => {
-                        self.score_one(model, file, permit, deadline).await.map(|(scores, info, times)| {
-                            let predictions = predict(scores, model.manifest.network.output, &model.labels, ask);
-                            (ImageResult { predictions, image: info }, times)
-                        })
+                let scored = match (image, permit) {
+                    (Asked::File(file, key), Some(permit)) => {
+                        self.score_cached(model, (file, key), permit, deadline).await
                     }
-                    (Err(error), permit) => {
-                        permit.into_iter().for_each(|mut permit| permit.settle());
-                        Err(error)
-                    }
-                    // Admission gave one permit an image.
-                    (Ok(_), None) => Err(Error::Internal),
+                    (Asked::Known(scored), _) => Ok((scored, Times::default())),
+                    (Asked::Unreadable(error), _) => Err(error),
+                    // Admission gave one permit a file.
+                    (Asked::File(..), None) => Err(Error::Internal),
                 };
+                let outcome = scored.map(|(scored, times)| {
+                    let output = model.manifest.network.output;
+                    let predictions = predict(scored.scores.clone(), output, &model.labels, ask);
+                    (ImageResult { predictions, image: scored.info }, times)
+                });
                 let label = outcome.as_ref().map_or_else(|e| e.code().as_str(), |_| "ok");
                 self.metrics.images_total.with_label_values(&[&model.manifest.id[..], label]).inc();
                 outcome
@@ -294,6 +268,54 @@ impl Service {
         }
     }
 
+    /// What one image of a request asks for.
+    fn ask(&self, model: &ServedModel, image: Result<Bytes, Error>) -> Asked {
+        let file = match image {
+            Ok(file) => file,
+            Err(error) => return Asked::Unreadable(error),
+        };
+        let Some(cache) = &self.cache else { return Asked::File(file, None) };
+        let key = ScoreCache::key(&model.manifest, &file);
+        match cache.get(&key) {
+            Some(scored) => {
+                self.count(model, Source::Hit);
+                Asked::Known(scored)
+            }
+            None => Asked::File(file, Some(key)),
+        }
+    }
+
+    /// The scores of one image, made at most once for all who ask for them at the same time.
+    async fn score_cached(
+        &self,
+        model: &ServedModel,
+        (file, key): (Bytes, Option<Key>),
+        mut permit: Permit,
+        deadline: Instant,
+    ) -> Result<(Arc<Scored>, Times), Error> {
+        let (Some(cache), Some(key)) = (&self.cache, key) else {
+            let (scored, times) = self.score_one(model, file, permit, deadline).await?;
+            return Ok((Arc::new(scored), times));
+        };
+        let mut times = Times::default();
+        // Who only waits for another's work has nothing dropped when he leaves.
+        permit.settle();
+        let make = async {
+            permit.begin();
+            let (scored, spent) = self.score_one(model, file, permit, deadline).await?;
+            times = spent;
+            Ok(scored)
+        };
+        let scored = tokio::time::timeout_at(deadline, cache.get_or(&key, make)).await;
+        let (scored, source) = scored.unwrap_or(Err(Error::DeadlineExceeded))?;
+        self.count(model, source);
+        Ok((scored, times))
+    }
+
+    fn count(&self, model: &ServedModel, source: Source) {
+        self.metrics.response_cache_total.with_label_values(&[&model.manifest.id[..], source.name()]).inc();
+    }
+
     /// The scores of one image.
     async fn score_one(
         &self,
@@ -301,7 +323,7 @@ impl Service {
         file: Bytes,
         mut permit: Permit,
         deadline: Instant,
-    ) -> Result<(Vec<f32>, ImageInfo, Times), Error> {
+    ) -> Result<(Scored, Times), Error> {
         let prepared = self.preprocessor.run(&model.transform, file, permit.priority());
         let prepared = match tokio::time::timeout_at(deadline, prepared).await {
             Ok(Ok(prepared)) => prepared,
@@ -323,7 +345,7 @@ impl Service {
         let answer = model.queue.run(permit, prepared.crop, deadline).await?;
         let times =
             Times { decode: prepared.decode, resize: prepared.resize, queue: answer.queued, infer: answer.infer };
-        Ok((answer.output, prepared.info, times))
+        Ok((Scored { scores: answer.output, info: prepared.info }, times))
     }
 
     /// What becomes of a request whose images were not admitted.

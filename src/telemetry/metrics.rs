@@ -104,7 +104,10 @@ metrics! {
         /// Seconds that an image admitted now would wait for a core, by what is in flight and what an image costs: the signal
         /// to scale by.
         predicted_wait_seconds: GaugeVec<"model">,
-        /// Cores that decode or run the model at this moment.
+        /// Images looked up among the remembered ones, by model and outcome: hit, coalesced (another request was working on the same
+        /// file), miss. Only with --response-cache.
+        response_cache_total: IntCounterVec<"model", "outcome">,
+        /// Threads that decode or run the model at this moment: at most a quarter more than cores.
         cores_busy: IntGauge,
         /// Cores that may.
         cores: IntGauge,

@@ -17,6 +17,7 @@ mod openvino;
 mod pixels;
 mod pull;
 mod scaled;
+mod scheduling;
 mod server;
 mod slow;
 

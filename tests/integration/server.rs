@@ -48,6 +48,7 @@ pub(crate) fn config() -> Config {
             max_requests: 1024,
             max_images: 512,
             max_wait: Duration::from_secs(10),
+            response_cache_bytes: 0,
             max_body_bytes: 256 << 20,
             max_decoded_bytes: 1 << 30,
             max_http2_streams: 100,

@@ -12,7 +12,7 @@ const STYLE: &str = "
   --c0: #2563eb; --c1: #e8590c; --c2: #0f9d58; --c3: #9333ea; --c4: #c2255c; --c5: #0b7285; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e9ef; --soft: #98a2b3; --paper: #14181f; --grid: #2b323d;
   --c0: #6ea8fe; --c1: #ff9a62; --c2: #5bd69a; --c3: #c49bff; --c4: #ff85a8; --c5: #66d9e8; } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 60rem;
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 68rem;
   margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin-top: 2.5rem; }
 .sub, .axis, .legend { color: var(--soft); margin: .3rem 0; } .axis { font-size: .85rem; }
