@@ -5,7 +5,7 @@
 //! before a batch runs that is not full. So batches grow just as far as there is work to grow by, and nothing waits by a
 //! clock.
 //!
-//! Time is nobody's here; the order is. What a rank is passed over for is counted, and after [`PATIENCE`] grants to
+//! Time is nobody's here; the order is. What a rank is passed over for is counted, and after sixteen grants to
 //! better ranks it is its turn: a flood of one kind of work slows every other kind down and stops none.
 
 use std::cell::Cell;

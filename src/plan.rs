@@ -1,7 +1,7 @@
 //! How a model is run on this machine: workers, threads of each, images in a batch.
 //!
 //! What the user has not given is measured when the server starts: sessions run side by side on as many threads as there
-//! would be workers, with every batch size in turn, and the smallest batch wins that is within [`WORTH`] of the best
+//! would be workers, with every batch size in turn, and the smallest batch wins that is within four percent of the best
 //! throughput, because a larger one only makes its images wait for each other. It takes a second or two, and what came of it
 //! is kept in a file for the next start with the same model, processor, cores and runtime.
 

@@ -2,7 +2,7 @@
 //! came back and how late.
 //!
 //! A [`Target`] and [`Images`] become an [`Endpoint`], whose requests are bytes ready to be written. [`measure`] offers one
-//! [`Load`] to one endpoint and returns a [`Measurement`]; [`campaign`] runs a [`Plan`] over several endpoints in rounds,
+//! [`Load`] to one endpoint and returns a [`Measurement`]; [`campaign()`] runs a [`Plan`] over several endpoints in rounds,
 //! and makes the [`Report`].
 //!
 //! Three rules make the numbers mean something:
