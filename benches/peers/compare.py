@@ -56,7 +56,7 @@ class Target:
         """The likeliest class's number, and its probability."""
         request = urllib.request.Request(self.url, body, {"Content-Type": "image/jpeg"})
         with urllib.request.urlopen(request, timeout=20) as response:
-                result = json.load(response)
+            result = json.load(response)
         best = result.get("results", [result])[0]["predictions"][0]
         return best["class"], best["probability"]
 
