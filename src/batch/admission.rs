@@ -189,7 +189,7 @@ impl<R> Queue<R> {
         }
         // Its own time counts too, at the least one image's.
         let own = Duration::from_nanos(self.admission.pace());
-        if Instant::now() + wait + own > deadline { Err(AdmitError::TooLate(wait)) } else { Ok(()) }
+        if Instant::now() + wait + own > deadline { Err(AdmitError::TooLate(wait + own)) } else { Ok(()) }
     }
 
     /// How long new interactive work would wait for a core.

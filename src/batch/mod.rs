@@ -103,8 +103,8 @@ pub enum AdmitError {
     /// What is ahead would keep the rows waiting for longer than the server lets anybody wait.
     #[error("the wait would be {0:?}")]
     WaitTooLong(Duration),
-    /// What is ahead would keep the rows waiting past their deadline.
-    #[error("the wait would be {0:?}, which is past the deadline")]
+    /// With what is ahead, the rows would be done so long from now, which is past their deadline.
+    #[error("an answer would take {0:?}, which is past the deadline")]
     TooLate(Duration),
     /// The queue was closed.
     #[error("the server is shutting down")]

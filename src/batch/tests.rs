@@ -472,10 +472,10 @@ async fn a_deadline_that_cannot_be_met_is_refused_at_once() {
     assert!(f.send(1.0, FAR).await.unwrap().is_ok());
     let _ahead = f.admit(4).unwrap();
     let admit = |patience| f.queue.admit(1, Priority::Interactive, Instant::now() + patience);
-    assert_eq!(admit(5 * RUN - Duration::from_millis(1)).unwrap_err(), AdmitError::TooLate(4 * RUN));
+    assert_eq!(admit(5 * RUN - Duration::from_millis(1)).unwrap_err(), AdmitError::TooLate(5 * RUN));
     assert!(admit(5 * RUN).is_ok(), "four before it, and its own run");
     let would = f.queue.would_admit(1, Priority::Interactive, Instant::now() + RUN);
-    assert_eq!(would.unwrap_err(), AdmitError::TooLate(4 * RUN), "and the same is said before the body is read");
+    assert_eq!(would.unwrap_err(), AdmitError::TooLate(5 * RUN), "and the same is said before the body is read");
 }
 
 #[tokio::test(start_paused = true)]

@@ -47,10 +47,10 @@ pub enum Error {
     #[error("the deadline passed before the image was classified")]
     DeadlineExceeded,
     /// The deadline would pass: said at once, instead of after the wait.
-    #[error("the wait would be {} ms, which is past the request's deadline; allow more time, or try another server", .wait.as_millis())]
+    #[error("an answer would take about {} ms, which is past the request's deadline; allow more time, or try another server", .time.as_millis().max(1))]
     DeadlineUnmeetable {
-        /// Predicted, until the first of the images is worked on.
-        wait: Duration,
+        /// Predicted, until the first of the images is done.
+        time: Duration,
     },
     /// The server is going down.
     #[error("the server is shutting down")]

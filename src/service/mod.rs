@@ -355,7 +355,7 @@ impl Service {
             AdmitError::Closed => return Error::Draining,
             AdmitError::Full => ("images", Error::Overloaded { limit: "images in flight", retry_after }),
             AdmitError::WaitTooLong(_) => ("wait", Error::Overloaded { limit: "waiting time", retry_after }),
-            AdmitError::TooLate(wait) => ("deadline", Error::DeadlineUnmeetable { wait }),
+            AdmitError::TooLate(time) => ("deadline", Error::DeadlineUnmeetable { time }),
         };
         self.metrics.images_shed_total.with_label_values(&[&model.manifest.id[..], reason]).inc_by(images as u64);
         error
