@@ -27,6 +27,8 @@ pub struct Config {
     pub image: ImageLimits,
     /// Whether JPEG files are always decoded at their full size.
     pub exact_decode: bool,
+    /// What feature maps may be asked for.
+    pub features: FeatureLimits,
     /// How much may be in flight.
     pub load: LoadLimits,
     /// How long things may take.
@@ -59,6 +61,19 @@ pub struct RequestLimits {
     pub max_parts: usize,
     /// Header lines of a part.
     pub max_part_headers: usize,
+}
+
+/// Bounds of feature maps.
+#[derive(Clone, Copy, Debug)]
+pub struct FeatureLimits {
+    /// Width times height of the network's input.
+    pub max_pixels: usize,
+    /// Input sizes, and sets of outputs, for which a worker keeps a session.
+    pub sessions: usize,
+    /// Bytes that the images of one request and what is made of them take.
+    pub max_bytes: usize,
+    /// The same for all requests.
+    pub max_bytes_in_flight: usize,
 }
 
 /// Bounds over all requests.
@@ -156,6 +171,7 @@ impl Config {
             ("--max-connections", self.load.max_connections),
             ("--max-requests-in-flight", self.load.max_requests),
             ("--max-http2-streams", self.load.max_http2_streams as usize),
+            ("--feature-sessions", self.features.sessions),
             ("--max-jpeg-scans", self.image.max_jpeg_scans),
             ("--max-image-pixels", usize::try_from(self.image.max_pixels).unwrap_or(usize::MAX)),
             ("--max-image-side", self.image.max_side as usize),
@@ -176,6 +192,12 @@ impl Config {
                 "--max-multi-body-bytes",
                 self.load.max_body_bytes as u64,
                 self.request.max_multi_body as u64,
+            ),
+            (
+                "--max-feature-bytes-in-flight",
+                "--max-feature-bytes",
+                self.features.max_bytes_in_flight as u64,
+                self.features.max_bytes as u64,
             ),
             (
                 "--max-images-in-flight",

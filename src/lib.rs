@@ -33,6 +33,7 @@ pub mod kernels;
 pub mod load;
 pub mod manifest;
 pub mod model;
+pub mod picture;
 pub mod plan;
 pub mod preprocess;
 pub mod runtime;

@@ -6,6 +6,7 @@
 //! [`LoadedModel`]: everything that serving needs, with nothing left to read.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -43,8 +44,53 @@ pub struct LoadedModel {
     pub labels: Vec<Label>,
     /// The graph.
     pub graph: ModelGraph,
-    /// The network the graph was made of; not known for a foreign ONNX file.
-    pub network: Option<Network>,
+    /// What the graph was made of, for more graphs; not known for a foreign ONNX file.
+    pub backbone: Option<Arc<Backbone>>,
+}
+
+/// A network with its weights, of which graphs for other input sizes and outputs can be made.
+pub struct Backbone {
+    network: Network,
+    /// The file, as it was verified.
+    weights: Cow<'static, [u8]>,
+    path: String,
+    metadata: [(&'static str, String); 2],
+}
+
+/// What a graph is for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Variant {
+    /// Height and width of the input.
+    pub input: [usize; 2],
+    /// What it computes.
+    pub outputs: Vec<Output>,
+}
+
+impl Backbone {
+    /// The architecture.
+    #[must_use]
+    pub fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// Makes a graph.
+    ///
+    /// # Errors
+    /// The network has not the output, or the input is too small for it.
+    pub fn lower(&self, variant: &Variant, form: Form) -> Result<OnnxSource, ModelError> {
+        let error = |source| ModelError::Build { path: self.path.clone(), source };
+        let file = weights::open(&self.weights).map_err(|e| error(e.into()))?;
+        let [height, width] = variant.input;
+        let target = Target { size: Size { height, width }, outputs: &variant.outputs, form };
+        let lowered = self.network.lower(&*file, &target).map_err(error)?;
+        Ok(OnnxSource::Memory(lowered.graph.into_onnx(&self.metadata).into()))
+    }
+}
+
+impl fmt::Debug for Backbone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Backbone").field("path", &self.path).finish_non_exhaustive()
+    }
 }
 
 impl LoadedModel {
@@ -58,7 +104,7 @@ impl LoadedModel {
     /// What an image costs, where the architecture is known.
     #[must_use]
     pub fn cost(&self) -> Option<Cost> {
-        self.network.as_ref().map(|network| network.cost(self.input_size()))
+        self.backbone.as_ref().map(|backbone| backbone.network.cost(self.input_size()))
     }
 }
 
@@ -201,7 +247,7 @@ impl ModelFolder {
         if found != manifest.network.digest {
             return Err(ModelError::Digest { path, expected: manifest.network.digest, found });
         }
-        let (graph, network) = match &manifest.network.architecture {
+        let (graph, backbone) = match &manifest.network.architecture {
             Architecture::Onnx => {
                 check_external_data(&weights).map_err(|source| ModelError::External { path, source })?;
                 let source = match self {
@@ -213,28 +259,24 @@ impl ModelFolder {
             }
             Architecture::Preset(name) => {
                 let network = self.network(name, labels.len())?;
-                let error = |source| ModelError::Build { path: path.clone(), source };
                 let [height, width] = manifest.input.crop;
                 let channels = network.config().input_channels;
                 if channels != 3 {
-                    return Err(error(BuildError::Channels(channels)));
+                    return Err(ModelError::Build { path, source: BuildError::Channels(channels) });
                 }
-                let file = weights::open(&weights).map_err(|e| error(e.into()))?;
                 let metadata = [("architecture", name.clone()), ("digest", manifest.network.digest.to_string())];
-                let lower = |form| -> Result<OnnxSource, ModelError> {
-                    let target = Target { size: Size { height, width }, outputs: &[Output::Logits], form };
-                    let lowered = network.lower(&*file, &target).map_err(error)?;
-                    Ok(OnnxSource::Memory(lowered.graph.into_onnx(&metadata).into()))
-                };
+                let backbone = Backbone { network, weights, path, metadata };
+                let classifier = Variant { input: [height, width], outputs: vec![Output::Logits] };
+                let blocked = native_block().map(|block| backbone.lower(&classifier, Form::Blocked(block)));
                 let graph = ModelGraph::Built {
                     input: [channels, height, width],
-                    plain: lower(Form::Plain)?,
-                    blocked: native_block().map(|block| lower(Form::Blocked(block))).transpose()?,
+                    plain: backbone.lower(&classifier, Form::Plain)?,
+                    blocked: blocked.transpose()?,
                 };
-                (graph, Some(network))
+                (graph, Some(Arc::new(backbone)))
             }
         };
-        Ok(LoadedModel { manifest, labels, graph, network })
+        Ok(LoadedModel { manifest, labels, graph, backbone })
     }
 
     /// The network that a manifest names: a preset, or a configuration file in the folder.

@@ -2,7 +2,8 @@
 //!
 //! Three questions, in this order: is there a place; would the wait be longer than anybody is made to wait; would it
 //! outlast the request's own deadline. The wait is predicted from the images in flight and the core time that an image
-//! has taken of late, decoding and model together.
+//! has taken of late, decoding and model together; what is more work for the model than an image of its own size counts
+//! for more.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{AdmitError, Queue};
+use super::{AdmitError, Queue, Task};
 use crate::cores::Priority;
 use crate::telemetry::{Dropped, GaugeGuard, ModelMetrics, Stage};
 
@@ -26,38 +27,90 @@ pub struct Bounds {
     pub max_wait: Duration,
 }
 
-/// Images in flight and what one costs.
+/// The work of running an image of the model's own size, in the unit that work is counted in.
+pub const ONE_RUN: u64 = 100;
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Demand {
+    /// Images, for which there is room or not.
+    pub images: usize,
+    /// The model's work on each, in hundredths of that on an image of its own size.
+    pub work: u64,
+    /// Whether the model has to get ready for them first.
+    pub opens: bool,
+    /// Whose work it is.
+    pub priority: Priority,
+    /// When it is no longer wanted.
+    pub deadline: Instant,
+}
+
+/// What an image costs.
 #[derive(Debug)]
 pub(super) struct Admission {
     pub(super) bounds: Bounds,
-    /// Core time that the decoding of an image takes, and the model's; nanoseconds, smoothed; 0 if not known.
+    /// Core time that the decoding of an image takes, [`ONE_RUN`] of the model, and its getting ready for a new sort of task;
+    /// nanoseconds, smoothed; 0 if not known.
     prepare: AtomicU64,
     infer: AtomicU64,
+    open: AtomicU64,
 }
 
-/// Images in flight, by priority.
-#[derive(Debug, Default)]
-pub(super) struct InFlight([usize; 2]);
+/// What there is to do.
+#[derive(Clone, Copy, Debug, Default)]
+struct Load {
+    images: usize,
+    work: u64,
+    /// Times that the model has to get ready.
+    opens: u64,
+}
 
-impl InFlight {
-    fn all(&self) -> usize {
-        self.0.iter().sum()
+impl Load {
+    fn add(&mut self, other: Self) {
+        self.images += other.images;
+        self.work += other.work;
+        self.opens += other.opens;
     }
 
-    /// Those that are served before, or in turn with, new work of a priority.
-    fn ahead_of(&self, priority: Priority) -> usize {
-        self.0[..=priority as usize].iter().sum()
+    fn take_away(&mut self, other: Self) {
+        self.images -= other.images;
+        self.work -= other.work;
+        self.opens -= other.opens;
+    }
+
+    fn sum(loads: &[Self]) -> Self {
+        let mut sum = Self::default();
+        loads.iter().for_each(|load| sum.add(*load));
+        sum
+    }
+}
+
+/// What is in flight, by priority.
+#[derive(Debug, Default)]
+pub(super) struct InFlight([Load; 2]);
+
+impl InFlight {
+    fn all(&self) -> Load {
+        Load::sum(&self.0)
+    }
+
+    /// What is served before, or in turn with, new work of a priority.
+    fn ahead_of(&self, priority: Priority) -> Load {
+        Load::sum(&self.0[..=priority as usize])
     }
 }
 
 impl Admission {
     pub(super) fn new(bounds: Bounds) -> Self {
-        Self { bounds, prepare: AtomicU64::new(0), infer: AtomicU64::new(0) }
+        Self { bounds, prepare: AtomicU64::new(0), infer: AtomicU64::new(0), open: AtomicU64::new(0) }
     }
 
-    /// Core time an image takes.
-    fn pace(&self) -> u64 {
-        self.prepare.load(Ordering::Relaxed) + self.infer.load(Ordering::Relaxed)
+    /// Core time that some work takes, nanoseconds.
+    fn cost(&self, load: Load) -> u64 {
+        let prepare = self.prepare.load(Ordering::Relaxed).saturating_mul(load.images as u64);
+        let infer = self.infer.load(Ordering::Relaxed).saturating_mul(load.work) / ONE_RUN;
+        let open = self.open.load(Ordering::Relaxed).saturating_mul(load.opens);
+        prepare.saturating_add(infer).saturating_add(open)
     }
 }
 
@@ -75,6 +128,9 @@ pub struct Permit {
     places: Arc<Places>,
     priority: Priority,
     images: usize,
+    /// Of each image.
+    work: u64,
+    opens: bool,
     gauge: GaugeGuard,
     /// `None` once the images' fate is known.
     stage: Option<Stage>,
@@ -99,7 +155,18 @@ impl Permit {
     pub fn split_one(&mut self) -> Option<Self> {
         self.images = self.images.checked_sub(1)?;
         let (places, gauge) = (Arc::clone(&self.places), self.gauge.split_one());
-        Some(Self { places, priority: self.priority, images: 1, gauge, stage: self.stage })
+        // The first one gets the model ready for the others.
+        let opens = std::mem::take(&mut self.opens);
+        Some(Self { places, priority: self.priority, images: 1, work: self.work, opens, gauge, stage: self.stage })
+    }
+
+    /// The model's work on its images, as [`Demand`] counts it.
+    pub(super) fn work(&self) -> u64 {
+        self.work * self.images as u64
+    }
+
+    fn load(&self) -> Load {
+        Load { images: self.images, work: self.work(), opens: self.opens.into() }
     }
 
     /// Whose work it is.
@@ -139,57 +206,53 @@ impl Drop for Permit {
             self.places.metrics.dropped(Dropped::Cancelled, stage).inc_by(self.images as u64);
         }
         let mut in_flight = self.places.lock();
-        in_flight.0[self.priority as usize] -= self.images;
+        in_flight.0[self.priority as usize].take_away(self.load());
         // The gauge falls with the field.
     }
 }
 
-impl<R> Queue<R> {
-    /// Asks for room for `images`, before anything is spent on them. All or none.
+impl<T: Task> Queue<T> {
+    /// Asks for room, before anything is spent on the images. All or none.
     ///
     /// # Errors
     /// A bound is reached, the deadline cannot be met, or the queue is closed.
-    pub fn admit(&self, images: usize, priority: Priority, deadline: Instant) -> Result<Permit, AdmitError> {
+    pub fn admit(&self, demand: Demand) -> Result<Permit, AdmitError> {
+        let Demand { images, work, opens, priority, .. } = demand;
         let mut in_flight = self.places.lock();
-        self.check(&in_flight, images, priority, deadline)?;
-        in_flight.0[priority as usize] += images;
+        self.check(&in_flight, demand)?;
+        in_flight.0[priority as usize].add(demand.load());
         drop(in_flight);
         let (places, gauge) = (Arc::clone(&self.places), GaugeGuard::by(&self.metrics.in_flight, images as i64));
-        Ok(Permit { places, priority, images, gauge, stage: Some(Stage::Decode) })
+        Ok(Permit { places, priority, images, work, opens, gauge, stage: Some(Stage::Decode) })
     }
 
     /// Whether [`Queue::admit`] would say yes at this moment: to be asked before a body is read.
     ///
     /// # Errors
     /// As [`Queue::admit`].
-    pub fn would_admit(&self, images: usize, priority: Priority, deadline: Instant) -> Result<(), AdmitError> {
-        self.check(&self.places.lock(), images, priority, deadline)
+    pub fn would_admit(&self, demand: Demand) -> Result<(), AdmitError> {
+        self.check(&self.places.lock(), demand)
     }
 
-    fn check(
-        &self,
-        in_flight: &InFlight,
-        images: usize,
-        priority: Priority,
-        deadline: Instant,
-    ) -> Result<(), AdmitError> {
+    fn check(&self, in_flight: &InFlight, demand: Demand) -> Result<(), AdmitError> {
         if self.lock().closed {
             return Err(AdmitError::Closed);
         }
         let bounds = self.admission.bounds;
-        let background = in_flight.0[Priority::Background as usize] + images;
-        if in_flight.all() + images > bounds.images
-            || priority == Priority::Background && background > bounds.background_images
+        let background = in_flight.0[Priority::Background as usize].images + demand.images;
+        if in_flight.all().images + demand.images > bounds.images
+            || demand.priority == Priority::Background && background > bounds.background_images
         {
             return Err(AdmitError::Full);
         }
-        let wait = self.wait_behind(in_flight.ahead_of(priority));
-        if priority == Priority::Interactive && wait > bounds.max_wait {
+        let wait = self.wait_behind(in_flight.ahead_of(demand.priority));
+        if demand.priority == Priority::Interactive && wait > bounds.max_wait {
             return Err(AdmitError::WaitTooLong(wait));
         }
         // Its own time counts too, at the least one image's.
-        let own = Duration::from_nanos(self.admission.pace());
-        if Instant::now() + wait + own > deadline { Err(AdmitError::TooLate(wait + own)) } else { Ok(()) }
+        let first = Load { images: 1, work: demand.work, opens: demand.opens.into() };
+        let time = wait + Duration::from_nanos(self.admission.cost(first));
+        if Instant::now() + time > demand.deadline { Err(AdmitError::TooLate(time)) } else { Ok(()) }
     }
 
     /// How long new interactive work would wait for a core.
@@ -207,18 +270,29 @@ impl<R> Queue<R> {
         self.wait_behind(all)
     }
 
-    fn wait_behind(&self, images: usize) -> Duration {
-        let nanos = self.admission.pace().saturating_mul(images as u64) / self.cores.total().max(1) as u64;
-        Duration::from_nanos(nanos)
+    fn wait_behind(&self, load: Load) -> Duration {
+        Duration::from_nanos(self.admission.cost(load) / self.cores.total().max(1) as u64)
     }
 
-    /// Notes the core time that making a row of an image took.
+    /// Notes the core time that making a task of an image took.
     pub fn record_prepare(&self, took: Duration) {
         smooth(&self.admission.prepare, took);
     }
 
-    /// Notes that a batch of `images` took `infer` on `cores` cores. Also told once at the start, by whoever has measured.
-    pub fn record_infer(&self, images: usize, cores: usize, infer: Duration) {
-        smooth(&self.admission.infer, infer * cores as u32 / images.max(1) as u32);
+    /// Notes that so much work took the model `infer` on `cores` cores. Also told once at the start, by whoever has measured.
+    pub fn record_infer(&self, work: u64, cores: usize, infer: Duration) {
+        let one = infer.as_nanos() * cores as u128 * u128::from(ONE_RUN) / u128::from(work.max(1));
+        smooth(&self.admission.infer, Duration::from_nanos(u64::try_from(one).unwrap_or(u64::MAX)));
+    }
+
+    /// Notes that the model got ready for a new sort of task in `took`, on `cores` cores.
+    pub fn record_open(&self, cores: usize, took: Duration) {
+        smooth(&self.admission.open, took * cores as u32);
+    }
+}
+
+impl Demand {
+    fn load(&self) -> Load {
+        Load { images: self.images, work: self.work * self.images as u64, opens: self.opens.into() }
     }
 }

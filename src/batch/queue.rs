@@ -1,4 +1,4 @@
-//! The queue itself: rows that wait for a worker.
+//! The queue itself: tasks that wait for a worker.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,15 +7,15 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 use super::admission::{Admission, Bounds, InFlight, Permit, Places};
-use super::{Answer, JobError};
+use super::{Answer, JobError, Task};
 use crate::cores::{Cores, Priority};
 use crate::telemetry::{ModelMetrics, Stage};
 
-/// One model's rows, from admission to a worker's hands.
+/// One model's tasks, from admission to a worker's hands.
 #[derive(Debug)]
-pub struct Queue<R> {
-    pub(super) state: Mutex<State<R>>,
-    /// Woken by every row; whoever is woken and leaves rows behind wakes the next.
+pub struct Queue<T: Task> {
+    pub(super) state: Mutex<State<T>>,
+    /// Woken by every task; whoever is woken and leaves some behind wakes the next.
     pub(super) ready: Notify,
     pub(super) cores: Arc<Cores>,
     pub(super) admission: Admission,
@@ -24,38 +24,38 @@ pub struct Queue<R> {
 }
 
 #[derive(Debug)]
-pub(super) struct State<R> {
+pub(super) struct State<T: Task> {
     /// By priority; in the order of their ids.
-    pub(super) jobs: [VecDeque<Job<R>>; 2],
+    pub(super) jobs: [VecDeque<Job<T>>; 2],
     pub(super) closed: bool,
     next_id: u64,
 }
 
-impl<R> State<R> {
+impl<T: Task> State<T> {
     pub(super) fn depth(&self) -> usize {
         self.jobs.iter().map(VecDeque::len).sum()
     }
 }
 
-/// A row that waits.
+/// A task that waits.
 #[derive(Debug)]
-pub(super) struct Job<R> {
+pub(super) struct Job<T: Task> {
     id: u64,
-    pub(super) row: R,
+    pub(super) task: T,
     pub(super) deadline: Instant,
     pub(super) enqueued_at: Instant,
-    /// The request's span, so that what happens to the row is logged with its id.
+    /// The request's span, so that what happens to the task is logged with its id.
     pub(super) span: tracing::Span,
-    pub(super) reply: oneshot::Sender<Result<Answer, JobError>>,
-    /// Held until the job is answered or forgotten: a row in the queue or in a worker counts even when its client is gone.
+    pub(super) reply: oneshot::Sender<Result<Answer<T::Output>, JobError>>,
+    /// Held until the job is answered or forgotten: a task in the queue or in a worker counts even when its client is gone.
     pub(super) permit: Permit,
 }
 
-impl<R> Job<R> {
+impl<T: Task> Job<T> {
     /// Ends the job. Its place is free before its owner hears of it: whoever asks again at once must not be refused for it.
-    pub(super) fn answer(mut self, result: Result<Answer, JobError>) {
+    pub(super) fn answer(mut self, result: Result<Answer<T::Output>, JobError>) {
         let gone = self.reply.is_closed();
-        if result == Err(JobError::Expired) || gone && self.deadline <= Instant::now() {
+        if matches!(result, Err(JobError::Expired)) || gone && self.deadline <= Instant::now() {
             self.permit.expire();
         } else if !gone {
             self.permit.settle();
@@ -66,7 +66,7 @@ impl<R> Job<R> {
     }
 }
 
-impl<R> Queue<R> {
+impl<T: Task> Queue<T> {
     /// A queue within `bounds`, whose work is done on `cores`.
     #[must_use]
     pub fn new(bounds: Bounds, cores: Arc<Cores>, metrics: ModelMetrics) -> Arc<Self> {
@@ -82,11 +82,11 @@ impl<R> Queue<R> {
         })
     }
 
-    /// Queues a row and waits for its answer, at most until `deadline`. Dropping the future withdraws the row.
+    /// Queues a task and waits for its answer, at most until `deadline`. Dropping the future withdraws the task.
     ///
     /// # Errors
     /// The deadline passed, the model failed, or the queue was closed.
-    pub async fn run(&self, mut permit: Permit, row: R, deadline: Instant) -> Result<Answer, JobError> {
+    pub async fn run(&self, mut permit: Permit, task: T, deadline: Instant) -> Result<Answer<T::Output>, JobError> {
         let (reply, answer) = oneshot::channel();
         let span = tracing::Span::current();
         let priority = permit.priority();
@@ -99,7 +99,7 @@ impl<R> Queue<R> {
             }
             let id = state.next_id;
             state.next_id += 1;
-            let job = Job { id, row, deadline, enqueued_at: Instant::now(), span, reply, permit };
+            let job = Job { id, task, deadline, enqueued_at: Instant::now(), span, reply, permit };
             state.jobs[priority as usize].push_back(job);
             self.metrics.queue_depth.set(state.depth() as i64);
             Waiting { queue: self, priority, id }
@@ -124,7 +124,7 @@ impl<R> Queue<R> {
         self.ready.notify_waiters();
     }
 
-    /// Rows that wait.
+    /// Tasks that wait.
     #[must_use]
     pub fn depth(&self) -> usize {
         self.lock().depth()
@@ -136,21 +136,21 @@ impl<R> Queue<R> {
         state.closed && state.depth() == 0
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, State<R>> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State<T>> {
         // Nothing that runs under the lock can leave the state half changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Somebody who waits for a row's answer. When he is gone, so is the row, unless a worker has it.
-struct Waiting<'a, R> {
-    queue: &'a Queue<R>,
+/// Somebody who waits for a task's answer. When he is gone, so is the task, unless a worker has it.
+struct Waiting<'a, T: Task> {
+    queue: &'a Queue<T>,
     priority: Priority,
     id: u64,
 }
 
-impl<R> Waiting<'_, R> {
-    fn withdraw(&self) -> Option<Job<R>> {
+impl<T: Task> Waiting<'_, T> {
+    fn withdraw(&self) -> Option<Job<T>> {
         let mut state = self.queue.lock();
         let jobs = &mut state.jobs[self.priority as usize];
         let at = jobs.binary_search_by_key(&self.id, |job| job.id).ok()?;
@@ -160,7 +160,7 @@ impl<R> Waiting<'_, R> {
     }
 }
 
-impl<R> Drop for Waiting<'_, R> {
+impl<T: Task> Drop for Waiting<'_, T> {
     fn drop(&mut self) {
         // Its permit counts it as cancelled.
         drop(self.withdraw());

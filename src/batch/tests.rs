@@ -20,10 +20,40 @@ const PANIC: f32 = -2.0;
 const HANG: f32 = -3.0;
 const LOSE_A_ROW: f32 = -4.0;
 
+/// Second elements: a sort of which two run together, one that the model has to get ready for, one that it does not do.
+const LARGE: f32 = 1.0;
+const NEW: f32 = 2.0;
+const UNKNOWN: f32 = 3.0;
+const OPEN: Duration = Duration::from_millis(100);
+
 /// Remembers the batches it ran; takes [`RUN`] for each.
 struct FakeModel(Arc<Mutex<Vec<Vec<f32>>>>);
 
+impl Task for Vec<f32> {
+    type Output = Vec<f32>;
+
+    /// A second element tells sorts of tasks apart.
+    fn fits(&self, other: &Self) -> bool {
+        self.get(1) == other.get(1)
+    }
+
+    fn most_together(&self) -> usize {
+        if self.get(1) == Some(&LARGE) { 2 } else { usize::MAX }
+    }
+}
+
 impl Model<Vec<f32>> for FakeModel {
+    async fn prepare(&mut self, rows: &[&Vec<f32>]) -> Result<bool, ModelFailure> {
+        match rows[0].get(1) {
+            Some(&UNKNOWN) => Err(ModelFailure("not that sort".into())),
+            Some(&NEW) => {
+                tokio::time::sleep(OPEN).await;
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
+
     async fn run(&mut self, rows: &[&Vec<f32>]) -> Result<Vec<Vec<f32>>, ModelFailure> {
         let values: Vec<f32> = rows.iter().map(|row| row[0]).collect();
         self.0.lock().unwrap().push(values.clone());
@@ -46,6 +76,10 @@ const BATCHING: Batching = Batching { max: 4, delay: Duration::ZERO, cores: 1 };
 
 fn bounds(images: usize) -> Bounds {
     Bounds { images, background_images: images / 2, max_wait: FAR * 2 }
+}
+
+fn demand(images: usize, priority: Priority) -> Demand {
+    Demand { images, work: ONE_RUN, opens: false, priority, deadline: Instant::now() + FAR * 10 }
 }
 
 struct Fixture {
@@ -91,17 +125,25 @@ impl Fixture {
 
     fn send_as(&self, priority: Priority, value: f32, patience: Duration) -> JoinHandle<Result<Vec<f32>, JobError>> {
         let deadline = Instant::now() + patience;
-        let permit = self.queue.admit(1, priority, Instant::now() + FAR * 10).unwrap();
+        let permit = self.queue.admit(demand(1, priority)).unwrap();
         let queue = Arc::clone(&self.queue);
         tokio::spawn(async move { queue.run(permit, vec![value], deadline).await.map(|answer| answer.output) })
     }
 
+    /// Sends a task of another sort.
+    fn send_sort(&self, value: f32, sort: f32) -> JoinHandle<Result<Vec<f32>, JobError>> {
+        let permit = self.admit(1).unwrap();
+        let queue = Arc::clone(&self.queue);
+        let deadline = Instant::now() + FAR;
+        tokio::spawn(async move { queue.run(permit, vec![value, sort], deadline).await.map(|answer| answer.output) })
+    }
+
     fn admit(&self, images: usize) -> Result<Permit, AdmitError> {
-        self.queue.admit(images, Priority::Interactive, Instant::now() + FAR * 10)
+        self.queue.admit(demand(images, Priority::Interactive))
     }
 
     fn admit_background(&self, images: usize) -> Result<Permit, AdmitError> {
-        self.queue.admit(images, Priority::Background, Instant::now() + FAR * 10)
+        self.queue.admit(demand(images, Priority::Background))
     }
 
     /// Images dropped in a stage: cancelled, expired.
@@ -471,10 +513,11 @@ async fn a_deadline_that_cannot_be_met_is_refused_at_once() {
     let f = Fixture::start(64).await;
     assert!(f.send(1.0, FAR).await.unwrap().is_ok());
     let _ahead = f.admit(4).unwrap();
-    let admit = |patience| f.queue.admit(1, Priority::Interactive, Instant::now() + patience);
+    let within = |patience| Demand { deadline: Instant::now() + patience, ..demand(1, Priority::Interactive) };
+    let admit = |patience| f.queue.admit(within(patience));
     assert_eq!(admit(5 * RUN - Duration::from_millis(1)).unwrap_err(), AdmitError::TooLate(5 * RUN));
     assert!(admit(5 * RUN).is_ok(), "four before it, and its own run");
-    let would = f.queue.would_admit(1, Priority::Interactive, Instant::now() + RUN);
+    let would = f.queue.would_admit(within(RUN));
     assert_eq!(would.unwrap_err(), AdmitError::TooLate(5 * RUN), "and the same is said before the body is read");
 }
 
@@ -514,4 +557,66 @@ async fn a_storm_of_clients_that_leave_ends_with_every_gauge_at_zero() {
     tokio::time::sleep(RUN * 2).await;
     f.assert_empty();
     assert!(f.send(1.0, FAR).await.unwrap().is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_is_of_one_sort_and_the_oldest_says_which() {
+    let f = Fixture::start(64).await;
+    let busy = f.send(0.0, FAR);
+    f.settle().await;
+    let sent = [
+        f.send(1.0, FAR),
+        f.send_sort(2.0, LARGE),
+        f.send(3.0, FAR),
+        f.send_sort(4.0, LARGE),
+        f.send_sort(5.0, LARGE),
+        f.send(6.0, FAR),
+    ];
+    busy.await.unwrap().unwrap();
+    for (value, sent) in (1u8..).zip(sent) {
+        assert_eq!(sent.await.unwrap(), Ok(vec![-f32::from(value)]));
+    }
+    assert_eq!(f.batches(), [vec![0.0], vec![1.0, 3.0, 6.0], vec![2.0, 4.0], vec![5.0]], "two of the large sort at most");
+    f.assert_empty();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sort_that_the_model_does_not_do_costs_nothing_else() {
+    let f = Fixture::start(64).await;
+    assert_eq!(f.send_sort(1.0, UNKNOWN).await.unwrap(), Err(JobError::ModelFailed));
+    assert_eq!(f.send(2.0, FAR).await.unwrap(), Ok(vec![-2.0]));
+    assert_eq!(f.metrics.restarts.get(), 0, "the model is as good as before");
+    f.assert_empty();
+}
+
+#[tokio::test(start_paused = true)]
+async fn work_that_is_more_than_an_image_counts_for_more() {
+    let f = Fixture::start(64).await;
+    f.queue.record_infer(ONE_RUN, 1, RUN);
+    let large = Demand { work: 8 * ONE_RUN, ..demand(2, Priority::Interactive) };
+    let mut permit = f.queue.admit(large).unwrap();
+    assert_eq!(f.queue.predicted_wait(), 16 * RUN);
+    let one = permit.split_one().unwrap();
+    drop(permit);
+    assert_eq!(f.queue.predicted_wait(), 8 * RUN);
+    drop(one);
+    // What took eight times as long was eight times the work.
+    f.queue.record_infer(8 * ONE_RUN, 1, 8 * RUN);
+    let _small = f.admit(1).unwrap();
+    assert_eq!(f.queue.predicted_wait(), RUN);
+}
+
+#[tokio::test(start_paused = true)]
+async fn getting_ready_is_foreseen_and_is_no_part_of_the_pace() {
+    let f = Fixture::start(64).await;
+    assert!(f.send(1.0, FAR).await.unwrap().is_ok());
+    let start = Instant::now();
+    assert!(f.send_sort(2.0, NEW).await.unwrap().is_ok());
+    assert_eq!(start.elapsed(), OPEN + RUN);
+    let mut permit = f.queue.admit(Demand { opens: true, ..demand(2, Priority::Interactive) }).unwrap();
+    assert_eq!(f.queue.predicted_wait(), OPEN + 2 * RUN);
+    // The first image has the opening.
+    let first = permit.split_one().unwrap();
+    drop(first);
+    assert_eq!(f.queue.predicted_wait(), RUN);
 }

@@ -1,5 +1,6 @@
 //! The worker: takes batches, runs the model, answers; and gets a new model when the old one fails.
 
+use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -8,7 +9,7 @@ use futures::FutureExt;
 use tokio::time::Instant;
 
 use super::queue::Job;
-use super::{Answer, Batching, JobError, Model, ModelFailure, Queue};
+use super::{Answer, Batching, JobError, Model, ModelFailure, Queue, Task};
 use crate::cores::Held;
 use crate::telemetry::GaugeGuard;
 
@@ -51,16 +52,16 @@ impl WorkerState {
 }
 
 /// A worker, not yet running: [`Worker::run`] is to be spawned where it should run.
-pub struct Worker<R, L> {
-    queue: Arc<Queue<R>>,
+pub struct Worker<T: Task, L> {
+    queue: Arc<Queue<T>>,
     load: L,
     batching: Batching,
     state: Arc<WorkerState>,
 }
 
-impl<R: Send + 'static, M: Model<R>, L: FnMut() -> Result<M, ModelFailure>> Worker<R, L> {
+impl<T: Task + Sync, M: Model<T>, L: FnMut() -> Result<M, ModelFailure>> Worker<T, L> {
     /// A worker that gets its model from `load`, at the start and after every failure.
-    pub fn new(queue: Arc<Queue<R>>, batching: Batching, load: L) -> Self {
+    pub fn new(queue: Arc<Queue<T>>, batching: Batching, load: L) -> Self {
         Self { queue, load, batching, state: Arc::default() }
     }
 
@@ -112,29 +113,40 @@ impl<R: Send + 'static, M: Model<R>, L: FnMut() -> Result<M, ModelFailure>> Work
         true
     }
 
-    async fn run_batch(&self, model: &mut M, jobs: Vec<Job<R>>, cores: Held) -> Result<(), ModelFailure> {
+    async fn run_batch(&self, model: &mut M, jobs: Vec<Job<T>>, cores: Held) -> Result<(), ModelFailure> {
         let metrics = &self.queue.metrics;
+        let tasks: Vec<&T> = jobs.iter().map(|job| &job.task).collect();
+        let begin = Instant::now();
+        match caught(model.prepare(&tasks)).await {
+            Ok(Ok(false)) => {}
+            Ok(Ok(true)) => self.queue.record_open(self.batching.cores, begin.elapsed()),
+            Ok(Err(failure)) => {
+                tracing::error!(%failure, "the model does not do these tasks");
+                jobs.into_iter().for_each(|job| fail(job));
+                return Ok(());
+            }
+            Err(panic) => {
+                jobs.into_iter().for_each(|job| fail(job));
+                return Err(panic);
+            }
+        }
         metrics.batch_size.observe(jobs.len() as f64);
-        let rows: Vec<&R> = jobs.iter().map(|job| &job.row).collect();
         let start = Instant::now();
-        let result = AssertUnwindSafe(model.run(&rows)).catch_unwind().await;
+        let result = caught(model.run(&tasks)).await;
         let infer = start.elapsed();
         // Others can compute while the answers go out.
         drop(cores);
         let result = match result {
             Ok(Ok(outputs)) if outputs.len() != jobs.len() => {
-                Err(ModelFailure(format!("expected {} output rows, found {}", jobs.len(), outputs.len())))
+                Err(ModelFailure(format!("expected {} answers, found {}", jobs.len(), outputs.len())))
             }
             Ok(result) => result,
-            Err(panic) => {
-                let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
-                let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-                Err(ModelFailure(format!("it panicked: {}", text.unwrap_or_default())))
-            }
+            Err(panic) => Err(panic),
         };
         match result {
             Ok(outputs) => {
-                self.queue.record_infer(jobs.len(), self.batching.cores, infer);
+                let work = jobs.iter().map(|job| job.permit.work()).sum();
+                self.queue.record_infer(work, self.batching.cores, infer);
                 for (job, output) in jobs.into_iter().zip(outputs) {
                     let queued = start - job.enqueued_at;
                     metrics.queued.observe(queued.as_secs_f64());
@@ -144,12 +156,24 @@ impl<R: Send + 'static, M: Model<R>, L: FnMut() -> Result<M, ModelFailure>> Work
                 Ok(())
             }
             Err(failure) => {
-                for job in jobs {
-                    job.span.in_scope(|| tracing::error!("the image was in a batch on which the model failed"));
-                    job.answer(Err(JobError::ModelFailed));
-                }
+                jobs.into_iter().for_each(|job| fail(job));
                 Err(failure)
             }
         }
     }
+}
+
+/// Answers a job on whose batch the model failed.
+fn fail<T: Task>(job: Job<T>) {
+    job.span.in_scope(|| tracing::error!("the image was in a batch on which the model failed"));
+    job.answer(Err(JobError::ModelFailed));
+}
+
+/// Waits for a model behind a guard: a panic in it is a failure like others.
+async fn caught<O>(work: impl Future<Output = O>) -> Result<O, ModelFailure> {
+    AssertUnwindSafe(work).catch_unwind().await.map_err(|panic| {
+        let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
+        let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+        ModelFailure(format!("it panicked: {}", text.unwrap_or_default()))
+    })
 }

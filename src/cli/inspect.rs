@@ -51,11 +51,11 @@ impl InspectArgs {
                 writeln!(out, "description   {}", loaded.manifest.description)?;
                 writeln!(out, "digest        {}", loaded.manifest.network.digest)?;
                 writeln!(out, "classes       {}", loaded.labels.len())?;
-                let Some(network) = loaded.network else {
+                let Some(backbone) = &loaded.backbone else {
                     writeln!(out, "architecture  onnx (a foreign graph: no stage table)")?;
                     return Ok(ExitCode::SUCCESS);
                 };
-                (network, size)
+                (backbone.network().clone(), size)
             }
         };
         let input = self.size.map_or(own_size, |[height, width]| Size { height, width });

@@ -10,7 +10,7 @@ use anyhow::Context;
 use clap::Args;
 
 use super::{RuntimeArgs, default_cache, values};
-use crate::config::{Config, Execution, LoadLimits, RequestLimits, ShedStatus, TimeLimits};
+use crate::config::{Config, Execution, FeatureLimits, LoadLimits, RequestLimits, ShedStatus, TimeLimits};
 use crate::model::EMBEDDED_MODEL;
 use crate::plan::Wanted;
 use crate::preprocess::ImageLimits;
@@ -51,6 +51,9 @@ pub(super) struct ServeArgs {
 
     #[command(flatten, next_help_heading = "Limits of a request")]
     request: RequestArgs,
+
+    #[command(flatten, next_help_heading = "Limits of feature maps")]
+    features: FeatureArgs,
 
     #[command(flatten, next_help_heading = "Limits of load")]
     load: LoadArgs,
@@ -128,6 +131,25 @@ struct RequestArgs {
     /// still.
     #[arg(long, env = "GHOSTSERVE_EXACT_DECODE")]
     exact_decode: bool,
+}
+
+#[derive(Debug, Args)]
+struct FeatureArgs {
+    /// Width times height of the network's input that /v1/features and /v1/attention may ask for.
+    #[arg(long, env = "GHOSTSERVE_MAX_FEATURE_PIXELS", default_value_t = 640 * 640, value_name = "N")]
+    max_feature_pixels: usize,
+
+    /// Input sizes, and sets of levels, for which each worker keeps a session ready; the one used longest ago makes room.
+    #[arg(long, env = "GHOSTSERVE_FEATURE_SESSIONS", default_value_t = 4, value_name = "N")]
+    feature_sessions: usize,
+
+    /// What the images of one request for feature maps, and the answer, take in memory.
+    #[arg(long, env = "GHOSTSERVE_MAX_FEATURE_BYTES", default_value = "64MiB", value_parser = values::size, value_name = "SIZE")]
+    max_feature_bytes: usize,
+
+    /// The same for all requests.
+    #[arg(long, env = "GHOSTSERVE_MAX_FEATURE_BYTES_IN_FLIGHT", default_value = "256MiB", value_parser = values::size, value_name = "SIZE")]
+    max_feature_bytes_in_flight: usize,
 }
 
 #[derive(Debug, Args)]
@@ -222,7 +244,7 @@ impl ServeArgs {
     fn config(self) -> Config {
         // Counts what the process may use: the affinity mask and the cgroup's quota, not the host's cores.
         let cores = available_parallelism().map_or(1, std::num::NonZero::get);
-        let Self { runtime, execution, request, load, time, .. } = self;
+        let Self { runtime, execution, request, features, load, time, .. } = self;
         Config {
             listen: self.listen,
             admin: self.admin_addr,
@@ -252,6 +274,12 @@ impl ServeArgs {
                 max_jpeg_scans: request.max_jpeg_scans,
             },
             exact_decode: request.exact_decode,
+            features: FeatureLimits {
+                max_pixels: features.max_feature_pixels,
+                sessions: features.feature_sessions,
+                max_bytes: features.max_feature_bytes,
+                max_bytes_in_flight: features.max_feature_bytes_in_flight,
+            },
             load: LoadLimits {
                 max_connections: load.max_connections,
                 max_requests: load.max_requests_in_flight,

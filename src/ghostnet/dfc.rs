@@ -2,7 +2,7 @@
 
 use super::BuildError;
 use super::blocks::load;
-use super::config::DfcConfig;
+use super::config::{DfcConfig, GateAt};
 use super::layers::{Activation, ConvBn, ConvShape, Cost, Size};
 use super::lowering::AttentionParts;
 use crate::weights::Scope;
@@ -50,6 +50,12 @@ impl Dfc {
     #[must_use]
     pub fn kernel(&self) -> usize {
         self.kernel
+    }
+
+    /// Channels and size of its gate, as it is put out, where it gates what is made of maps of a size.
+    pub(super) fn gate(&self, at: Size) -> (usize, Size) {
+        let size = if self.config.gate_at == GateAt::Before { at.pooled() } else { at };
+        (self.project.shape.output, size)
     }
 
     pub(super) fn cost(&self, at: Size) -> Cost {

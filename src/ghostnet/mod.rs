@@ -23,6 +23,7 @@ mod mobile;
 mod network;
 mod outputs;
 mod presets;
+mod shapes;
 
 pub use blocks::{Bottleneck, GhostModule, Shortcut, SqueezeExcite};
 pub use config::{
@@ -35,6 +36,7 @@ pub use mobile::InvertedResidual;
 pub use network::{Form, Lowered, Network, StageRow, Target};
 pub use outputs::{Cut, Output, UnknownOutput};
 pub use presets::{PRESETS, preset};
+pub use shapes::OutputShape;
 
 use crate::graph::GraphError;
 use crate::weights::WeightsError;

@@ -15,7 +15,7 @@ use crate::weights::{TensorSource, Weights};
 pub struct Network {
     config: Config,
     stem: ConvBn,
-    stages: Vec<Vec<Block>>,
+    pub(super) stages: Vec<Vec<Block>>,
     last: ConvBn,
     /// Between pooling and classifier.
     hidden: Option<Pointwise>,
@@ -23,7 +23,7 @@ pub struct Network {
 
 /// A row of the stage table.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Block {
+pub(super) enum Block {
     Ghost(Box<Bottleneck>),
     Inverted(Box<InvertedResidual>),
 }
@@ -75,7 +75,7 @@ pub struct Lowered {
 }
 
 impl Block {
-    fn output_size(&self, at: Size) -> Size {
+    pub(super) fn output_size(&self, at: Size) -> Size {
         match self {
             Self::Ghost(block) => block.output_size(at),
             Self::Inverted(block) => block.output_size(at),
@@ -90,7 +90,7 @@ impl Block {
     }
 
     /// The attention on its expanded features, and on those that leave it.
-    fn dfc(&self) -> [Option<&Dfc>; 2] {
+    pub(super) fn dfc(&self) -> [Option<&Dfc>; 2] {
         match self {
             Self::Ghost(block) => [block.ghost1().dfc(), block.ghost2().dfc()],
             Self::Inverted(block) => [block.dfc(), block.output_dfc()],
@@ -271,7 +271,7 @@ impl Network {
 
     /// The bottleneck behind which each level's maps are taken. timm's first level of the GhostNets is not here: it is
     /// the stem.
-    fn levels(&self, cut: Cut) -> BTreeMap<u8, (usize, usize)> {
+    pub(super) fn levels(&self, cut: Cut) -> BTreeMap<u8, (usize, usize)> {
         let mut levels = BTreeMap::new();
         let mut stride: usize = 2;
         for (s, rows) in self.config.stages.iter().enumerate() {

@@ -9,6 +9,7 @@
 
 mod decode;
 mod format;
+mod geometry;
 mod jpeg;
 mod pool;
 mod scan;
@@ -16,6 +17,7 @@ mod transform;
 
 pub use decode::{Header, MAX_BYTES_PER_PIXEL, Pixels, decode, probe};
 pub use format::Format;
+pub use geometry::{Fit, Geometry};
 pub use jpeg::Scale;
 pub use pool::{PoolConfig, Prepared, Preprocessor};
 pub use transform::{Crop, Transform};

@@ -79,7 +79,7 @@ impl Preprocessor {
 
     /// The cores it runs on.
     #[must_use]
-    pub fn cores(&self) -> &Cores {
+    pub fn cores(&self) -> &Arc<Cores> {
         &self.cores
     }
 

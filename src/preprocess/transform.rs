@@ -5,16 +5,20 @@
 //! value beyond that rounding: only the source rows and columns under the crop are resized, and the EXIF orientation is
 //! applied to the small crop instead of the whole photograph. A third one does: large JPEG files are decoded at a fraction
 //! of their size ([`Transform::scale`]), unless [`Transform::exact`] forbids it.
+//!
+//! [`Transform::view`] gives the same for other input sizes, and for whole photographs instead of their middle;
+//! [`Transform::geometry`] tells where everything went.
 
 use std::sync::Arc;
 
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 use image::metadata::Orientation;
-use image::{DynamicImage, RgbImage};
+use image::{DynamicImage, Rgb, RgbImage};
 
 use super::decode::displayed;
-use super::{Pixels, Scale};
+use super::geometry::{Geometry, Placement, Steps};
+use super::{Fit, Pixels, Scale};
 use crate::batch::Row;
 use crate::manifest::InputSpec;
 
@@ -30,6 +34,7 @@ const GAP: f64 = 2.5;
 #[derive(Clone, Debug)]
 pub struct Transform {
     spec: InputSpec,
+    steps: Steps,
     /// `(v / 255 − mean) / std` for every channel and 8-bit value.
     normalised: [[f32; 256]; 3],
     exact: bool,
@@ -40,7 +45,18 @@ impl Transform {
     #[must_use]
     pub fn new(spec: InputSpec) -> Self {
         let table = |c: usize| std::array::from_fn(|v| (v as f32 / 255.0 - spec.mean[c]) / spec.std[c]);
-        Self { spec, normalised: std::array::from_fn(table), exact: false }
+        Self { spec, steps: Steps::of_model(&spec), normalised: std::array::from_fn(table), exact: false }
+    }
+
+    /// The same for another height and width of the input, and another way to fit the photograph into it. The model's own
+    /// size, cropped, is the model's own transform; otherwise the reduction to a small source, where the model has one, is
+    /// left out: it would take the detail that a larger input is for.
+    #[must_use]
+    pub fn view(&self, size: [usize; 2], fit: Fit) -> Self {
+        if size == self.spec.crop && fit == Fit::Crop {
+            return self.clone();
+        }
+        Self { steps: Steps::of_view(&self.spec, size, fit), ..self.clone() }
     }
 
     /// Has every image decoded at its full size.
@@ -49,52 +65,62 @@ impl Transform {
         Self { exact: true, ..self }
     }
 
+    #[cfg(test)]
+    pub(super) fn steps(&self) -> Steps {
+        self.steps
+    }
+
+    /// Height and width of the network's input.
+    #[must_use]
+    pub fn size(&self) -> [usize; 2] {
+        self.steps.size()
+    }
+
     /// At which size a JPEG file of these sides may be decoded: the smallest at which twice the pixels of
     /// the network's input remain along each axis. The sides are as displayed.
     #[must_use]
     pub fn scale(&self, width: u32, height: u32) -> Scale {
-        let (shorter, crop) = self.first_step();
-        let [_, _, box_width, box_height] = source_box((width, height), shorter, crop);
+        let Placement { visible: [_, _, box_width, box_height], out, .. } = self.steps.first((width, height));
         let enough = |scale: &Scale| {
             let gap = |source: f64, out: u32| source * scale.factor() / f64::from(out);
-            gap(box_width, crop.0).min(gap(box_height, crop.1)) >= GAP
+            gap(box_width, out.0).min(gap(box_height, out.1)) >= GAP
         };
         let smaller = || Scale::ALL.into_iter().find(enough);
         if self.exact { Scale::Full } else { smaller().unwrap_or(Scale::Full) }
     }
 
-    /// The resize that the decoded image goes through: to which shorter side, and the width and height of the crop.
-    fn first_step(&self) -> (u32, (u32, u32)) {
-        let [height, width] = self.spec.crop.map(|side| side as u32);
-        match self.spec.source {
-            None => (self.spec.resize as u32, (width, height)),
-            Some(source) => (source as u32, (source as u32, source as u32)),
-        }
+    /// Where a photograph of these sides, as displayed, goes in the network's input.
+    #[must_use]
+    pub fn geometry(&self, width: u32, height: u32) -> Geometry {
+        self.steps.geometry((width, height))
     }
 
     /// Elements of a row: 3 × height × width.
     #[must_use]
     pub fn row_len(&self) -> usize {
-        3 * self.spec.crop[0] * self.spec.crop[1]
+        let [height, width] = self.size();
+        3 * height * width
     }
 
-    /// The network's view of a photograph, as 8-bit RGB: resized, cropped, turned upright.
+    /// The network's view of a photograph, as 8-bit RGB: resized, cropped or bordered, turned upright.
     #[must_use]
     pub fn crop(&self, pixels: &Pixels) -> RgbImage {
-        let (shorter, sides) = self.first_step();
-        let first = resize_crop(pixels, shorter, sides);
-        if self.spec.source.is_none() {
-            return first;
-        }
+        let shown = displayed(pixels.orientation, pixels.stored.0, pixels.stored.1);
+        let first = place(pixels, self.steps.first(shown), self.border());
+        let Some(second) = self.steps.second() else { return first };
         let stored = first.dimensions();
         let upright = Pixels { rgb: first, stored, scale: Scale::Full, orientation: Orientation::NoTransforms };
-        let [height, width] = self.spec.crop.map(|side| side as u32);
-        resize_crop(&upright, self.spec.resize as u32, (width, height))
+        place(&upright, second, self.border())
+    }
+
+    /// What is around a photograph that does not fill the input: the mean colour, which normalises to nearly zero.
+    fn border(&self) -> Rgb<u8> {
+        Rgb(self.spec.mean.map(|mean| (mean * 255.0).round() as u8))
     }
 
     /// Writes the network's input for a crop: planar R, G, B, normalised. `row` has [`Transform::row_len`] elements.
     pub fn normalise(&self, crop: &RgbImage, row: &mut [f32]) {
-        let planes = row.chunks_exact_mut(self.spec.crop[0] * self.spec.crop[1]);
+        let planes = row.chunks_exact_mut(self.row_len() / 3);
         for ((channel, plane), table) in planes.enumerate().zip(&self.normalised) {
             for (out, pixel) in plane.iter_mut().zip(crop.as_raw().as_chunks::<3>().0) {
                 *out = table[usize::from(pixel[channel])];
@@ -106,7 +132,7 @@ impl Transform {
 /// The network's view of one image, kept as bytes: a quarter of what its row of the input takes.
 #[derive(Clone, Debug)]
 pub struct Crop {
-    pixels: RgbImage,
+    pixels: Arc<RgbImage>,
     transform: Arc<Transform>,
 }
 
@@ -114,7 +140,13 @@ impl Crop {
     /// Resizes, crops and turns decoded pixels.
     #[must_use]
     pub fn new(transform: &Arc<Transform>, pixels: &Pixels) -> Self {
-        Self { pixels: transform.crop(pixels), transform: Arc::clone(transform) }
+        Self { pixels: Arc::new(transform.crop(pixels)), transform: Arc::clone(transform) }
+    }
+
+    /// What the network sees, as a picture.
+    #[must_use]
+    pub fn pixels(&self) -> &Arc<RgbImage> {
+        &self.pixels
     }
 }
 
@@ -126,27 +158,6 @@ impl Row for Crop {
     fn write(&self, out: &mut [f32]) {
         self.transform.normalise(&self.pixels, out);
     }
-}
-
-/// The box of the source that a resize to `shorter` and a centre crop of `width`×`height` show, all in displayed
-/// coordinates: left, top, width, height.
-fn source_box(image: (u32, u32), shorter: u32, crop: (u32, u32)) -> [f64; 4] {
-    let (w, h) = (u64::from(image.0), u64::from(image.1));
-    // torchvision: the longer side is truncated, not rounded.
-    let (new_w, new_h) = if w <= h {
-        (u64::from(shorter), u64::from(shorter) * h / w)
-    } else {
-        (u64::from(shorter) * w / h, u64::from(shorter))
-    };
-    let side = |old: u64, new: u64, crop: u32| {
-        let scale = old as f64 / new as f64;
-        // Python's round: halves go to the even number.
-        let offset = ((new - u64::from(crop)) as f64 / 2.0).round_ties_even();
-        (offset * scale, f64::from(crop) * scale)
-    };
-    let (left, box_w) = side(w, new_w, crop.0);
-    let (top, box_h) = side(h, new_h, crop.1);
-    [left, top, box_w, box_h]
 }
 
 /// Where a box of the displayed image lies in the stored one.
@@ -195,12 +206,23 @@ impl Span {
     }
 }
 
-fn resize_crop(pixels: &Pixels, shorter: u32, (width, height): (u32, u32)) -> RgbImage {
+/// The network's input of a photograph: what is visible of it, resized, on a canvas.
+fn place(pixels: &Pixels, to: Placement, border: Rgb<u8>) -> RgbImage {
+    let resized = resize_box(pixels, to.visible, to.out);
+    if to.out == to.canvas {
+        return resized;
+    }
+    let mut canvas = RgbImage::from_pixel(to.canvas.0, to.canvas.1, border);
+    image::imageops::replace(&mut canvas, &resized, to.at.0.into(), to.at.1.into());
+    canvas
+}
+
+/// Resizes a box of the displayed image to `width`×`height`, upright.
+fn resize_box(pixels: &Pixels, visible: [f64; 4], (width, height): (u32, u32)) -> RgbImage {
     let Pixels { rgb, stored, scale, orientation } = pixels;
     let shown = displayed(*orientation, stored.0, stored.1);
     // The box is that of the whole image, by its rules of rounding; a reduced one has it at exactly the reduced place.
-    let whole = stored_box(*orientation, source_box(shown, shorter, (width, height)), shown);
-    let [left, top, w, h] = whole.map(|place| place * scale.factor());
+    let [left, top, w, h] = stored_box(*orientation, visible, shown).map(|place| place * scale.factor());
     let (out_w, out_h) = displayed(*orientation, width, height);
     let across = Span::new(left, w, rgb.width(), out_w);
     let down = Span::new(top, h, rgb.height(), out_h);

@@ -1,7 +1,7 @@
 //! ONNX Runtime: the one place that uses `ort`.
 //!
 //! [`Runtime`] is the library, loaded once a process from a file that is named or found; [`Runtime::session`] turns a
-//! graph into a [`Session`], which is a [`batch::Model`](crate::batch::Model) and so all that a worker knows of it.
+//! graph into a [`Session`]; a worker's [`Sessions`] are a [`batch::Model`](crate::batch::Model), all that it knows of them.
 //! A graph that was built here exists in two forms; [`Runtime::prepare`] takes the blocked one where this processor and
 //! this library run it right. Another [`Backend`] than ONNX Runtime's own provider in f32 gets the plain form, once its
 //! answers have been found to agree ([`Runtime::prepare_for`]). Sessions run on the thread that calls them and start none of
@@ -10,16 +10,20 @@
 mod agreement;
 mod library;
 mod operators;
+mod outputs;
 mod prepared;
 mod profile;
 mod provider;
 mod session;
+mod variants;
 
 pub use agreement::Agreement;
+pub use outputs::RowOutputs;
 pub use prepared::Prepared;
 pub use profile::OperatorTime;
 pub use provider::{Backend, NoSuchPrecision, Precision, Provider};
 pub use session::Session;
+pub use variants::{ForVariant, Sessions, Variants};
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -132,7 +136,15 @@ impl Runtime {
     /// # Errors
     /// The runtime refuses the graph, its input or output is not what `spec` says, or the first run fails.
     pub fn session(&self, graph: &Prepared, spec: SessionSpec) -> Result<Session, RuntimeError> {
-        Session::new(spec, |batch| self.open(graph, (spec.backend, spec.threads), batch, None))
+        Session::new(spec, None, |batch| self.open(graph, (spec.backend, spec.threads), batch, None))
+    }
+
+    /// The same for a graph of which other outputs than scores are wanted, by their names.
+    ///
+    /// # Errors
+    /// As [`Runtime::session`].
+    pub fn session_of(&self, graph: &Prepared, spec: SessionSpec, outputs: &[String]) -> Result<Session, RuntimeError> {
+        Session::new(spec, Some(outputs), |batch| self.open(graph, (spec.backend, spec.threads), batch, None))
     }
 
     /// Runs a graph of one input once and returns every output: its name, shape and elements.

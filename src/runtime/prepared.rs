@@ -1,5 +1,7 @@
 //! A model made ready for sessions: the form of its graph that runs best here and gives the right answers.
 
+use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
 
 use ort::session::builder::PrepackedWeights;
@@ -102,6 +104,28 @@ impl Prepared {
         Ok(prepared)
     }
 
+    /// Another graph of the same network in the blocked form: constants that are the same are there once for both.
+    pub(super) fn relative(&self, source: &OnnxSource) -> Result<Self, RuntimeError> {
+        let mut prepared = Self { prepacked: self.prepacked.clone(), ..Self::alone(source, self.form) };
+        if let OnnxSource::Memory(bytes) = source {
+            let load = |e: ort::Error| RuntimeError::Load(e.to_string());
+            let known: HashMap<&str, &Arc<DynValue>> = self.shared.iter().map(|(n, v)| (n.as_str(), v)).collect();
+            for (name, tensor) in initializers(bytes) {
+                let same = |value: &&&Arc<DynValue>| {
+                    value.try_extract_tensor::<f32>().is_ok_and(|(_, data)| data == &tensor.data[..])
+                };
+                let value = match known.get(name.as_str()).filter(same) {
+                    Some(value) => Arc::clone(value),
+                    None => Arc::new(
+                        ort::value::Tensor::from_array((tensor.shape, tensor.data)).map_err(load)?.into_dyn(),
+                    ),
+                };
+                prepared.shared.push((name, value));
+            }
+        }
+        Ok(prepared)
+    }
+
     /// `blocked`, `plain`, or `as given`.
     #[must_use]
     pub fn form(&self) -> &'static str {
@@ -112,6 +136,12 @@ impl Prepared {
     #[must_use]
     pub fn agreement(&self) -> Option<Agreement> {
         self.agreement
+    }
+}
+
+impl fmt::Debug for Prepared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Prepared").field("form", &self.form).finish_non_exhaustive()
     }
 }
 

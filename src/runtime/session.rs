@@ -2,8 +2,8 @@
 
 use ort::value::{TensorElementType, TensorRef, ValueType};
 
-use super::{RuntimeError, SessionSpec};
-use crate::batch::{Model, ModelFailure, Row};
+use super::{RowOutputs, RuntimeError, SessionSpec};
+use crate::batch::{ModelFailure, Row};
 
 /// A model in the runtime, with the buffer its batches are put together in.
 ///
@@ -17,7 +17,8 @@ pub struct Session {
     /// than ours.
     any_size: bool,
     input: String,
-    output: String,
+    /// Names, in the order in which rows have them.
+    outputs: Vec<String>,
     /// Channels, height, width.
     input_shape: [usize; 3],
     row_len: usize,
@@ -47,14 +48,15 @@ fn bucket_sizes(max: usize) -> Vec<usize> {
 
 impl Session {
     /// Opens the sessions for `spec` and runs each once; `open` makes one, with its batch dimension fixed if a size is
-    /// given.
+    /// given. What the graph puts out is its scores, or `outputs`.
     pub(super) fn new(
         spec: SessionSpec,
+        outputs: Option<&[String]>,
         open: impl Fn(Option<usize>) -> Result<ort::session::Session, RuntimeError>,
     ) -> Result<Self, RuntimeError> {
         let sizes = bucket_sizes(spec.max_batch);
         let largest = open(sizes.first().copied())?;
-        let mut session = Self::of(largest, spec, sizes.first().copied().unwrap_or(1))?;
+        let mut session = Self::of(largest, (spec, outputs), sizes.first().copied().unwrap_or(1))?;
         // A graph that is not of the size it was asked for has a size of its own.
         let own_size = session.buckets.first().map(|(size, _)| size) != sizes.first();
         let more = if session.any_size || own_size { &[] } else { sizes.get(1..).unwrap_or_default() };
@@ -73,12 +75,16 @@ impl Session {
         };
         for size in warmed {
             let rows = vec![&zeros[..]; size];
-            session.run_rows(&rows).map_err(|e| RuntimeError::Load(e.to_string()))?;
+            session.run(&rows).map_err(|e| RuntimeError::Load(e.to_string()))?;
         }
         Ok(session)
     }
 
-    fn of(session: ort::session::Session, spec: SessionSpec, size: usize) -> Result<Self, RuntimeError> {
+    fn of(
+        session: ort::session::Session,
+        (spec, outputs): (SessionSpec, Option<&[String]>),
+        size: usize,
+    ) -> Result<Self, RuntimeError> {
         let [height, width] = spec.input;
         let shape = [3, height, width];
 
@@ -106,12 +112,16 @@ impl Session {
             }
             _ => false,
         };
-        let Some(output) = session.outputs().iter().find(is_scores) else {
-            return Err(wrong("output", &wanted, session.outputs()));
+        let outputs = match outputs {
+            Some(names) => names.to_vec(),
+            None => match session.outputs().iter().find(is_scores) {
+                Some(scores) => vec![scores.name().to_owned()],
+                None => return Err(wrong("output", &wanted, session.outputs())),
+            },
         };
         Ok(Self {
             input: input.name().to_owned(),
-            output: output.name().to_owned(),
+            outputs,
             input_shape: shape,
             row_len: shape.iter().product(),
             classes: spec.classes,
@@ -132,6 +142,19 @@ impl Session {
     /// # Errors
     /// A row has another length, or the runtime fails.
     pub fn run_rows<R: Row>(&mut self, rows: &[R]) -> Result<Vec<Vec<f32>>, ModelFailure> {
+        let classes = self.classes;
+        let scores = |outputs: RowOutputs| match outputs.data(0) {
+            scores if scores.len() == classes => Ok(scores.to_vec()),
+            other => Err(ModelFailure(format!("expected rows of {classes} scores, found {}", other.len()))),
+        };
+        self.run(rows)?.into_iter().map(scores).collect()
+    }
+
+    /// Runs rows of 3 × height × width elements; returns what the graph puts out for each.
+    ///
+    /// # Errors
+    /// A row has another length, or the runtime fails.
+    pub fn run<R: Row>(&mut self, rows: &[R]) -> Result<Vec<RowOutputs>, ModelFailure> {
         let mut outputs = Vec::with_capacity(rows.len());
         if self.any_size {
             self.run_bucket(0, rows, &mut outputs)?;
@@ -153,7 +176,7 @@ impl Session {
         &mut self,
         bucket: usize,
         rows: &[R],
-        outputs: &mut Vec<Vec<f32>>,
+        outputs: &mut Vec<RowOutputs>,
     ) -> Result<(), ModelFailure> {
         let (batch, session) = &mut self.buckets[bucket];
         let batch = if self.any_size { rows.len() } else { *batch };
@@ -168,21 +191,15 @@ impl Session {
         rest.fill(0.0);
         let [c, h, w] = self.input_shape;
         let input = TensorRef::from_array_view(([batch, c, h, w], &self.buffer[..])).map_err(|e| failure(&e))?;
-        let result = session.run(ort::inputs![self.input.as_str() => input]).map_err(|e| failure(&e))?;
-        let Some(scores) = result.get(self.output.as_str()) else {
-            return Err(ModelFailure(format!("the output `{}` is missing", self.output)));
-        };
-        let (shape, scores) = scores.try_extract_tensor::<f32>().map_err(|e| failure(&e))?;
-        if scores.len() != batch * self.classes {
-            return Err(ModelFailure(format!("expected {batch} rows of {} scores, found {shape:?}", self.classes)));
+        let mut result = session.run(ort::inputs![self.input.as_str() => input]).map_err(|e| failure(&e))?;
+        let mut tensors = Vec::with_capacity(self.outputs.len());
+        for name in &self.outputs {
+            let Some(tensor) = result.remove(name) else {
+                return Err(ModelFailure(format!("the output `{name}` is missing")));
+            };
+            tensors.push(tensor);
         }
-        outputs.extend(scores.chunks_exact(self.classes).take(rows.len()).map(<[f32]>::to_vec));
+        outputs.extend(RowOutputs::of_batch(tensors, batch, rows.len())?);
         Ok(())
-    }
-}
-
-impl<R: Row + Sync + 'static> Model<R> for Session {
-    async fn run(&mut self, rows: &[&R]) -> Result<Vec<Vec<f32>>, ModelFailure> {
-        self.run_rows(rows)
     }
 }

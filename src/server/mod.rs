@@ -104,7 +104,8 @@ impl Server {
         let (model, workers) = start_model(loaded, &config, runtime, &metrics, &cores)?;
         let pool = PoolConfig { max_decoded_bytes: config.load.max_decoded_bytes, limits: config.image };
         let preprocessor = Preprocessor::new(pool, cores);
-        let mut service = Service::new(model, Vec::new(), preprocessor, Arc::clone(&metrics));
+        let mut service = Service::new(model, Vec::new(), preprocessor, Arc::clone(&metrics))
+            .with_features(config.features.max_bytes_in_flight);
         if config.load.response_cache_bytes > 0 {
             service = service.with_cache(config.load.response_cache_bytes);
         }

@@ -5,14 +5,14 @@ use std::thread;
 use std::time::Instant;
 
 use super::StartError;
-use crate::batch::{Batching, Bounds, ModelFailure, Queue, Worker, WorkerState};
+use crate::batch::{Batching, Bounds, ModelFailure, ONE_RUN, Queue, Worker, WorkerState};
 use crate::config::Config;
 use crate::cores::{Cores, give_way};
 use crate::model::LoadedModel;
 use crate::plan::{self, Subject};
-use crate::preprocess::{Crop, Transform};
-use crate::runtime::{Runtime, Session, SessionSpec};
-use crate::service::{Plan, ServedModel};
+use crate::preprocess::Transform;
+use crate::runtime::{Runtime, SessionSpec, Sessions, Variants};
+use crate::service::{Features, ImageTask, Plan, ServedModel};
 use crate::telemetry::Metrics;
 
 /// Threads that run workers.
@@ -36,17 +36,22 @@ pub(super) fn start_model(
         backend: config.execution.backend,
     };
     let graph = runtime.prepare_for(&loaded, spec)?;
-    let LoadedModel { manifest, labels, .. } = loaded;
+    let LoadedModel { manifest, labels, backbone, .. } = loaded;
     let digest = manifest.network.digest.as_str();
     let chosen = plan::choose(Subject { runtime, graph: &graph, spec, digest }, wanted)?;
 
     let spec = SessionSpec { max_batch: chosen.max_batch, threads: chosen.threads_per_worker, ..spec };
-    let queue = Queue::<Crop>::new(bounds(config), Arc::clone(cores), metrics.for_model(&manifest.id));
+    let queue = Queue::<ImageTask>::new(bounds(config), Arc::clone(cores), metrics.for_model(&manifest.id));
     let batching = Batching {
         max: chosen.max_batch,
         delay: config.execution.batch_delay,
         cores: chosen.threads_per_worker.min(cores.total()),
     };
+    let features = backbone.map(|backbone| Features {
+        network: backbone.network().clone(),
+        limits: config.features,
+        variants: Variants::new(runtime, backbone, graph.clone(), spec, config.features.sessions),
+    });
     let mut threads = Vec::with_capacity(chosen.workers);
     let mut states: Vec<Arc<WorkerState>> = Vec::with_capacity(chosen.workers);
     for index in 0..chosen.workers {
@@ -57,12 +62,14 @@ pub(super) fn start_model(
             let row = vec![0.0; 3 * spec.input[0] * spec.input[1]];
             let start = Instant::now();
             session.run_rows(&[&row[..]])?;
-            queue.record_infer(1, batching.cores, start.elapsed());
+            queue.record_infer(ONE_RUN, batching.cores, start.elapsed());
         }
         let mut first = Some(session);
         let (runtime, graph) = (runtime.clone(), graph.clone());
-        let load = move || -> Result<Session, ModelFailure> {
-            first.take().map_or_else(|| runtime.session(&graph, spec).map_err(|e| ModelFailure(e.to_string())), Ok)
+        let variants = features.as_ref().map(|features| Arc::clone(&features.variants));
+        let load = move || -> Result<Sessions, ModelFailure> {
+            let again = || runtime.session(&graph, spec).map_err(|e| ModelFailure(e.to_string()));
+            Ok(Sessions::new(first.take().map_or_else(again, Ok)?, variants.clone()))
         };
         let worker = Worker::new(Arc::clone(&queue), batching, load);
         states.push(worker.state());
@@ -111,7 +118,7 @@ pub(super) fn start_model(
     tracing::info!(model = %manifest.id, architecture, ?plan, "model loaded");
     let transform = Transform::new(manifest.input);
     let transform = Arc::new(if config.exact_decode { transform.exact() } else { transform });
-    Ok((ServedModel { manifest, labels, cost, plan, transform, queue, workers: states }, threads))
+    Ok((ServedModel { manifest, labels, cost, plan, transform, queue, workers: states, features }, threads))
 }
 
 /// Background work leaves a quarter of the places to others, unless one request may have more than the rest.

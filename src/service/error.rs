@@ -26,6 +26,35 @@ pub enum Error {
         /// The client's.
         found: usize,
     },
+    /// A foreign graph, of which only the scores are known.
+    #[error("model `{model}` is a foreign ONNX file, of which only the scores are known; it has no feature maps")]
+    NoFeatures {
+        /// Which.
+        model: String,
+    },
+    /// An output that the network does not have.
+    #[error("this model has no `{found}`: it has {known}")]
+    NoOutput {
+        /// By the client.
+        found: String,
+        /// Names, for the message.
+        known: String,
+    },
+    /// An input size that the network's strides do not divide, or too small for them.
+    #[error("`size` must be multiples of {multiple}, at least {least}; found {width}x{height}")]
+    Size {
+        /// The client's.
+        height: usize,
+        /// The client's.
+        width: usize,
+        /// What sides must be multiples of.
+        multiple: usize,
+        /// The smallest side.
+        least: usize,
+    },
+    /// More than may be asked for; the message says what to do.
+    #[error("{0}")]
+    FeaturesTooLarge(String),
     /// The request holds no image.
     #[error("the request holds no image")]
     NoImages,
@@ -79,7 +108,10 @@ impl Error {
     pub fn code(&self) -> Code {
         match self {
             Self::UnknownModel { .. } => Code::UnknownModel,
-            Self::TopK { .. } => Code::InvalidParameter,
+            Self::TopK { .. } | Self::NoFeatures { .. } | Self::NoOutput { .. } | Self::Size { .. } => {
+                Code::InvalidParameter
+            }
+            Self::FeaturesTooLarge(_) => Code::FeaturesTooLarge,
             Self::NoImages => Code::NoImage,
             Self::Base64(_) => Code::InvalidBase64,
             Self::Overloaded { .. } => Code::Overloaded,
@@ -139,6 +171,10 @@ codes! {
     TooManyImages = "too_many_images",
     /// The image has more pixels than are accepted.
     ImageTooLarge = "image_too_large",
+    /// The feature maps asked for are larger than are made.
+    FeaturesTooLarge = "features_too_large",
+    /// The answer is to be had in no form that the client accepts.
+    NotAcceptable = "not_acceptable",
     /// The body is of no kind that is read.
     UnsupportedMediaType = "unsupported_media_type",
     /// The image is in no format that is decoded.

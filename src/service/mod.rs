@@ -7,13 +7,18 @@
 
 mod cache;
 mod error;
+mod features;
 mod predictions;
 mod served;
+mod task;
 
 use cache::{Key, ScoreCache, Scored, Source};
 pub use error::{Code, Error};
+pub use features::{Extracted, Extraction, FeaturePlan, FeaturesRequest};
 pub use predictions::{Ask, Prediction, predict, top};
-pub use served::{Plan, ServedModel};
+pub use served::{Features, Plan, ServedModel};
+pub use task::ImageTask;
+use task::Sort;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,12 +26,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::join_all;
+use image::RgbImage;
 use serde::Serialize;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use crate::batch::{AdmitError, Permit};
+use crate::batch::{AdmitError, Demand, ONE_RUN, Permit};
 use crate::cores::Priority;
-use crate::preprocess::{ImageError, ImageInfo, Preprocessor};
+use crate::preprocess::{ImageError, ImageInfo, Preprocessor, Transform};
+use crate::runtime::RowOutputs;
 use crate::telemetry::{Metrics, Stage};
 
 /// The models by name, and what all of them share.
@@ -37,6 +45,8 @@ pub struct Service {
     preprocessor: Preprocessor,
     /// Scores by file, if they are to be remembered.
     cache: Option<ScoreCache>,
+    /// For feature maps, kibibytes.
+    feature_memory: Arc<Semaphore>,
     metrics: Arc<Metrics>,
 }
 
@@ -85,6 +95,22 @@ pub struct ImageResult {
     pub image: ImageInfo,
 }
 
+/// How an image is to be run.
+#[derive(Clone, Copy)]
+struct How<'a> {
+    transform: &'a Arc<Transform>,
+    sort: Option<&'a Sort>,
+    deadline: Instant,
+}
+
+/// An image that was run.
+struct Ran {
+    outputs: RowOutputs,
+    /// What the network saw.
+    view: Arc<RgbImage>,
+    info: ImageInfo,
+}
+
 /// Time spent in the stages that the service sees.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Times {
@@ -121,7 +147,15 @@ impl Service {
         let id = default.manifest.id.clone();
         let all = std::iter::once(default).chain(others);
         let models = all.map(|m| (m.manifest.id.clone(), Arc::new(m))).collect();
-        Self { models, default: id, preprocessor, cache: None, metrics }
+        let feature_memory = Arc::new(Semaphore::new(0));
+        Self { models, default: id, preprocessor, cache: None, feature_memory, metrics }
+    }
+
+    /// Lets feature maps of all requests take so many bytes; none until then.
+    #[must_use]
+    pub fn with_features(mut self, bytes: usize) -> Self {
+        self.feature_memory = Arc::new(Semaphore::new((bytes / 1024).min(Semaphore::MAX_PERMITS)));
+        self
     }
 
     /// Remembers the scores of files, in so many bytes. The same file is then decoded and run once for as long as it is
@@ -196,7 +230,8 @@ impl Service {
             // Whether it needs to be admitted depends on what is in it.
             return Ok(());
         }
-        model.queue.would_admit(1, priority, deadline).map_err(|e| self.refused(model, 1, e))
+        let demand = Demand { images: 1, work: ONE_RUN, opens: false, priority, deadline };
+        model.queue.would_admit(demand).map_err(|e| self.refused(model, 1, e))
     }
 
     /// Classifies images.
@@ -221,7 +256,9 @@ impl Service {
         let mut permit = match to_do {
             0 => None,
             to_do => {
-                let admitted = model.queue.admit(to_do, request.priority, deadline);
+                let priority = request.priority;
+                let demand = Demand { images: to_do, work: ONE_RUN, opens: false, priority, deadline };
+                let admitted = model.queue.admit(demand);
                 Some(admitted.map_err(|e| self.refused(&model, to_do, e))?)
             }
         };
@@ -321,11 +358,24 @@ impl Service {
         &self,
         model: &ServedModel,
         file: Bytes,
-        mut permit: Permit,
+        permit: Permit,
         deadline: Instant,
     ) -> Result<(Scored, Times), Error> {
-        let prepared = self.preprocessor.run(&model.transform, file, permit.priority());
-        let prepared = match tokio::time::timeout_at(deadline, prepared).await {
+        let how = How { transform: &model.transform, sort: None, deadline };
+        let (ran, times) = self.run_one(model, file, permit, how).await?;
+        Ok((Scored { scores: ran.outputs.data(0).to_vec(), info: ran.info }, times))
+    }
+
+    /// Takes one image through pre-processing and the model.
+    async fn run_one(
+        &self,
+        model: &ServedModel,
+        file: Bytes,
+        mut permit: Permit,
+        how: How<'_>,
+    ) -> Result<(Ran, Times), Error> {
+        let prepared = self.preprocessor.run(how.transform, file, permit.priority());
+        let prepared = match tokio::time::timeout_at(how.deadline, prepared).await {
             Ok(Ok(prepared)) => prepared,
             Ok(Err(error)) => {
                 permit.settle();
@@ -342,10 +392,12 @@ impl Service {
         self.metrics.stage(Stage::Decode, prepared.decode);
         self.metrics.stage(Stage::Resize, prepared.resize);
         model.queue.record_prepare(prepared.decode + prepared.resize);
-        let answer = model.queue.run(permit, prepared.crop, deadline).await?;
+        let view = Arc::clone(prepared.crop.pixels());
+        let task = ImageTask { crop: prepared.crop, sort: how.sort.cloned() };
+        let answer = model.queue.run(permit, task, how.deadline).await?;
         let times =
             Times { decode: prepared.decode, resize: prepared.resize, queue: answer.queued, infer: answer.infer };
-        Ok((Scored { scores: answer.output, info: prepared.info }, times))
+        Ok((Ran { outputs: answer.output, view, info: prepared.info }, times))
     }
 
     /// What becomes of a request whose images were not admitted.

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::batch::{Queue, WorkerState};
-use crate::ghostnet::Cost;
+use crate::ghostnet::{Cost, Network};
 use crate::manifest::{Label, Manifest};
 use crate::plan::{Measurement, Origin};
-use crate::preprocess::{Crop, Transform};
-use crate::runtime::{Agreement, Precision, Provider};
+use super::ImageTask;
+use crate::config::FeatureLimits;
+use crate::preprocess::Transform;
+use crate::runtime::{Agreement, Precision, Provider, Variants};
 
 /// A model that is being served.
 #[derive(Debug)]
@@ -25,9 +27,22 @@ pub struct ServedModel {
     /// Pixels to rows.
     pub transform: Arc<Transform>,
     /// Rows to workers.
-    pub queue: Arc<Queue<Crop>>,
+    pub queue: Arc<Queue<ImageTask>>,
     /// The workers, to be asked for their readiness.
     pub workers: Vec<Arc<WorkerState>>,
+    /// Its feature maps, where the architecture is known.
+    pub features: Option<Features>,
+}
+
+/// Where feature maps come from.
+#[derive(Debug)]
+pub struct Features {
+    /// What there is of them.
+    pub network: Network,
+    /// What may be asked for.
+    pub limits: FeatureLimits,
+    /// Sessions for them.
+    pub variants: Arc<Variants>,
 }
 
 /// How a model is run on this machine.

@@ -269,6 +269,42 @@ def make_features(tensors: dict[str, np.ndarray], shapes: dict[str, list[int]]) 
         print(f"{name}: {shape}, std of the sample {tensors[name].std():.3f}")
 
 
+def photograph(width: int, height: int) -> np.ndarray:
+    """A picture of 8-bit pixels, height × width × 3, that the Rust tests draw alike."""
+    y, x, c = np.ogrid[:height, :width, :3]
+    return ((x * 5 + y * 3 + c * 85 + (x // 16) * (y // 16) * 37) % 256).astype(np.uint8)
+
+
+def make_served(tensors: dict[str, np.ndarray]) -> None:
+    """What the server has to answer for pictures that need no resize: maps of both cuts, embeddings, gates, logits."""
+    mean, std = (np.array(v, np.float32) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    backbone = filled("ghostnetv2_100", features_only=True)
+    model = filled("ghostnetv2_100", num_classes=1000)
+    found: dict[str, Tensor] = {}
+    for level, stage in enumerate(DEEPEST["ghostnetv2_100"], 1):
+        model.blocks[stage].register_forward_hook(
+            lambda _module, _inputs, output, name=f"deepest.c{level}": found.update({name: output.clone()})
+        )
+    for stage, index in ((3, 0), (8, 3)):
+        model.blocks[stage][index].ghost1.short_conv.register_forward_hook(
+            lambda _module, _inputs, output, name=f"attention.{stage}.{index}": found.update(
+                {name: output.sigmoid()}
+            )
+        )
+    for width, height in ((224, 224), (416, 320), (640, 640)):
+        pixels = photograph(width, height).astype(np.float32) / np.float32(255)
+        image = torch.from_numpy(((pixels - mean) / std).transpose(2, 0, 1)[None].copy())
+        with torch.inference_mode():
+            for level, maps in enumerate(backbone(image), 1):
+                found[f"timm.c{level}"] = maps
+            features = model.forward_features(image)
+            found["embedding"] = model.forward_head(features, pre_logits=True)
+            found["logits"] = model.forward_head(features)
+        for name, value in found.items():
+            step = STEP if value.ndim == 4 else 1
+            tensors[f"{width}x{height}.{name}"] = value.flatten()[::step].numpy().copy()
+
+
 def check_reference() -> None:
     """Asserts that variants.py has timm's keys and timm's logits wherever timm has the network."""
     for base, ours, theirs in AGREEMENTS:
@@ -351,6 +387,9 @@ def main() -> None:
     for name, cost in counts.items():
         print(name, cost)
 
+    served: dict[str, np.ndarray] = {}
+    make_served(served)
+    (HERE / "served.safetensors").write_bytes(save(served))
     (HERE / "network.safetensors").write_bytes(save(tensors))
     (HERE / "features.json").write_text(
         f'{{\n "step": {STEP},\n "shapes": {table(shapes, " ")}\n}}\n', encoding="utf-8"

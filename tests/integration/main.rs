@@ -7,6 +7,7 @@ mod checkpoints;
 mod classify;
 mod cli;
 mod fake_hub;
+mod features;
 mod goodbye;
 mod hostile;
 mod hub;
@@ -20,6 +21,8 @@ mod scaled;
 mod scheduling;
 mod server;
 mod slow;
+#[path = "../../benches/support/mod.rs"]
+mod support;
 
 use std::path::Path;
 use std::sync::OnceLock;

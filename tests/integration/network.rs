@@ -137,6 +137,9 @@ fn features_embeddings_and_attention_agree_with_timm() {
         let outputs = network.outputs();
         for form in forms() {
             for found in run(&network, [1, 3, height, width], &outputs, form) {
+                let output = found.name.parse::<Output>().unwrap();
+                let told = network.output_shape(output, Size { height, width }).unwrap();
+                assert_eq!(told.shape, found.shape[1..], "{name} {output}");
                 let golden = match found.name.split('.').collect::<Vec<_>>()[..] {
                     ["embedding"] => format!("{name}{tag}.embedding"),
                     ["timm", level] => format!("{name}{tag}.features.timm.{level}"),

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use ghostserve::config::{Config, Execution, LoadLimits, RequestLimits, ShedStatus, TimeLimits};
+use ghostserve::config::{Config, Execution, FeatureLimits, LoadLimits, RequestLimits, ShedStatus, TimeLimits};
 use ghostserve::model::EMBEDDED_MODEL;
 use ghostserve::plan::Wanted;
 use ghostserve::preprocess::ImageLimits;
@@ -43,6 +43,12 @@ pub(crate) fn config() -> Config {
         },
         image: ImageLimits::default(),
         exact_decode: false,
+        features: FeatureLimits {
+            max_pixels: 640 * 640,
+            sessions: 4,
+            max_bytes: 64 << 20,
+            max_bytes_in_flight: 256 << 20,
+        },
         load: LoadLimits {
             max_connections: 4096,
             max_requests: 1024,

@@ -11,13 +11,13 @@ use super::App;
 use super::images::images;
 use crate::cores::Priority;
 use crate::server::problem::Problem;
-use crate::service::{Ask, Classified, ClassifyRequest, Code, Error, ImageResult};
+use crate::service::{Ask, Classified, ClassifyRequest, Code, Error, ImageResult, Times};
 use crate::telemetry::Stage;
 
 /// A deadline in milliseconds, from the client.
 const TIMEOUT_HEADER: HeaderName = HeaderName::from_static("x-request-timeout-ms");
 const PRIORITY: HeaderName = HeaderName::from_static("priority");
-const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
+pub(super) const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 const DEFAULT_TOP_K: usize = 5;
 
 #[derive(Deserialize)]
@@ -34,10 +34,10 @@ struct Answer<'a> {
     results: Vec<Outcome<'a>>,
 }
 
-#[derive(Serialize)]
-struct ModelRef<'a> {
-    id: &'a str,
-    digest: &'a str,
+#[derive(Clone, Copy, Serialize)]
+pub(super) struct ModelRef<'a> {
+    pub(super) id: &'a str,
+    pub(super) digest: &'a str,
 }
 
 #[derive(Serialize)]
@@ -48,9 +48,15 @@ enum Outcome<'a> {
 }
 
 #[derive(Serialize)]
-struct ItemError {
+pub(super) struct ItemError {
     code: Code,
     detail: String,
+}
+
+impl ItemError {
+    pub(super) fn of(error: &Error) -> Self {
+        Self { code: error.code(), detail: error.to_string() }
+    }
 }
 
 pub(super) async fn classify(
@@ -60,15 +66,10 @@ pub(super) async fn classify(
 ) -> Result<Response, Problem> {
     let start = Instant::now();
     let Query(parameters) = parameters.map_err(|e| Problem::new(Code::InvalidParameter, e.body_text()))?;
-    let min_confidence = parameters.min_confidence.unwrap_or(0.0);
-    if !(0.0..=1.0).contains(&min_confidence) {
-        let detail = format!("`min_confidence` must be between 0 and 1, found {min_confidence}");
-        return Err(Problem::new(Code::InvalidParameter, detail));
-    }
     let deadline = start + timeout(&app, request.headers())?;
     // Asked before the body is read: a request for what is not there should not be waited for.
     let classes = app.service.model(parameters.model.as_deref())?.labels.len();
-    let top_k = parameters.top_k.unwrap_or(DEFAULT_TOP_K.min(classes));
+    let ask = ask(parameters.top_k, parameters.min_confidence, classes)?;
 
     let priority = priority(request.headers());
     // Reading a body in order to refuse it would cost the others more than the refusal.
@@ -77,7 +78,6 @@ pub(super) async fn classify(
     let images = images(&app, request, start, deadline).await?;
     app.metrics.stage(Stage::Read, images.read);
 
-    let ask = Ask { top_k, min_confidence };
     let request = ClassifyRequest { model: parameters.model, images: images.files, ask, priority, deadline };
     let classified = app.service.classify(request).await?;
 
@@ -87,23 +87,36 @@ pub(super) async fn classify(
     app.metrics.stage(Stage::Encode, encode);
     app.metrics.stage(Stage::Total, start.elapsed());
 
-    let times = classified.times;
-    let stages = [
-        (Stage::Read, images.read),
-        (Stage::Decode, times.decode),
-        (Stage::Resize, times.resize),
-        (Stage::Queue, times.queue),
-        (Stage::Infer, times.infer),
-        (Stage::Encode, encode),
-    ];
     let mut response = ([(header::CONTENT_TYPE, "application/json")], body).into_response();
-    if let Ok(timing) = HeaderValue::try_from(server_timing(&stages)) {
+    if let Ok(timing) = HeaderValue::try_from(server_timing(&stages(images.read, classified.times, encode))) {
         response.headers_mut().insert(SERVER_TIMING, timing);
     }
     Ok(response)
 }
 
-fn timeout(app: &App, headers: &HeaderMap) -> Result<Duration, Problem> {
+/// Which predictions are wanted.
+pub(super) fn ask(top_k: Option<usize>, min_confidence: Option<f32>, classes: usize) -> Result<Ask, Problem> {
+    let min_confidence = min_confidence.unwrap_or(0.0);
+    if !(0.0..=1.0).contains(&min_confidence) {
+        let detail = format!("`min_confidence` must be between 0 and 1, found {min_confidence}");
+        return Err(Problem::new(Code::InvalidParameter, detail));
+    }
+    Ok(Ask { top_k: top_k.unwrap_or(DEFAULT_TOP_K.min(classes)), min_confidence })
+}
+
+/// The stages that `Server-Timing` tells of.
+pub(super) fn stages(read: Duration, times: Times, encode: Duration) -> [(Stage, Duration); 6] {
+    [
+        (Stage::Read, read),
+        (Stage::Decode, times.decode),
+        (Stage::Resize, times.resize),
+        (Stage::Queue, times.queue),
+        (Stage::Infer, times.infer),
+        (Stage::Encode, encode),
+    ]
+}
+
+pub(super) fn timeout(app: &App, headers: &HeaderMap) -> Result<Duration, Problem> {
     let longest = app.config.time.request;
     let Some(value) = headers.get(TIMEOUT_HEADER) else { return Ok(longest) };
     match value.to_str().ok().and_then(|v| v.parse::<u32>().ok()) {
@@ -117,7 +130,7 @@ fn timeout(app: &App, headers: &HeaderMap) -> Result<Duration, Problem> {
 
 /// The urgency of the `Priority` header (RFC 9218): 0 to 3, which is the default, is interactive; 4 to 7 is background. As
 /// that standard has it, a header that cannot be read says nothing.
-fn priority(headers: &HeaderMap) -> Priority {
+pub(super) fn priority(headers: &HeaderMap) -> Priority {
     let value = headers.get(PRIORITY).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let urgency = value.split(',').filter_map(|item| item.trim().strip_prefix("u=")?.parse::<u8>().ok()).next_back();
     match urgency {
@@ -128,7 +141,7 @@ fn priority(headers: &HeaderMap) -> Priority {
 
 fn encode(classified: &Classified) -> Vec<u8> {
     let manifest = &classified.model.manifest;
-    let failed = |error: &Error| Outcome::Failed { error: ItemError { code: error.code(), detail: error.to_string() } };
+    let failed = |error: &Error| Outcome::Failed { error: ItemError::of(error) };
     let answer = Answer {
         model: ModelRef { id: &manifest.id, digest: manifest.network.digest.as_str() },
         results: classified.results.iter().map(|r| r.as_ref().map_or_else(failed, Outcome::Ok)).collect(),
@@ -138,7 +151,7 @@ fn encode(classified: &Classified) -> Vec<u8> {
 }
 
 /// `read;dur=0.1, decode;dur=1.5, …` in milliseconds.
-fn server_timing(stages: &[(Stage, Duration)]) -> String {
+pub(super) fn server_timing(stages: &[(Stage, Duration)]) -> String {
     let entries: Vec<_> =
         stages.iter().map(|(stage, took)| format!("{};dur={:.3}", stage.name(), took.as_secs_f64() * 1e3)).collect();
     entries.join(", ")

@@ -12,7 +12,7 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::{BoxError, Router};
-use http::{HeaderName, HeaderValue, Version, header};
+use http::{Extensions, HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header};
 use tower::ServiceBuilder;
 use tower::limit::GlobalConcurrencyLimitLayer;
 use tower::load_shed::LoadShedLayer;
@@ -38,6 +38,10 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const MAX_REQUEST_ID: usize = 128;
 /// Answers below this gain nothing from compression.
 const COMPRESS_ABOVE: u64 = 1024;
+/// On an answer that is not worth compressing.
+#[derive(Clone, Copy)]
+pub(super) struct Uncompressed;
+
 /// What a handler should have noticed itself is cut off this much later.
 const BACKSTOP: Duration = Duration::from_secs(1);
 
@@ -61,7 +65,10 @@ pub(super) fn around(routes: Router<App>, app: &App) -> Router<App> {
     let constant =
         |name: HeaderName, value| SetResponseHeaderLayer::if_not_present(name, HeaderValue::from_static(value));
     let late = async |_: BoxError| Problem::from(Error::DeadlineExceeded);
-    let compress = SizeAbove::new(COMPRESS_ABOVE).and(NotForContentType::IMAGES);
+    let may_be = |_: StatusCode, _: Version, _: &HeaderMap, extensions: &Extensions| {
+        extensions.get::<Uncompressed>().is_none()
+    };
+    let compress = SizeAbove::new(COMPRESS_ABOVE).and(NotForContentType::IMAGES).and(may_be);
 
     let inner = ServiceBuilder::new()
         .layer(CatchPanicLayer::custom(panicked))

@@ -1,12 +1,15 @@
 //! The HTTP interface: one file a resource. A handler decodes its input, makes one call to [`crate::service`], encodes.
 
+mod accept;
 mod admin;
 mod body;
 mod classify;
+mod features;
 mod images;
 pub(crate) mod layers;
 mod linger;
 mod models;
+mod tensors;
 
 use std::sync::Arc;
 
@@ -41,6 +44,8 @@ impl App {
     pub(crate) fn public(&self) -> Router {
         let api = Router::new()
             .route("/v1/classify", post(classify::classify))
+            .route("/v1/features", post(features::features))
+            .route("/v1/attention", post(features::attention))
             .route("/v1/models", get(models::list))
             .route("/v1/models/{id}", get(models::show));
         let routes = layers::shed_past(api, &self.config, &self.service);

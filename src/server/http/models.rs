@@ -5,9 +5,11 @@ use axum::extract::{Path, RawQuery, State};
 use serde::Serialize;
 
 use super::App;
+use super::features::{Layer, attention_layers};
+use crate::ghostnet::{Cut, Output, Size};
 use crate::manifest::{InputSpec, Label};
 use crate::server::problem::Problem;
-use crate::service::{Code, Plan, ServedModel};
+use crate::service::{Code, Features, Plan, ServedModel};
 
 #[derive(Serialize)]
 pub(super) struct Listing {
@@ -37,7 +39,49 @@ pub(super) struct Details {
     input: InputSpec,
     interpolation: &'static str,
     labels: Vec<Label>,
+    /// What `/v1/features` and `/v1/attention` have of it; nothing of foreign ONNX files.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    features: Option<FeatureDetails>,
     plan: Plan,
+}
+
+#[derive(Serialize)]
+struct FeatureDetails {
+    levels: Vec<Level>,
+    /// Elements.
+    embedding: usize,
+    /// At the model's own input size.
+    attention: Vec<Layer>,
+    /// Width times height of the input that may be asked for.
+    max_pixels: usize,
+}
+
+#[derive(Serialize)]
+struct Level {
+    level: String,
+    cut: &'static str,
+    channels: usize,
+    stride: usize,
+}
+
+fn feature_details(features: &Features, [height, width]: [usize; 2]) -> FeatureDetails {
+    let (network, size) = (&features.network, Size { height, width });
+    let level = |output: Output| {
+        let Output::Features { cut, level } = output else { return None };
+        let shape = network.output_shape(output, size)?;
+        Some(Level {
+            level: format!("c{level}"),
+            cut: if cut == Cut::Timm { "timm" } else { "deepest" },
+            channels: *shape.shape.first()?,
+            stride: shape.stride,
+        })
+    };
+    FeatureDetails {
+        levels: network.outputs().into_iter().filter_map(level).collect(),
+        embedding: network.features(),
+        attention: attention_layers(network, size),
+        max_pixels: features.limits.max_pixels,
+    }
 }
 
 fn summary(app: &App, model: &ServedModel) -> Summary {
@@ -81,6 +125,7 @@ pub(super) async fn show(
         input: model.manifest.input,
         interpolation: "bicubic, antialiased",
         labels: model.labels.clone(),
+        features: model.features.as_ref().map(|features| feature_details(features, model.manifest.input.crop)),
         plan: model.plan.clone(),
     }))
 }

@@ -1,0 +1,433 @@
+//! `POST /v1/features` and `POST /v1/attention`: what the network makes of images on the way to its scores.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use axum::body::Body;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, Request, State};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use http::{HeaderValue, header};
+use http_body::{Frame, SizeHint};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
+
+use super::App;
+use super::accept::choose;
+use super::classify::{ItemError, ModelRef, SERVER_TIMING, ask, priority, server_timing, stages, timeout};
+use super::images::images;
+use super::layers::Uncompressed;
+use super::tensors::{Dtype, Tensor, json, npz, safetensors};
+use crate::ghostnet::{Cut, Output};
+use crate::picture;
+use crate::preprocess::{Fit, Geometry, ImageInfo};
+use crate::server::problem::Problem;
+use crate::service::{Code, Error, Extracted, FeaturePlan, FeaturesRequest, Prediction};
+use crate::telemetry::Stage;
+
+/// Answers from this size on are written on one of the cores that compute, not where connections are served.
+const LARGE_ANSWER: usize = 256 << 10;
+
+/// The containers that tensors come in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    Json,
+    Safetensors,
+    Npz,
+    Png,
+}
+
+const JSON: (&str, Form) = ("application/json", Form::Json);
+const SAFETENSORS: (&str, Form) = ("application/vnd.safetensors", Form::Safetensors);
+const NPZ: (&str, Form) = ("application/x-npz", Form::Npz);
+const PNG: (&str, Form) = ("image/png", Form::Png);
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Parameters {
+    levels: Option<String>,
+    cut: Option<CutName>,
+    size: Option<String>,
+    fit: Option<Fit>,
+    dtype: Option<Dtype>,
+    normalize: Option<bool>,
+    top_k: Option<usize>,
+    min_confidence: Option<f32>,
+    model: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AttentionParameters {
+    layer: Option<String>,
+    size: Option<String>,
+    fit: Option<Fit>,
+    dtype: Option<Dtype>,
+    model: Option<String>,
+}
+
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum CutName {
+    #[default]
+    Deepest,
+    Timm,
+}
+
+/// How an answer is to be written.
+#[derive(Clone, Copy)]
+struct Style {
+    form: Form,
+    dtype: Dtype,
+    /// Of embeddings.
+    unit: bool,
+    /// Whether it is about attention.
+    attention: bool,
+}
+
+pub(super) async fn features(
+    State(app): State<App>,
+    parameters: Result<Query<Parameters>, QueryRejection>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let start = Instant::now();
+    let asked = query(parameters)?;
+    let form = choose(request.headers(), &[JSON, SAFETENSORS, NPZ, PNG])?;
+    if form == Form::Png && (asked.dtype.is_some() || asked.top_k.is_some() || asked.min_confidence.is_some()) {
+        return Err(invalid("a picture (`Accept: image/png`) has neither `dtype` nor predictions"));
+    }
+    // A picture shows one level.
+    let default = if form == Form::Png { "c3" } else { "c3,c4,c5" };
+    let cut = match asked.cut.unwrap_or_default() {
+        CutName::Deepest => Cut::Deepest,
+        CutName::Timm => Cut::Timm,
+    };
+    let outputs = levels(asked.levels.as_deref().unwrap_or(default), cut)?;
+    if asked.normalize.is_some() && !outputs.contains(&Output::Embedding) {
+        return Err(invalid("`normalize` is about the embedding; add `embedding` to `levels`"));
+    }
+    if form == Form::Png && (outputs.len() > 1 || outputs == [Output::Embedding]) {
+        return Err(invalid("a picture (`Accept: image/png`) shows the maps of one level, such as `levels=c4`"));
+    }
+    let classes = app.service.model(asked.model.as_deref())?.labels.len();
+    let wants = asked.top_k.is_some() || asked.min_confidence.is_some();
+    let ask = ask(asked.top_k, asked.min_confidence, classes)?;
+    let dtype = asked.dtype.unwrap_or_default();
+    let wanted = FeaturesRequest {
+        model: asked.model,
+        outputs,
+        size: asked.size.as_deref().map(size).transpose()?,
+        fit: asked.fit.unwrap_or_default(),
+        ask: wants.then_some(ask),
+        element_bytes: dtype.bytes(),
+        priority: priority(request.headers()),
+        deadline: start + timeout(&app, request.headers())?,
+    };
+    let style = Style { form, dtype, unit: asked.normalize == Some(true), attention: false };
+    answer(app, wanted, style, request, start).await
+}
+
+pub(super) async fn attention(
+    State(app): State<App>,
+    parameters: Result<Query<AttentionParameters>, QueryRejection>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let start = Instant::now();
+    let asked = query(parameters)?;
+    let form = choose(request.headers(), &[JSON, PNG, SAFETENSORS, NPZ])?;
+    if form == Form::Png && asked.dtype.is_some() {
+        return Err(invalid("a picture (`Accept: image/png`) has no `dtype`"));
+    }
+    let model = app.service.model(asked.model.as_deref())?;
+    let Some(features) = &model.features else {
+        return Err(Error::NoFeatures { model: model.manifest.id.clone() }.into());
+    };
+    let known: Vec<Output> = features.network.outputs().into_iter().filter(is_attention).collect();
+    let layer = match asked.layer.as_deref() {
+        None => known.last().copied(),
+        Some(name) => {
+            let name = name.strip_prefix("blocks.").unwrap_or(name);
+            known.iter().find(|output| layer_name(**output) == name).copied()
+        }
+    };
+    let Some(layer) = layer else {
+        let names = known.iter().map(|output| layer_name(*output)).collect::<Vec<_>>().join(", ");
+        let detail = match asked.layer {
+            Some(_) if !known.is_empty() => format!("this model has no attention at that `layer`; it has {names}"),
+            _ => "this model has no attention".to_owned(),
+        };
+        return Err(invalid(detail));
+    };
+    let dtype = asked.dtype.unwrap_or_default();
+    let wanted = FeaturesRequest {
+        model: asked.model,
+        outputs: vec![layer],
+        size: asked.size.as_deref().map(size).transpose()?,
+        fit: asked.fit.unwrap_or_default(),
+        ask: None,
+        element_bytes: dtype.bytes(),
+        priority: priority(request.headers()),
+        deadline: start + timeout(&app, request.headers())?,
+    };
+    answer(app, wanted, Style { form, dtype, unit: false, attention: true }, request, start).await
+}
+
+/// The way that both take from here.
+async fn answer(
+    app: App,
+    wanted: FeaturesRequest,
+    style: Style,
+    request: Request,
+    start: Instant,
+) -> Result<Response, Problem> {
+    let (deadline, priority) = (wanted.deadline, wanted.priority);
+    // Asked before the body is read, as for classification.
+    let plan = Arc::new(app.service.plan_features(wanted)?);
+    let images = images(&app, request, start, deadline).await?;
+    app.metrics.stage(Stage::Read, images.read);
+    let single = style.attention || style.form == Form::Png;
+    if single && images.files.len() > 1 {
+        let detail = format!("this answer is about one image, the request holds {}", images.files.len());
+        return Err(Problem::new(Code::TooManyImages, detail));
+    }
+    let read = images.read;
+    let extracted = app.service.features(&plan, images.files).await?;
+
+    let encoding = Instant::now();
+    let times = extracted.times;
+    let elements: usize = plan.shapes.iter().map(|shape| shape.elements()).sum();
+    let large = style.form == Form::Png || elements * style.dtype.bytes() * extracted.results.len() > LARGE_ANSWER;
+    let (body, memory) = if large {
+        let plan = Arc::clone(&plan);
+        let encode = move || (encode(&plan, &extracted, style), extracted.memory);
+        let encoded = tokio::time::timeout_at(deadline, app.service.on_a_core(priority, encode));
+        encoded.await.map_err(|_| Error::DeadlineExceeded)??
+    } else {
+        (encode(&plan, &extracted, style), extracted.memory)
+    };
+    let encode = encoding.elapsed();
+    app.metrics.stage(Stage::Encode, encode);
+    app.metrics.stage(Stage::Total, start.elapsed());
+
+    let media_type = match style.form {
+        Form::Json => JSON.0,
+        Form::Safetensors => SAFETENSORS.0,
+        Form::Npz => NPZ.0,
+        Form::Png => PNG.0,
+    };
+    let body = Body::new(Held { bytes: Some(body.into()), _memory: memory });
+    let mut response = ([(header::CONTENT_TYPE, media_type)], body).into_response();
+    if let Ok(timing) = HeaderValue::try_from(server_timing(&stages(read, times, encode))) {
+        response.headers_mut().insert(SERVER_TIMING, timing);
+    }
+    response.headers_mut().insert(header::VARY, HeaderValue::from_static("accept"));
+    // Maps are noise to a compressor: it would take longer than the network.
+    response.extensions_mut().insert(Uncompressed);
+    Ok(response)
+}
+
+/// What is told about an image beside its tensors.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Item<'a> {
+    Ok {
+        image: &'a ImageInfo,
+        geometry: &'a Geometry,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        predictions: Option<&'a [Prediction]>,
+        /// In stacked tensors.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        row: Option<usize>,
+    },
+    Failed {
+        error: ItemError,
+    },
+}
+
+#[derive(Serialize)]
+struct Head<'a> {
+    model: ModelRef<'a>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    layers: Vec<Layer>,
+}
+
+/// A bottleneck that has attention.
+#[derive(Serialize)]
+pub(super) struct Layer {
+    layer: String,
+    channels: usize,
+    stride: usize,
+}
+
+fn encode(plan: &FeaturePlan, extracted: &Extracted, style: Style) -> Vec<u8> {
+    let outputs = &plan.request().outputs;
+    let good: Vec<_> = extracted.results.iter().filter_map(|result| result.as_ref().ok()).collect();
+    if style.form == Form::Png {
+        let Some(extraction) = good.first() else { return Vec::new() };
+        let [channels, height, width] = extraction.outputs.shape(0) else { return Vec::new() };
+        let (maps, shape) = (extraction.outputs.data(0), [*channels, *height, *width]);
+        return picture::png(&match style.attention {
+            true => picture::overlay(&extraction.view, maps, shape),
+            false => picture::tiles(maps, shape),
+        });
+    }
+    let tensors: Vec<Tensor<'_>> = outputs
+        .iter()
+        .zip(&plan.shapes)
+        .enumerate()
+        .map(|(i, (output, shape))| Tensor {
+            name: tensor_name(*output),
+            shape: shape.shape.clone(),
+            stride: shape.stride,
+            rows: good.iter().map(|extraction| extraction.outputs.data(i)).collect(),
+            unit: style.unit && *output == Output::Embedding,
+        })
+        .collect();
+    let mut rows = 0..;
+    let stacked = style.form != Form::Json;
+    let items: Vec<(Item<'_>, Option<usize>)> = extracted
+        .results
+        .iter()
+        .map(|result| match result {
+            Ok(extraction) => {
+                let row = rows.next();
+                let predictions = extraction.predictions.as_deref();
+                let (image, geometry) = (&extraction.image, &extraction.geometry);
+                (Item::Ok { image, geometry, predictions, row: row.filter(|_| stacked) }, row)
+            }
+            Err(error) => (Item::Failed { error: ItemError::of(error) }, None),
+        })
+        .collect();
+    let manifest = &plan.model.manifest;
+    let model = ModelRef { id: &manifest.id, digest: manifest.network.digest.as_str() };
+    let layers = if style.attention { layers(plan) } else { Vec::new() };
+    match style.form {
+        Form::Json | Form::Png => json(&Head { model, layers }, &items, &tensors, style.dtype),
+        Form::Safetensors | Form::Npz => {
+            let items: Vec<_> = items.into_iter().map(|(item, _)| item).collect();
+            let strides: serde_json::Map<_, _> =
+                tensors.iter().filter(|t| t.stride > 0).map(|t| (t.name.clone(), t.stride.into())).collect();
+            let about = [
+                ("model", manifest.id.clone()),
+                ("digest", manifest.network.digest.to_string()),
+                ("results", text(&items)),
+                ("strides", text(&strides)),
+            ];
+            if style.form == Form::Safetensors {
+                return safetensors(&about, &tensors, style.dtype);
+            }
+            #[derive(Serialize)]
+            struct About<'a> {
+                #[serde(flatten)]
+                head: Head<'a>,
+                results: Vec<Item<'a>>,
+                strides: serde_json::Map<String, serde_json::Value>,
+            }
+            let about = text(&About { head: Head { model, layers }, results: items, strides });
+            npz(&[("about.json", about.into_bytes())], &tensors, style.dtype)
+        }
+    }
+}
+
+// Strings and finite numbers always serialise.
+fn text(value: &impl Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_default()
+}
+
+fn layers(plan: &FeaturePlan) -> Vec<Layer> {
+    plan.model.features.as_ref().map(|features| attention_layers(&features.network, plan.size())).unwrap_or_default()
+}
+
+/// The bottlenecks with attention, and how their gates look at an input size.
+pub(super) fn attention_layers(network: &crate::ghostnet::Network, size: crate::ghostnet::Size) -> Vec<Layer> {
+    let of = |output: Output| {
+        let shape = network.output_shape(output, size)?;
+        Some(Layer { layer: layer_name(output), channels: *shape.shape.first()?, stride: shape.stride })
+    };
+    network.outputs().into_iter().filter(is_attention).filter_map(of).collect()
+}
+
+fn is_attention(output: &Output) -> bool {
+    matches!(output, Output::Attention { .. } | Output::OutputAttention { .. })
+}
+
+/// `6.4`, or `6.4.output`.
+fn layer_name(output: Output) -> String {
+    output.to_string().trim_start_matches("attention.").to_owned()
+}
+
+/// Levels are called the same in both cuts.
+fn tensor_name(output: Output) -> String {
+    match output {
+        Output::Features { level, .. } => format!("c{level}"),
+        Output::Embedding => "embedding".to_owned(),
+        _ => "attention".to_owned(),
+    }
+}
+
+fn query<P: DeserializeOwned>(parameters: Result<Query<P>, QueryRejection>) -> Result<P, Problem> {
+    parameters.map(|Query(parameters)| parameters).map_err(|e| Problem::new(Code::InvalidParameter, e.body_text()))
+}
+
+fn invalid(detail: impl Into<String>) -> Problem {
+    Problem::new(Code::InvalidParameter, detail)
+}
+
+fn levels(text: &str, cut: Cut) -> Result<Vec<Output>, Problem> {
+    let mut outputs = Vec::new();
+    for name in text.split(',').map(str::trim) {
+        let output = match name.parse::<Output>() {
+            Ok(Output::Embedding) => Output::Embedding,
+            Ok(Output::Features { cut: Cut::Deepest, level }) => Output::Features { cut, level },
+            _ => {
+                let name: String = name.chars().take(50).collect();
+                return Err(invalid(format!("`levels` takes c1 to c5 and embedding, with commas; found `{name}`")));
+            }
+        };
+        if outputs.contains(&output) {
+            return Err(invalid(format!("`levels` has `{name}` twice")));
+        }
+        outputs.push(output);
+    }
+    Ok(outputs)
+}
+
+/// `320`, or `416x320`: width and height. Gives height and width.
+fn size(text: &str) -> Result<[usize; 2], Problem> {
+    let side = |text: &str| text.parse::<u16>().ok().map(usize::from);
+    let sides = match text.split_once('x') {
+        None => side(text).map(|side| [side, side]),
+        Some((width, height)) => side(height).zip(side(width)).map(|(height, width)| [height, width]),
+    };
+    sides.ok_or_else(|| {
+        let text: String = text.chars().take(50).collect();
+        invalid(format!("`size` must be a side or WIDTHxHEIGHT, such as 320 or 416x320; found `{text}`"))
+    })
+}
+
+/// A body that counts against the memory for feature maps until it is sent.
+struct Held {
+    bytes: Option<Bytes>,
+    _memory: OwnedSemaphorePermit,
+}
+
+impl http_body::Body for Held {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        Poll::Ready(self.bytes.take().map(|bytes| Ok(Frame::data(bytes))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.bytes.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
+    }
+}

@@ -1,0 +1,287 @@
+//! Feature maps, embeddings and attention: the same path as classification, with other outputs of the network.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::future::join_all;
+use image::RgbImage;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Duration, Instant};
+
+use super::{Ask, Error, How, Prediction, Service, ServedModel, Sort, Times, predict};
+use crate::batch::{Demand, ONE_RUN};
+use crate::cores::{Priority, Rank, Work, give_way};
+use crate::ghostnet::{Output, OutputShape, Size};
+use crate::model::Variant;
+use crate::preprocess::{Fit, Geometry, ImageInfo, Transform};
+use crate::runtime::RowOutputs;
+
+/// The smallest side of an input: below it, attention at the last stride has nothing to pool.
+const MIN_SIDE: usize = 64;
+/// What sides are multiples of: the largest stride.
+const STRIDE: usize = 32;
+/// The longest side, whatever the other is.
+const MAX_SIDE: usize = 4096;
+
+/// What is wanted of every image.
+#[derive(Clone, Debug)]
+pub struct FeaturesRequest {
+    /// Which model; the default one if `None`.
+    pub model: Option<String>,
+    /// Which maps or rows, each once.
+    pub outputs: Vec<Output>,
+    /// Height and width of the network's input; the model's own if `None`.
+    pub size: Option<[usize; 2]>,
+    /// How a photograph is fitted into it.
+    pub fit: Fit,
+    /// Predictions, too, from the same run.
+    pub ask: Option<Ask>,
+    /// Bytes that an element takes in the answer.
+    pub element_bytes: usize,
+    /// Whether somebody waits for the answer.
+    pub priority: Priority,
+    /// When the client no longer wants an answer.
+    pub deadline: Instant,
+}
+
+/// A request that was found to be possible, before its images are there.
+#[derive(Debug)]
+pub struct FeaturePlan {
+    /// The model that is going to answer.
+    pub model: Arc<ServedModel>,
+    /// Of each output asked for.
+    pub shapes: Vec<OutputShape>,
+    request: FeaturesRequest,
+    sort: Sort,
+    transform: Arc<Transform>,
+    work: u64,
+    /// Of one image: its crop, what the model puts out, the answer.
+    bytes: usize,
+}
+
+/// What became of a [`FeaturesRequest`].
+#[derive(Debug)]
+pub struct Extracted {
+    /// One outcome an image, in order.
+    pub results: Vec<Result<Extraction, Error>>,
+    /// The longest that any image spent in each stage.
+    pub times: Times,
+    /// To be kept for as long as the maps, or an answer made of them, are in memory.
+    pub memory: OwnedSemaphorePermit,
+}
+
+/// What was made of one image.
+#[derive(Clone, Debug)]
+pub struct Extraction {
+    /// In the order in which they were asked for.
+    pub outputs: RowOutputs,
+    /// Most probable first, if they were asked for.
+    pub predictions: Option<Vec<Prediction>>,
+    /// What was looked at.
+    pub image: ImageInfo,
+    /// How the network's input shows it.
+    pub geometry: Geometry,
+    /// The network's input as a picture.
+    pub view: Arc<RgbImage>,
+}
+
+impl Service {
+    /// Checks a request before its body is read.
+    ///
+    /// # Errors
+    /// Something is asked for that the model does not have or that is past a limit, or there is no room.
+    pub fn plan_features(&self, request: FeaturesRequest) -> Result<FeaturePlan, Error> {
+        let model = Arc::clone(self.model(request.model.as_deref())?);
+        let Some(features) = &model.features else {
+            return Err(Error::NoFeatures { model: model.manifest.id.clone() });
+        };
+        if let Some(Ask { top_k, .. }) = request.ask
+            && !(1..=model.labels.len()).contains(&top_k)
+        {
+            return Err(Error::TopK { classes: model.labels.len(), found: top_k });
+        }
+        let own = model.manifest.input.crop;
+        let size @ [height, width] = request.size.unwrap_or(own);
+        if size != own {
+            check_size(size, features.limits.max_pixels)?;
+        }
+        let input = Size { height, width };
+        let shapes = request.outputs.iter().map(|output| {
+            features.network.output_shape(*output, input).ok_or_else(|| Error::NoOutput {
+                found: output.to_string(),
+                known: names(&features.network.outputs(), *output),
+            })
+        });
+        let shapes = shapes.collect::<Result<Vec<_>, _>>()?;
+
+        let mut outputs = request.outputs.clone();
+        outputs.extend(request.ask.map(|_| Output::Logits));
+        let variant = Arc::new(Variant { input: size, outputs });
+        let elements: usize = shapes.iter().map(OutputShape::elements).sum();
+        let bytes = 3 * height * width + elements * (size_of::<f32>() + request.element_bytes);
+        let pixels = |[height, width]: [usize; 2]| (height * width) as u64;
+        let plan = FeaturePlan {
+            shapes,
+            work: (ONE_RUN * pixels(size)).div_ceil(pixels(own).max(1)),
+            bytes,
+            transform: Arc::new(model.transform.view(size, request.fit)),
+            sort: Sort { most_together: features.variants.most_together(&variant), variant },
+            request,
+            model: Arc::clone(&model),
+        };
+        check_bytes(&plan, 1, features.limits.max_bytes)?;
+        let would = model.queue.would_admit(plan.demand(1));
+        would.map_err(|e| self.refused(&model, 1, e))?;
+        Ok(plan)
+    }
+
+    /// Makes feature maps of images.
+    ///
+    /// # Errors
+    /// The request as a whole cannot be served; or every image in it failed, and then this is the first one's error.
+    pub async fn features(&self, plan: &FeaturePlan, images: Vec<Result<Bytes, Error>>) -> Result<Extracted, Error> {
+        let model = &plan.model;
+        if images.is_empty() {
+            return Err(Error::NoImages);
+        }
+        if !model.is_ready() {
+            return Err(Error::NotReady);
+        }
+        let limit = model.features.as_ref().map_or(0, |features| features.limits.max_bytes);
+        let bytes = check_bytes(plan, images.len(), limit)?;
+        let memory = u32::try_from(bytes.div_ceil(1024)).ok();
+        let memory = memory.and_then(|k| Arc::clone(&self.feature_memory).try_acquire_many_owned(k).ok());
+        let Some(memory) = memory else {
+            let retry_after = Duration::from_secs(1);
+            return Err(Error::Overloaded { limit: "memory for feature maps", retry_after });
+        };
+        let to_do = images.iter().filter(|image| image.is_ok()).count();
+        let admitted = match to_do {
+            0 => Ok(None),
+            to_do => model.queue.admit(plan.demand(to_do)).map(Some),
+        };
+        let mut permits = admitted.map_err(|e| self.refused(model, to_do, e))?;
+
+        let work = images.into_iter().map(|image| {
+            let permit = image.is_ok().then(|| permits.as_mut().and_then(|permits| permits.split_one())).flatten();
+            async move {
+                let outcome = match (image, permit) {
+                    (Ok(file), Some(permit)) => {
+                        let deadline = plan.request.deadline;
+                        let how = How { transform: &plan.transform, sort: Some(&plan.sort), deadline };
+                        self.run_one(model, file, permit, how).await
+                    }
+                    (Err(error), _) => Err(error),
+                    // Admission gave one permit a file.
+                    (Ok(_), None) => Err(Error::Internal),
+                };
+                let label = outcome.as_ref().map_or_else(|e| e.code().as_str(), |_| "ok");
+                self.metrics.images_total.with_label_values(&[&model.manifest.id[..], label]).inc();
+                outcome
+            }
+        });
+        let outcomes = join_all(work).await;
+
+        let mut times = Times::default();
+        let results: Vec<_> = outcomes
+            .into_iter()
+            .map(|outcome| {
+                outcome.map(|(ran, spent)| {
+                    times = times.longest(spent);
+                    let scores = |ask| {
+                        let row = ran.outputs.data(plan.request.outputs.len()).to_vec();
+                        predict(row, model.manifest.network.output, &model.labels, ask)
+                    };
+                    Extraction {
+                        predictions: plan.request.ask.map(scores),
+                        geometry: plan.transform.geometry(ran.info.width, ran.info.height),
+                        image: ran.info,
+                        view: ran.view,
+                        outputs: ran.outputs,
+                    }
+                })
+            })
+            .collect();
+        match results.iter().find_map(|r| r.as_ref().err()) {
+            Some(first) if results.iter().all(Result::is_err) => Err(first.clone()),
+            _ => Ok(Extracted { results, times, memory }),
+        }
+    }
+
+    /// Runs what takes milliseconds, such as encoding large answers, on one of the cores.
+    ///
+    /// # Errors
+    /// It panicked.
+    pub async fn on_a_core<O: Send + 'static>(
+        &self,
+        priority: Priority,
+        work: impl FnOnce() -> O + Send + 'static,
+    ) -> Result<O, Error> {
+        let core = self.preprocessor.cores().take(Rank { priority, work: Work::Prepare }, 1).await;
+        let work = tokio::task::spawn_blocking(move || {
+            let _core = core;
+            give_way();
+            work()
+        });
+        work.await.map_err(|_| Error::Internal)
+    }
+}
+
+impl FeaturePlan {
+    /// What was asked for.
+    #[must_use]
+    pub fn request(&self) -> &FeaturesRequest {
+        &self.request
+    }
+
+    /// Of the network's input.
+    #[must_use]
+    pub fn size(&self) -> Size {
+        let [height, width] = self.sort.variant.input;
+        Size { height, width }
+    }
+
+    fn demand(&self, images: usize) -> Demand {
+        let open = |variants: &crate::runtime::Variants| variants.is_open(&self.sort.variant);
+        let opens = !self.model.features.as_ref().is_some_and(|features| open(&features.variants));
+        let FeaturesRequest { priority, deadline, .. } = self.request;
+        Demand { images, work: self.work, opens, priority, deadline }
+    }
+}
+
+fn check_size([height, width]: [usize; 2], max_pixels: usize) -> Result<(), Error> {
+    if [height, width].iter().any(|side| *side < MIN_SIDE || side % STRIDE != 0) {
+        return Err(Error::Size { height, width, multiple: STRIDE, least: MIN_SIDE });
+    }
+    if height.max(width) > MAX_SIDE || height * width > max_pixels {
+        return Err(Error::FeaturesTooLarge(format!(
+            "an input of {width}x{height} is more than the {max_pixels} pixels accepted; ask for a smaller `size`"
+        )));
+    }
+    Ok(())
+}
+
+fn check_bytes(plan: &FeaturePlan, images: usize, limit: usize) -> Result<usize, Error> {
+    match plan.bytes.saturating_mul(images) {
+        bytes if bytes <= limit => Ok(bytes),
+        bytes => Err(Error::FeaturesTooLarge(format!(
+            "{images} images of {} bytes each, with what is made of them, are more than the {limit} bytes accepted \
+             ({bytes}); ask for fewer `levels`, a smaller `size`, `dtype=f16`, or send fewer images",
+            plan.bytes
+        ))),
+    }
+}
+
+/// The outputs of the same kind as one, for people.
+fn names(known: &[Output], like: Output) -> String {
+    let same = |output: &&Output| match (like, output) {
+        (Output::Features { cut: wanted, .. }, Output::Features { cut, .. }) => wanted == *cut,
+        (
+            Output::Attention { .. } | Output::OutputAttention { .. },
+            Output::Attention { .. } | Output::OutputAttention { .. },
+        ) => true,
+        _ => false,
+    };
+    let names: Vec<_> = known.iter().filter(same).map(ToString::to_string).collect();
+    if names.is_empty() { "none of the kind".to_owned() } else { names.join(", ") }
+}
