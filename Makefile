@@ -55,6 +55,18 @@ lint: ## Formatting, clippy, documentation: warnings are errors.
 deny: ## Licences, sources and duplicates of the dependencies (needs cargo-deny; ARGS="advisories" with network).
 	$(CARGO) deny check $(or $(ARGS),bans licenses sources)
 
+# The virtual environment of the client tests; TORCH=1 has PyTorch in it, too.
+CLIENTS := .runtime/clients
+.PHONY: clients
+clients: ## Make the Python environment of the client tests (TORCH=1: with PyTorch).
+	@test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
+	@$(CLIENTS)/bin/pip install --quiet --disable-pip-version-check \
+		-r tests/clients/requirements$(if $(TORCH),-torch).txt
+
+.PHONY: test-clients
+test-clients: runtime clients ## Run the snippets of docs/clients.md, and with TORCH=1 a detection head against timm's.
+	GHOSTSERVE_CLIENTS_PYTHON=$(abspath $(CLIENTS)/bin/python) $(CARGO) test --quiet --test integration clients -- --nocapture
+
 .PHONY: goldens
 goldens: ## Make the reference numbers and images again (needs Python with tests/goldens/requirements.txt).
 	$(PYTHON) tests/goldens/make_network.py

@@ -2,7 +2,7 @@
 //!
 //! Every round measures all of it again, so that what the machine does meanwhile hits everything: the serial limit (decoding,
 //! resizing and inference on one thread, times the cores), then the server with one client, with sixteen, at 70 and at 90 % of
-//! its throughput, and at ten times that. PHOTOS names a folder of JPEG files, ROUNDS how often (5), SECONDS for how long (5).
+//! its throughput, and at ten times that; and with sixteen clients that ask for feature maps. PHOTOS names a folder of JPEG files, ROUNDS how often (5), SECONDS for how long (5).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod support;
@@ -140,6 +140,10 @@ fn main() {
     let patience = Duration::from_secs(5);
     let endpoint = tokio.block_on(Endpoint::prepare(target, &images, &RequestStyle::default(), patience)).unwrap();
     let endpoint = Arc::new(endpoint);
+    let features = format!("http://{}/v1/features?levels=c3,c4,c5&dtype=f16", server.address);
+    let features = Target::parse(&features).unwrap();
+    let style = RequestStyle { headers: vec!["accept: application/vnd.safetensors".into()], ..RequestStyle::default() };
+    let features = Arc::new(tokio.block_on(Endpoint::prepare(features, &images, &style, patience)).unwrap());
     let settings = Settings {
         duration: Duration::from_secs(seconds as u64),
         warm_up: Duration::from_secs(1),
@@ -150,19 +154,21 @@ fn main() {
         obey_retry_after: false,
         check_json: false,
     };
-    let run = |load: Load, round: usize| {
+    let run_at = |endpoint: &Arc<Endpoint>, load: Load, round: usize| {
         let settings = Settings { seed: round as u64, ..settings.clone() };
         let ignore = |_: Progress| ();
         let watch = Watch { progress: &ignore, stop: CancellationToken::new() };
-        tokio.block_on(measure(&endpoint, load, &settings, &watch)).unwrap()
+        tokio.block_on(measure(endpoint, load, &settings, &watch)).unwrap()
     };
+    let run = |load: Load, round: usize| run_at(&endpoint, load, round);
 
-    let mut rows: Vec<[f64; 13]> = Vec::new();
+    let mut rows: Vec<[f64; 14]> = Vec::new();
     for round in 0..rounds {
         let limit = cores as f64 * serial(&preprocessor, &transform, &mut session, &photos, batch);
         let alone = run(Load::Closed { connections: 1 }, round);
         let full = run(Load::Closed { connections: 16 }, round);
         let peak = full.throughput();
+        let maps = run_at(&features, Load::Closed { connections: 16 }, round);
         let at = |share: f64| run(Load::Open { rate: share * peak }, round);
         let (moderate, high) = (at(0.7), at(0.9));
         let before = server.resident();
@@ -185,6 +191,7 @@ fn main() {
             errors,
             over.cpu_cores().unwrap_or(f64::NAN),
             (after - before) / before,
+            maps.throughput() / peak,
         ];
         println!("round {}: {}", round + 1, row.map(|v| format!("{v:.3}")).join("  "));
         if errors > 0.0 {
@@ -206,6 +213,7 @@ fn main() {
         ("10×: errors that are not refusals", "0"),
         ("10×: cores that the load tester took", ""),
         ("10×: growth of resident memory", "flat"),
+        ("c3,c4,c5 in f16 safetensors: throughput ÷ classify", "≥ 0.8"),
     ];
     println!("\nmedians of {rounds} rounds of {seconds} s; {cores} cores");
     for (column, (name, goal)) in names.into_iter().enumerate() {

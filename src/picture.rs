@@ -78,8 +78,7 @@ pub fn channel_mean(maps: &[f32], [channels, height, width]: [usize; 3]) -> Vec<
 pub fn png(picture: &RgbImage) -> Vec<u8> {
     let mut file = Vec::new();
     let encoder = PngEncoder::new_with_quality(&mut file, CompressionType::Fast, FilterType::Adaptive);
-    let written =
-        encoder.write_image(picture.as_raw(), picture.width(), picture.height(), ExtendedColorType::Rgb8);
+    let written = encoder.write_image(picture.as_raw(), picture.width(), picture.height(), ExtendedColorType::Rgb8);
     if written.is_ok() { file } else { Vec::new() }
 }
 

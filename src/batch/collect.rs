@@ -89,9 +89,9 @@ impl<T: Task> Queue<T> {
         let mut expired = Vec::new();
         let left = {
             let mut state = self.lock();
-            let share = state.head().map_or(0, |head| {
-                state.fitting(head).div_ceil(spare + 1).min(max).min(head.task.most_together())
-            });
+            let share = state
+                .head()
+                .map_or(0, |head| state.fitting(head).div_ceil(spare + 1).min(max).min(head.task.most_together()));
             while batch.len() < share
                 && let Some(mut job) = state.next(batch.first().map(|job| &job.task))
             {

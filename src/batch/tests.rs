@@ -576,7 +576,11 @@ async fn a_batch_is_of_one_sort_and_the_oldest_says_which() {
     for (value, sent) in (1u8..).zip(sent) {
         assert_eq!(sent.await.unwrap(), Ok(vec![-f32::from(value)]));
     }
-    assert_eq!(f.batches(), [vec![0.0], vec![1.0, 3.0, 6.0], vec![2.0, 4.0], vec![5.0]], "two of the large sort at most");
+    assert_eq!(
+        f.batches(),
+        [vec![0.0], vec![1.0, 3.0, 6.0], vec![2.0, 4.0], vec![5.0]],
+        "two of the large sort at most"
+    );
     f.assert_empty();
 }
 

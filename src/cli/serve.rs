@@ -139,7 +139,8 @@ struct FeatureArgs {
     #[arg(long, env = "GHOSTSERVE_MAX_FEATURE_PIXELS", default_value_t = 640 * 640, value_name = "N")]
     max_feature_pixels: usize,
 
-    /// Input sizes, and sets of levels, for which each worker keeps a session ready; the one used longest ago makes room.
+    /// Input sizes, and sets of levels, for which each worker keeps a session ready, the one used longest ago making room; of the
+    /// largest inputs, two.
     #[arg(long, env = "GHOSTSERVE_FEATURE_SESSIONS", default_value_t = 4, value_name = "N")]
     feature_sessions: usize,
 

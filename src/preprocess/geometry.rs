@@ -164,7 +164,8 @@ fn crop_box(image: (u32, u32), cover: (u32, u32), crop: (u32, u32)) -> [f64; 4] 
     let (w, h) = (u64::from(image.0), u64::from(image.1));
     let (cover_w, cover_h) = (u64::from(cover.0), u64::from(cover.1));
     // torchvision: the other side is truncated, not rounded.
-    let (new_w, new_h) = if w * cover_h <= h * cover_w { (cover_w, cover_w * h / w) } else { (cover_h * w / h, cover_h) };
+    let (new_w, new_h) =
+        if w * cover_h <= h * cover_w { (cover_w, cover_w * h / w) } else { (cover_h * w / h, cover_h) };
     let side = |old: u64, new: u64, crop: u32| {
         let scale = old as f64 / new as f64;
         // Python's round: halves go to the even number.
@@ -220,7 +221,8 @@ mod tests {
     #[test]
     fn a_marker_is_found_where_the_geometry_says() {
         let sides = [(640, 480), (480, 640), (1200, 300), (300, 1000), (2000, 1500), (224, 224), (97, 131)];
-        let views = [([224, 224], None), ([320, 416], None), ([640, 640], None), ([416, 320], None), ([224, 224], Some(96))];
+        let views =
+            [([224, 224], None), ([320, 416], None), ([640, 640], None), ([416, 320], None), ([224, 224], Some(96))];
         let mut found = 0;
         for (width, height) in sides {
             // A green box, not in the middle, which every view sees.

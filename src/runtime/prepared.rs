@@ -116,9 +116,9 @@ impl Prepared {
                 };
                 let value = match known.get(name.as_str()).filter(same) {
                     Some(value) => Arc::clone(value),
-                    None => Arc::new(
-                        ort::value::Tensor::from_array((tensor.shape, tensor.data)).map_err(load)?.into_dyn(),
-                    ),
+                    None => {
+                        Arc::new(ort::value::Tensor::from_array((tensor.shape, tensor.data)).map_err(load)?.into_dyn())
+                    }
                 };
                 prepared.shared.push((name, value));
             }

@@ -26,24 +26,32 @@ pub struct Variants {
     backbone: Arc<Backbone>,
     classifier: Prepared,
     spec: SessionSpec,
-    /// Sessions that each worker keeps.
-    keep: usize,
+    /// Sessions that each worker keeps, and pixels that they may take together.
+    keep: (usize, usize),
     /// How many workers have a session.
     open: Mutex<HashMap<Arc<Variant>, usize>>,
 }
 
 impl Variants {
-    /// For a model whose classifier runs as `classifier` and `spec` say; each worker keeps `keep` sessions.
+    /// For a model whose classifier runs as `classifier` and `spec` say. Each worker keeps up to `keep.0` sessions, fewer if the
+    /// images that they take at once have more than `keep.1` pixels: a session's memory is that of its largest batch.
     #[must_use]
     pub fn new(
         runtime: &Runtime,
         backbone: Arc<Backbone>,
         classifier: Prepared,
         spec: SessionSpec,
-        keep: usize,
+        keep: (usize, usize),
     ) -> Arc<Self> {
         let (runtime, open) = (runtime.clone(), Mutex::default());
-        Arc::new(Self { runtime, backbone, classifier, spec, keep: keep.max(1), open })
+        Arc::new(Self { runtime, backbone, classifier, spec, keep, open })
+    }
+
+    /// Whether a worker that keeps some sessions has room for one more.
+    fn fits<'a>(&self, kept: impl Iterator<Item = &'a Variant>, more: &Variant) -> bool {
+        let pixels = |variant: &Variant| variant.input.iter().product::<usize>() * self.most_together(variant);
+        let (count, sum) = kept.fold((1, pixels(more)), |(count, sum), kept| (count + 1, sum + pixels(kept)));
+        count <= self.keep.0 && sum <= self.keep.1
     }
 
     /// Whether some worker has a session for it.
@@ -114,7 +122,7 @@ impl Sessions {
             return Err(ModelFailure("the model has no variants".to_owned()));
         };
         // Before the new one is made, so that there are never more.
-        while self.others.len() >= variants.keep {
+        while !self.others.is_empty() && !variants.fits(self.others.iter().map(|(kept, _)| &**kept), variant) {
             let (old, _) = self.others.remove(0);
             variants.count(&old, false);
         }

@@ -47,10 +47,12 @@ pub(super) fn start_model(
         delay: config.execution.batch_delay,
         cores: chosen.threads_per_worker.min(cores.total()),
     };
+    // Two of the largest, or more that are smaller.
+    let keep = (config.features.sessions, config.features.max_pixels.saturating_mul(2));
     let features = backbone.map(|backbone| Features {
         network: backbone.network().clone(),
         limits: config.features,
-        variants: Variants::new(runtime, backbone, graph.clone(), spec, config.features.sessions),
+        variants: Variants::new(runtime, backbone, graph.clone(), spec, keep),
     });
     let mut threads = Vec::with_capacity(chosen.workers);
     let mut states: Vec<Arc<WorkerState>> = Vec::with_capacity(chosen.workers);

@@ -8,7 +8,7 @@ use image::RgbImage;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Duration, Instant};
 
-use super::{Ask, Error, How, Prediction, Service, ServedModel, Sort, Times, predict};
+use super::{Ask, Error, How, Prediction, ServedModel, Service, Sort, Times, predict};
 use crate::batch::{Demand, ONE_RUN};
 use crate::cores::{Priority, Rank, Work, give_way};
 use crate::ghostnet::{Output, OutputShape, Size};

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::ImageTask;
 use crate::batch::{Queue, WorkerState};
+use crate::config::FeatureLimits;
 use crate::ghostnet::{Cost, Network};
 use crate::manifest::{Label, Manifest};
 use crate::plan::{Measurement, Origin};
-use super::ImageTask;
-use crate::config::FeatureLimits;
 use crate::preprocess::Transform;
 use crate::runtime::{Agreement, Precision, Provider, Variants};
 

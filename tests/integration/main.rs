@@ -6,6 +6,7 @@ mod bench;
 mod checkpoints;
 mod classify;
 mod cli;
+mod clients;
 mod fake_hub;
 mod features;
 mod goodbye;

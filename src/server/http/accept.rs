@@ -17,8 +17,9 @@ pub(super) fn choose<F: Copy>(headers: &HeaderMap, offered: &[(&'static str, F)]
             best = Some((quality, *form));
         }
     }
-    best.map(|(_, form)| form)
-        .ok_or_else(|| Problem::new(Code::NotAcceptable, format!("`Accept` allows none of the forms there are: {}", names())))
+    best.map(|(_, form)| form).ok_or_else(|| {
+        Problem::new(Code::NotAcceptable, format!("`Accept` allows none of the forms there are: {}", names()))
+    })
 }
 
 struct Range<'a> {

@@ -65,9 +65,8 @@ pub(super) fn around(routes: Router<App>, app: &App) -> Router<App> {
     let constant =
         |name: HeaderName, value| SetResponseHeaderLayer::if_not_present(name, HeaderValue::from_static(value));
     let late = async |_: BoxError| Problem::from(Error::DeadlineExceeded);
-    let may_be = |_: StatusCode, _: Version, _: &HeaderMap, extensions: &Extensions| {
-        extensions.get::<Uncompressed>().is_none()
-    };
+    let may_be =
+        |_: StatusCode, _: Version, _: &HeaderMap, extensions: &Extensions| extensions.get::<Uncompressed>().is_none();
     let compress = SizeAbove::new(COMPRESS_ABOVE).and(NotForContentType::IMAGES).and(may_be);
 
     let inner = ServiceBuilder::new()

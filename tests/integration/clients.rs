@@ -1,0 +1,82 @@
+//! The snippets of docs/clients.md, run as they stand there, and a detection head on the server's feature maps.
+//!
+//! They need a Python with `tests/clients/requirements.txt` (GHOSTSERVE_CLIENTS_PYTHON names it; continuous integration always
+//! has one), and those with PyTorch in them `requirements-torch.txt`; what has not its packages is skipped, and says so.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::images::JPEG;
+use crate::server::TestServer;
+
+const MANUAL: &str = include_str!("../../docs/clients.md");
+
+/// A Python that has what the snippets import.
+fn python() -> Option<PathBuf> {
+    let named = std::env::var_os("GHOSTSERVE_CLIENTS_PYTHON").map(PathBuf::from);
+    let python = named.clone().unwrap_or_else(|| "python3".into());
+    let has = imports(&python, "numpy, requests, safetensors");
+    assert!(has || named.is_none(), "{} lacks tests/clients/requirements.txt", python.display());
+    has.then_some(python)
+}
+
+fn imports(python: &Path, modules: &str) -> bool {
+    let output = Command::new(python).args(["-c", &format!("import {modules}")]).output();
+    output.is_ok_and(|output| output.status.success())
+}
+
+/// The Python blocks of the manual, and the text that follows each.
+fn snippets() -> Vec<(&'static str, &'static str)> {
+    let blocks = MANUAL.split("```python\n").skip(1);
+    blocks
+        .map(|rest| {
+            let (code, rest) = rest.split_once("```\n").unwrap();
+            let text = rest.split_once("```text\n").unwrap().1;
+            (code, text.split_once("```").unwrap().0)
+        })
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_manuals_snippets_print_what_it_says() {
+    let Some(python) = python() else {
+        println!("SKIPPED: no Python with tests/clients/requirements.txt; `make test-clients` makes one");
+        return;
+    };
+    let torch = imports(&python, "torch");
+    let server = TestServer::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("photo.jpg"), JPEG).unwrap();
+    let snippets = snippets();
+    assert_eq!(snippets.len(), 7);
+    let mut run = 0;
+    for (code, expected) in snippets {
+        if code.contains("torch") && !torch {
+            println!("SKIPPED: a snippet that imports torch, which {} lacks", python.display());
+            continue;
+        }
+        assert!(code.contains("http://localhost:8080"));
+        let code = code.replace("localhost:8080", &server.address.to_string());
+        let mut command = Command::new(&python);
+        command.args(["-W", "ignore", "-c", &code]).current_dir(folder.path()).env("NO_PROXY", "*");
+        let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{code}\n{err}");
+        assert_eq!(out, expected, "{code}");
+        run += 1;
+    }
+    assert!(run >= 5);
+}
+
+#[test]
+fn a_head_on_the_servers_maps_gives_what_it_gives_on_timms() {
+    let python = python().filter(|python| imports(python, "torch, timm"));
+    let Some(python) = python else {
+        println!("SKIPPED: no Python with tests/clients/requirements-torch.txt; `make test-clients TORCH=1` makes one");
+        return;
+    };
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/head.py");
+    let output = Command::new(python).arg(script).arg(env!("CARGO_BIN_EXE_ghostserve")).output().unwrap();
+    println!("{}", String::from_utf8_lossy(&output.stdout));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
