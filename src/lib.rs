@@ -9,7 +9,7 @@
 //!    that is about this image alone.
 //! 4. [`batch`] queues the row; an idle worker takes what is there, runs the model ([`runtime`]), and sends each row of
 //!    scores to whoever waits for it.
-//! 5. The service turns scores into predictions; the handler encodes them. Times are recorded in [`telemetry`] where they
+//! 5. The service turns scores into predictions, or hands on feature maps; the handler encodes them, or has a [`picture`] drawn. Times are recorded in [`telemetry`] where they
 //!    happen.
 //!
 //! # The story of a model

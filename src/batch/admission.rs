@@ -287,6 +287,7 @@ impl<T: Task> Queue<T> {
 
     /// Notes that the model got ready for a new sort of task in `took`, on `cores` cores.
     pub fn record_open(&self, cores: usize, took: Duration) {
+        self.metrics.opened.inc();
         smooth(&self.admission.open, took * cores as u32);
     }
 }

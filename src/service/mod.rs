@@ -47,6 +47,7 @@ pub struct Service {
     cache: Option<ScoreCache>,
     /// For feature maps, kibibytes.
     feature_memory: Arc<Semaphore>,
+    all_feature_memory: usize,
     metrics: Arc<Metrics>,
 }
 
@@ -148,13 +149,14 @@ impl Service {
         let all = std::iter::once(default).chain(others);
         let models = all.map(|m| (m.manifest.id.clone(), Arc::new(m))).collect();
         let feature_memory = Arc::new(Semaphore::new(0));
-        Self { models, default: id, preprocessor, cache: None, feature_memory, metrics }
+        Self { models, default: id, preprocessor, cache: None, feature_memory, all_feature_memory: 0, metrics }
     }
 
     /// Lets feature maps of all requests take so many bytes; none until then.
     #[must_use]
     pub fn with_features(mut self, bytes: usize) -> Self {
-        self.feature_memory = Arc::new(Semaphore::new((bytes / 1024).min(Semaphore::MAX_PERMITS)));
+        self.all_feature_memory = (bytes / 1024).min(Semaphore::MAX_PERMITS);
+        self.feature_memory = Arc::new(Semaphore::new(self.all_feature_memory));
         self
     }
 
@@ -203,6 +205,8 @@ impl Service {
             let gauge = self.metrics.predicted_wait_seconds.with_label_values(&[&model.manifest.id[..]]);
             gauge.set(wait.as_secs_f64());
         }
+        let in_use = self.all_feature_memory - self.feature_memory.available_permits();
+        self.metrics.feature_bytes.set(1024 * in_use as i64);
         let cores = self.preprocessor.cores();
         self.metrics.cores.set(cores.total() as i64);
         self.metrics.cores_busy.set(cores.busy() as i64);

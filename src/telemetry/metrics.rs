@@ -107,6 +107,11 @@ metrics! {
         /// Images looked up among the remembered ones, by model and outcome: hit, coalesced (another request was working on the same
         /// file), miss. Only with --response-cache.
         response_cache_total: IntCounterVec<"model", "outcome">,
+        /// Sessions made for other input sizes or outputs than the classifier's; if it keeps growing, --feature-sessions is too small
+        /// for what clients ask for.
+        sessions_opened_total: IntCounterVec<"model">,
+        /// Bytes that feature maps, their images and answers take in memory.
+        feature_bytes: IntGauge,
         /// Threads that decode or run the model at this moment: at most a quarter more than cores.
         cores_busy: IntGauge,
         /// Cores that may.
@@ -207,6 +212,7 @@ impl Metrics {
             expired: dropped("expired"),
             workers_ready: self.workers_ready.with_label_values(&[model]),
             restarts: self.worker_restarts_total.with_label_values(&[model]),
+            opened: self.sessions_opened_total.with_label_values(&[model]),
         }
     }
 }
@@ -226,6 +232,7 @@ pub struct ModelMetrics {
     pub expired: [IntCounter; 3],
     pub workers_ready: IntGauge,
     pub restarts: IntCounter,
+    pub opened: IntCounter,
 }
 
 impl ModelMetrics {

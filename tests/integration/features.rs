@@ -410,17 +410,28 @@ async fn memory_for_maps_is_bounded() {
     let statuses = futures::future::join_all((0..6).map(|_| async { send(2).await.0 })).await;
     assert!(statuses.iter().all(|s| [200, 429].contains(s)) && statuses.contains(&200), "{statuses:?}");
     assert_eq!(send(2).await.0, 200, "the memory is free again");
+    server.settles("ghostserve_feature_bytes", 0.0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sessions_make_room_for_each_other() {
-    let server = TestServer::with(|config| config.features.sessions = 1).await;
+    let server = TestServer::with(|config| {
+        config.features.sessions = 1;
+        config.execution.plan.workers = Some(1);
+    })
+    .await;
     for size in ["64", "96", "64x96", "96", "64"] {
         let (status, json) =
             answer(server.post(&format!("/v1/features?levels=c5&size={size}")).body(JPEG).send().await.unwrap()).await;
         assert_eq!(status, 200, "{json}");
     }
     assert_eq!(server.classify("", JPEG).await.0, 200);
+    let series = "ghostserve_sessions_opened_total{model=\"ghostnetv2-cifar10\"}";
+    assert_eq!(server.metric(series).await, 5.0, "none was kept");
+    for _ in 0..3 {
+        assert_eq!(server.post("/v1/features?levels=c5&size=64").body(JPEG).send().await.unwrap().status(), 200);
+    }
+    assert_eq!(server.metric(series).await, 5.0, "it was there");
     assert_eq!(server.metric("ghostserve_worker_restarts_total{model=\"ghostnetv2-cifar10\"}").await, 0.0);
 }
 
