@@ -23,7 +23,7 @@ pub use prepared::Prepared;
 pub use profile::OperatorTime;
 pub use provider::{Backend, NoSuchPrecision, Precision, Provider};
 pub use session::Session;
-pub use variants::{ForVariant, Sessions, Variants};
+pub use variants::{Claim, ForVariant, Sessions, Variants};
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -4,8 +4,8 @@
 //! ([`Variants`]). They run on ONNX Runtime's own provider in f32, whatever the classifier runs on, in the form that was proved
 //! when the model was loaded.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Backend, Prepared, RowOutputs, Runtime, RuntimeError, Session, SessionSpec};
 use crate::batch::{Model, ModelFailure, Row, Task};
@@ -28,8 +28,29 @@ pub struct Variants {
     spec: SessionSpec,
     /// Sessions that each worker keeps, and pixels that they may take together.
     keep: (usize, usize),
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
     /// How many workers have a session.
-    open: Mutex<HashMap<Arc<Variant>, usize>>,
+    open: HashMap<Arc<Variant>, usize>,
+    /// Those for which somebody is on the way.
+    claimed: HashSet<Arc<Variant>>,
+}
+
+/// The first to ask for a variant that no worker has a session for. Others who ask meanwhile wait for the same session, and are
+/// not told that there is one to be made.
+#[derive(Debug)]
+pub struct Claim {
+    variants: Arc<Variants>,
+    variant: Arc<Variant>,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.variants.lock().claimed.remove(&self.variant);
+    }
 }
 
 impl Variants {
@@ -43,8 +64,8 @@ impl Variants {
         spec: SessionSpec,
         keep: (usize, usize),
     ) -> Arc<Self> {
-        let (runtime, open) = (runtime.clone(), Mutex::default());
-        Arc::new(Self { runtime, backbone, classifier, spec, keep, open })
+        let (runtime, known) = (runtime.clone(), Mutex::default());
+        Arc::new(Self { runtime, backbone, classifier, spec, keep, known })
     }
 
     /// Whether a worker that keeps some sessions has room for one more.
@@ -54,10 +75,18 @@ impl Variants {
         count <= self.keep.0 && sum <= self.keep.1
     }
 
-    /// Whether some worker has a session for it.
+    /// Whether a session has to be made for whoever asks for a variant now: no worker has one, and nobody has claimed it before.
     #[must_use]
-    pub fn is_open(&self, variant: &Variant) -> bool {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).contains_key(variant)
+    pub fn claim(self: &Arc<Self>, variant: &Arc<Variant>) -> Option<Claim> {
+        let mut known = self.lock();
+        let new = !known.open.contains_key(variant) && known.claimed.insert(Arc::clone(variant));
+        drop(known);
+        new.then(|| Claim { variants: Arc::clone(self), variant: Arc::clone(variant) })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        // Nothing that runs under the lock can leave it half changed.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Images that a session takes at most: fewer than the classifier of a larger input, so that a batch is about as much work.
@@ -87,7 +116,7 @@ impl Variants {
     }
 
     fn count(&self, variant: &Arc<Variant>, opened: bool) {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = &mut self.lock().open;
         let count = open.entry(Arc::clone(variant)).or_default();
         *count = if opened { *count + 1 } else { count.saturating_sub(1) };
         if *count == 0 {

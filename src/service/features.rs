@@ -14,7 +14,7 @@ use crate::cores::{Priority, Rank, Work, give_way};
 use crate::ghostnet::{Output, OutputShape, Size};
 use crate::model::Variant;
 use crate::preprocess::{Fit, Geometry, ImageInfo, Transform};
-use crate::runtime::RowOutputs;
+use crate::runtime::{Claim, RowOutputs};
 
 /// The smallest side of an input: below it, attention at the last stride has nothing to pool.
 const MIN_SIDE: usize = 64;
@@ -55,6 +55,8 @@ pub struct FeaturePlan {
     sort: Sort,
     transform: Arc<Transform>,
     work: u64,
+    /// Of a session that has to be made for it.
+    claim: Option<Claim>,
     /// Of one image: its crop, what the model puts out, the answer.
     bytes: usize,
 }
@@ -125,6 +127,7 @@ impl Service {
             work: (ONE_RUN * pixels(size)).div_ceil(pixels(own).max(1)),
             bytes,
             transform: Arc::new(model.transform.view(size, request.fit)),
+            claim: features.variants.claim(&variant),
             sort: Sort { most_together: features.variants.most_together(&variant), variant },
             request,
             model: Arc::clone(&model),
@@ -242,10 +245,8 @@ impl FeaturePlan {
     }
 
     fn demand(&self, images: usize) -> Demand {
-        let open = |variants: &crate::runtime::Variants| variants.is_open(&self.sort.variant);
-        let opens = !self.model.features.as_ref().is_some_and(|features| open(&features.variants));
         let FeaturesRequest { priority, deadline, .. } = self.request;
-        Demand { images, work: self.work, opens, priority, deadline }
+        Demand { images, work: self.work, opens: self.claim.is_some(), priority, deadline }
     }
 }
 
