@@ -155,6 +155,8 @@ impl Service {
         let memory = u32::try_from(bytes.div_ceil(1024)).ok();
         let memory = memory.and_then(|k| Arc::clone(&self.feature_memory).try_acquire_many_owned(k).ok());
         let Some(memory) = memory else {
+            let shed = &self.metrics.images_shed_total;
+            shed.with_label_values(&[&model.manifest.id[..], "memory"]).inc_by(images.len() as u64);
             let retry_after = Duration::from_secs(1);
             return Err(Error::Overloaded { limit: "memory for feature maps", retry_after });
         };

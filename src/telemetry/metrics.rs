@@ -99,7 +99,8 @@ metrics! {
         /// the stage they had reached: decode, queue, infer.
         images_dropped_total: IntCounterVec<"model", "reason", "stage">,
         /// Images refused at admission, by reason: images (as many are in flight as may be), wait (the predicted wait is
-        /// longer than anybody is made to wait), deadline (the predicted wait is longer than the request's own deadline).
+        /// longer than anybody is made to wait), deadline (the predicted wait is longer than the request's own deadline), memory (feature
+        /// maps of all requests take what they may).
         images_shed_total: IntCounterVec<"model", "reason">,
         /// Seconds that an image admitted now would wait for a core, by what is in flight and what an image costs: the signal
         /// to scale by.

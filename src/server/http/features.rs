@@ -393,6 +393,8 @@ fn levels(text: &str, cut: Cut) -> Result<Vec<Output>, Problem> {
         }
         outputs.push(output);
     }
+    // In one order, so that the same set is the same session.
+    outputs.sort_by_key(|output| (*output == Output::Embedding, *output));
     Ok(outputs)
 }
 
