@@ -136,12 +136,11 @@ impl<T: Task + Sync, M: Model<T>, L: FnMut() -> Result<M, ModelFailure>> Worker<
         let infer = start.elapsed();
         // Others can compute while the answers go out.
         drop(cores);
-        let result = match result {
-            Ok(Ok(outputs)) if outputs.len() != jobs.len() => {
+        let result = match result.flatten() {
+            Ok(outputs) if outputs.len() != jobs.len() => {
                 Err(ModelFailure(format!("expected {} answers, found {}", jobs.len(), outputs.len())))
             }
-            Ok(result) => result,
-            Err(panic) => Err(panic),
+            result => result,
         };
         match result {
             Ok(outputs) => {

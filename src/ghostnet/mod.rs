@@ -36,7 +36,7 @@ pub use mobile::InvertedResidual;
 pub use network::{Form, Lowered, Network, StageRow, Target};
 pub use outputs::{Cut, Output, UnknownOutput};
 pub use presets::{PRESETS, preset};
-pub use shapes::OutputShape;
+pub use shapes::{OutputShape, Shapes};
 
 use crate::graph::GraphError;
 use crate::weights::WeightsError;

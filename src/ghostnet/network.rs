@@ -18,7 +18,7 @@ pub struct Network {
     pub(super) stages: Vec<Vec<Block>>,
     last: ConvBn,
     /// Between pooling and classifier.
-    hidden: Option<Pointwise>,
+    pub(super) hidden: Option<Pointwise>,
 }
 
 /// A row of the stage table.

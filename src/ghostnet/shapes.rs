@@ -1,6 +1,6 @@
 //! What the outputs of a network look like, without making a graph.
 
-use super::{Cut, Network, Output, Size};
+use super::{Cut, Dfc, Network, Output, Size, StageRow};
 
 /// The shape of an output, for one image.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,44 +19,59 @@ impl OutputShape {
     }
 }
 
+/// The shapes of a network's outputs at one input size.
+#[derive(Clone, Debug)]
+pub struct Shapes<'a> {
+    network: &'a Network,
+    input: Size,
+    table: Vec<StageRow>,
+}
+
 impl Network {
-    /// The shape of an output at an input size; `None` if the network does not have it.
+    /// The shapes of its outputs at an input size.
     #[must_use]
-    pub fn output_shape(&self, output: Output, input: Size) -> Option<OutputShape> {
-        if !self.outputs().contains(&output) {
-            return None;
-        }
+    pub fn shapes(&self, input: Size) -> Shapes<'_> {
+        Shapes { network: self, input, table: self.table(input) }
+    }
+}
+
+impl Shapes<'_> {
+    /// The shape of an output; `None` if the network does not have it.
+    #[must_use]
+    pub fn of(&self, output: Output) -> Option<OutputShape> {
+        let network = self.network;
         let row = |elements: usize| OutputShape { shape: vec![elements], stride: 0 };
         let maps = |channels: usize, size: Size, stride: usize| OutputShape {
             shape: vec![channels, size.height, size.width],
             stride,
         };
-        let table = self.table(input);
-        let block = |stage: usize, block: usize| {
-            let key = format!("blocks.{stage}.{block}");
-            let at = table.iter().position(|row| row.key == key)?;
-            Some((&table[at], &table[at.checked_sub(1)?]))
+        let leaving = |row: &StageRow| maps(row.channels, row.size, row.stride);
+        let gate = |dfc: &Dfc, at: Size| {
+            let (channels, size) = dfc.gate(at);
+            maps(channels, size, self.input.height / size.height.max(1))
         };
-        Some(match output {
-            Output::Logits => row(self.config().classes),
-            Output::Embedding => row(self.features()),
-            Output::Features { cut, level } => match self.levels(cut).get(&level) {
-                Some(&(s, b)) => block(s, b).map(|(row, _)| maps(row.channels, row.size, row.stride))?,
-                // The stem.
-                None if cut == Cut::Timm => table.first().map(|row| maps(row.channels, row.size, row.stride))?,
-                None => return None,
-            },
-            Output::Attention { stage, block: b } => {
-                let (_, before) = block(stage, b)?;
-                let (channels, size) = self.stages[stage][b].dfc()[0]?.gate(before.size);
-                maps(channels, size, input.height / size.height.max(1))
+        // The table begins with the stem: the row before a block's own is its input.
+        let entering =
+            |stage: usize, block: usize| network.stages.iter().take(stage).map(Vec::len).sum::<usize>() + block;
+        match output {
+            Output::Logits => Some(row(network.config().classes)),
+            Output::Embedding => Some(row(network.features())),
+            Output::Features { cut: Cut::Timm, level: 1 } if network.hidden.is_some() => {
+                self.table.first().map(leaving)
             }
-            Output::OutputAttention { stage, block: b } => {
-                let (_, before) = block(stage, b)?;
-                let block = &self.stages[stage][b];
-                let (channels, size) = block.dfc()[1]?.gate(block.output_size(before.size));
-                maps(channels, size, input.height / size.height.max(1))
+            Output::Features { cut, level } => {
+                let &(stage, block) = network.levels(cut).get(&level)?;
+                self.table.get(entering(stage, block) + 1).map(leaving)
             }
-        })
+            Output::Attention { stage, block } => {
+                let dfc = network.stages.get(stage)?.get(block)?.dfc()[0]?;
+                Some(gate(dfc, self.table.get(entering(stage, block))?.size))
+            }
+            Output::OutputAttention { stage, block } => {
+                let at = self.table.get(entering(stage, block))?.size;
+                let block = network.stages.get(stage)?.get(block)?;
+                Some(gate(block.dfc()[1]?, block.output_size(at)))
+            }
+        }
     }
 }

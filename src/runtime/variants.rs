@@ -181,14 +181,10 @@ impl<T: ForVariant> Model<T> for Sessions {
     async fn run(&mut self, tasks: &[&T]) -> Result<Vec<RowOutputs>, ModelFailure> {
         match tasks.first().and_then(|task| task.variant()) {
             None => self.classifier.run(tasks),
-            Some(variant) => {
-                // There since it was prepared.
-                self.open(variant)?;
-                match self.others.last_mut() {
-                    Some((_, session)) => session.run(tasks),
-                    None => Err(ModelFailure("no session".to_owned())),
-                }
-            }
+            Some(variant) => match self.others.iter_mut().find(|(other, _)| other == variant) {
+                Some((_, session)) => session.run(tasks),
+                None => Err(ModelFailure("the tasks were not prepared".to_owned())),
+            },
         }
     }
 }

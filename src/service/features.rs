@@ -8,7 +8,7 @@ use image::RgbImage;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Duration, Instant};
 
-use super::{Ask, Error, How, Prediction, ServedModel, Service, Sort, Times, predict};
+use super::{Ask, Error, How, Prediction, Ran, ServedModel, Service, Sort, Times, gather, predict};
 use crate::batch::{Demand, ONE_RUN};
 use crate::cores::{Priority, Rank, Work, give_way};
 use crate::ghostnet::{Output, OutputShape, Size};
@@ -107,9 +107,9 @@ impl Service {
         if size != own {
             check_size(size, features.limits.max_pixels)?;
         }
-        let input = Size { height, width };
+        let known = features.network.shapes(Size { height, width });
         let shapes = request.outputs.iter().map(|output| {
-            features.network.output_shape(*output, input).ok_or_else(|| Error::NoOutput {
+            known.of(*output).ok_or_else(|| Error::NoOutput {
                 found: output.to_string(),
                 known: names(&features.network.outputs(), *output),
             })
@@ -180,37 +180,12 @@ impl Service {
                     // Admission gave one permit a file.
                     (Ok(_), None) => Err(Error::Internal),
                 };
-                let label = outcome.as_ref().map_or_else(|e| e.code().as_str(), |_| "ok");
-                self.metrics.images_total.with_label_values(&[&model.manifest.id[..], label]).inc();
-                outcome
+                self.count_image(model, &outcome);
+                outcome.map(|(ran, times)| (plan.extraction(ran), times))
             }
         });
-        let outcomes = join_all(work).await;
-
-        let mut times = Times::default();
-        let results: Vec<_> = outcomes
-            .into_iter()
-            .map(|outcome| {
-                outcome.map(|(ran, spent)| {
-                    times = times.longest(spent);
-                    let scores = |ask| {
-                        let row = ran.outputs.data(plan.request.outputs.len()).to_vec();
-                        predict(row, model.manifest.network.output, &model.labels, ask)
-                    };
-                    Extraction {
-                        predictions: plan.request.ask.map(scores),
-                        geometry: plan.transform.geometry(ran.info.width, ran.info.height),
-                        image: ran.info,
-                        view: ran.view,
-                        outputs: ran.outputs,
-                    }
-                })
-            })
-            .collect();
-        match results.iter().find_map(|r| r.as_ref().err()) {
-            Some(first) if results.iter().all(Result::is_err) => Err(first.clone()),
-            _ => Ok(Extracted { results, times, memory }),
-        }
+        let (results, times) = gather(join_all(work).await)?;
+        Ok(Extracted { results, times, memory })
     }
 
     /// Runs what takes milliseconds, such as encoding large answers, on one of the cores.
@@ -244,6 +219,20 @@ impl FeaturePlan {
     pub fn size(&self) -> Size {
         let [height, width] = self.sort.variant.input;
         Size { height, width }
+    }
+
+    fn extraction(&self, ran: Ran) -> Extraction {
+        let scores = |ask| {
+            let row = ran.outputs.data(self.request.outputs.len()).to_vec();
+            predict(row, self.model.manifest.network.output, &self.model.labels, ask)
+        };
+        Extraction {
+            predictions: self.request.ask.map(scores),
+            geometry: self.transform.geometry(ran.info.width, ran.info.height),
+            image: ran.info,
+            view: ran.view,
+            outputs: ran.outputs,
+        }
     }
 
     fn demand(&self, images: usize) -> Demand {

@@ -288,25 +288,14 @@ impl Service {
                     let predictions = predict(scored.scores.clone(), output, &model.labels, ask);
                     (ImageResult { predictions, image: scored.info }, times)
                 });
-                let label = outcome.as_ref().map_or_else(|e| e.code().as_str(), |_| "ok");
-                self.metrics.images_total.with_label_values(&[&model.manifest.id[..], label]).inc();
+                self.count_image(model, &outcome);
                 outcome
             }
         });
         let outcomes = join_all(images).await;
 
-        let mut times = Times::default();
-        let mut results = Vec::with_capacity(outcomes.len());
-        for outcome in outcomes {
-            results.push(outcome.map(|(result, spent)| {
-                times = times.longest(spent);
-                result
-            }));
-        }
-        match results.iter().find_map(|r| r.as_ref().err()) {
-            Some(first) if results.iter().all(Result::is_err) => Err(first.clone()),
-            _ => Ok(Classified { model, results, times }),
-        }
+        let (results, times) = gather(outcomes)?;
+        Ok(Classified { model, results, times })
     }
 
     /// What one image of a request asks for.
@@ -351,6 +340,11 @@ impl Service {
         let (scored, source) = scored.unwrap_or(Err(Error::DeadlineExceeded))?;
         self.count(model, source);
         Ok((scored, times))
+    }
+
+    fn count_image<O>(&self, model: &ServedModel, outcome: &Result<O, Error>) {
+        let label = outcome.as_ref().map_or_else(|e| e.code().as_str(), |_| "ok");
+        self.metrics.images_total.with_label_values(&[&model.manifest.id[..], label]).inc();
     }
 
     fn count(&self, model: &ServedModel, source: Source) {
@@ -415,6 +409,24 @@ impl Service {
         };
         self.metrics.images_shed_total.with_label_values(&[&model.manifest.id[..], reason]).inc_by(images as u64);
         error
+    }
+}
+
+/// Every image's outcome, and the longest that any spent in each stage; if all of them failed, the first one's error.
+fn gather<O>(outcomes: Vec<Result<(O, Times), Error>>) -> Result<(Vec<Result<O, Error>>, Times), Error> {
+    let mut times = Times::default();
+    let results: Vec<_> = outcomes
+        .into_iter()
+        .map(|outcome| {
+            outcome.map(|(result, spent)| {
+                times = times.longest(spent);
+                result
+            })
+        })
+        .collect();
+    match results.iter().find_map(|r| r.as_ref().err()) {
+        Some(first) if results.iter().all(Result::is_err) => Err(first.clone()),
+        _ => Ok((results, times)),
     }
 }
 

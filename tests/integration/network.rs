@@ -138,7 +138,7 @@ fn features_embeddings_and_attention_agree_with_timm() {
         for form in forms() {
             for found in run(&network, [1, 3, height, width], &outputs, form) {
                 let output = found.name.parse::<Output>().unwrap();
-                let told = network.output_shape(output, Size { height, width }).unwrap();
+                let told = network.shapes(Size { height, width }).of(output).unwrap();
                 assert_eq!(told.shape, found.shape[1..], "{name} {output}");
                 let golden = match found.name.split('.').collect::<Vec<_>>()[..] {
                     ["embedding"] => format!("{name}{tag}.embedding"),

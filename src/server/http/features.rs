@@ -9,7 +9,7 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, Request, State};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use http::{HeaderValue, header};
+use http::{HeaderMap, HeaderValue, header};
 use http_body::{Frame, SizeHint};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -41,10 +41,20 @@ enum Form {
     Png,
 }
 
-const JSON: (&str, Form) = ("application/json", Form::Json);
-const SAFETENSORS: (&str, Form) = ("application/vnd.safetensors", Form::Safetensors);
-const NPZ: (&str, Form) = ("application/x-npz", Form::Npz);
-const PNG: (&str, Form) = ("image/png", Form::Png);
+impl Form {
+    fn media_type(self) -> &'static str {
+        match self {
+            Self::Json => "application/json",
+            Self::Safetensors => "application/vnd.safetensors",
+            Self::Npz => "application/x-npz",
+            Self::Png => "image/png",
+        }
+    }
+
+    fn accepted(headers: &HeaderMap, offered: [Self; 4]) -> Result<Self, Problem> {
+        choose(headers, &offered.map(|form| (form.media_type(), form)))
+    }
+}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -96,7 +106,7 @@ pub(super) async fn features(
 ) -> Result<Response, Problem> {
     let start = Instant::now();
     let asked = query(parameters)?;
-    let form = choose(request.headers(), &[JSON, SAFETENSORS, NPZ, PNG])?;
+    let form = Form::accepted(request.headers(), [Form::Json, Form::Safetensors, Form::Npz, Form::Png])?;
     if form == Form::Png && (asked.dtype.is_some() || asked.top_k.is_some() || asked.min_confidence.is_some()) {
         return Err(invalid("a picture (`Accept: image/png`) has neither `dtype` nor predictions"));
     }
@@ -138,7 +148,7 @@ pub(super) async fn attention(
 ) -> Result<Response, Problem> {
     let start = Instant::now();
     let asked = query(parameters)?;
-    let form = choose(request.headers(), &[JSON, PNG, SAFETENSORS, NPZ])?;
+    let form = Form::accepted(request.headers(), [Form::Json, Form::Png, Form::Safetensors, Form::Npz])?;
     if form == Form::Png && asked.dtype.is_some() {
         return Err(invalid("a picture (`Accept: image/png`) has no `dtype`"));
     }
@@ -213,14 +223,8 @@ async fn answer(
     app.metrics.stage(Stage::Encode, encode);
     app.metrics.stage(Stage::Total, start.elapsed());
 
-    let media_type = match style.form {
-        Form::Json => JSON.0,
-        Form::Safetensors => SAFETENSORS.0,
-        Form::Npz => NPZ.0,
-        Form::Png => PNG.0,
-    };
     let body = Body::new(Held { bytes: Some(body.into()), _memory: memory });
-    let mut response = ([(header::CONTENT_TYPE, media_type)], body).into_response();
+    let mut response = ([(header::CONTENT_TYPE, style.form.media_type())], body).into_response();
     if let Ok(timing) = HeaderValue::try_from(server_timing(&stages(read, times, encode))) {
         response.headers_mut().insert(SERVER_TIMING, timing);
     }
@@ -344,8 +348,9 @@ fn layers(plan: &FeaturePlan) -> Vec<Layer> {
 
 /// The bottlenecks with attention, and how their gates look at an input size.
 pub(super) fn attention_layers(network: &crate::ghostnet::Network, size: crate::ghostnet::Size) -> Vec<Layer> {
+    let shapes = network.shapes(size);
     let of = |output: Output| {
-        let shape = network.output_shape(output, size)?;
+        let shape = shapes.of(output)?;
         Some(Layer { layer: layer_name(output), channels: *shape.shape.first()?, stride: shape.stride })
     };
     network.outputs().into_iter().filter(is_attention).filter_map(of).collect()

@@ -66,9 +66,10 @@ struct Level {
 
 fn feature_details(features: &Features, [height, width]: [usize; 2]) -> FeatureDetails {
     let (network, size) = (&features.network, Size { height, width });
+    let shapes = network.shapes(size);
     let level = |output: Output| {
         let Output::Features { cut, level } = output else { return None };
-        let shape = network.output_shape(output, size)?;
+        let shape = shapes.of(output)?;
         Some(Level {
             level: format!("c{level}"),
             cut: if cut == Cut::Timm { "timm" } else { "deepest" },
