@@ -36,6 +36,7 @@ pub mod model;
 pub mod picture;
 pub mod plan;
 pub mod preprocess;
+pub mod proto;
 pub mod runtime;
 pub mod server;
 pub mod service;
