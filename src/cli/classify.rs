@@ -52,7 +52,8 @@ impl ClassifyArgs {
                     writeln!(out, "{line}")?;
                 }
                 Ok((image, predictions)) => {
-                    writeln!(out, "{name} ({}, {}x{})", image.format, image.width, image.height)?;
+                    let format = image.format.map(|format| format!("{format}, ")).unwrap_or_default();
+                    writeln!(out, "{name} ({format}{}x{})", image.width, image.height)?;
                     for p in predictions {
                         writeln!(out, "  {:>6.2} %  {}", p.probability * 100.0, p.label.name)?;
                     }

@@ -45,7 +45,7 @@ impl Header<'_> {
     #[must_use]
     pub fn info(&self) -> ImageInfo {
         let (width, height) = displayed(self.orientation, self.width, self.height);
-        ImageInfo { format: self.format, width, height }
+        ImageInfo { format: Some(self.format), width, height }
     }
 
     /// Has [`decode()`] make the image smaller, for less time and memory; what [`Header::info`] tells stays. Formats other

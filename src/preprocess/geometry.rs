@@ -248,10 +248,10 @@ mod tests {
                         let pixels = Pixels { rgb: stored, stored: sides, scale: Scale::Full, orientation };
                         let transform = Arc::new(Transform::new(spec(source)).view(size, fit));
                         let crop = Crop::new(&transform, &pixels);
-                        assert_eq!(crop.pixels().dimensions(), (size[1] as u32, size[0] as u32));
+                        assert_eq!(crop.pixels().unwrap().dimensions(), (size[1] as u32, size[0] as u32));
 
                         let geometry = transform.geometry(width, height);
-                        let on_input = white_box(crop.pixels());
+                        let on_input = white_box(crop.pixels().unwrap());
                         let small = source.is_some() && fit == Fit::Crop;
                         for (i, (input, place)) in on_input.into_iter().zip(marker).enumerate() {
                             let expected = place * geometry.scale[i % 2] + geometry.offset[i % 2];

@@ -13,6 +13,7 @@ mod geometry;
 mod jpeg;
 mod pool;
 mod scan;
+mod source;
 mod transform;
 
 pub use decode::{Header, MAX_BYTES_PER_PIXEL, Pixels, decode, probe};
@@ -20,6 +21,7 @@ pub use format::Format;
 pub use geometry::{Fit, Geometry};
 pub use jpeg::Scale;
 pub use pool::{PoolConfig, Prepared, Preprocessor};
+pub use source::Source;
 pub use transform::{Crop, Transform};
 
 use serde::Serialize;
@@ -44,8 +46,9 @@ impl Default for ImageLimits {
 /// What is told about an image with its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct ImageInfo {
-    /// By its magic bytes.
-    pub format: Format,
+    /// By its magic bytes; none if it did not come as a file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub format: Option<Format>,
     /// Pixels, as displayed: after the EXIF orientation.
     pub width: u32,
     /// Pixels, as displayed.
@@ -98,6 +101,9 @@ pub enum ImageError {
     /// A JPEG made to be slow.
     #[error("the JPEG file has more than {0} scans; save it again as a baseline JPEG")]
     TooManyScans(usize),
+    /// Values of a tensor that cannot be an input.
+    #[error("{0}")]
+    Values(String),
     /// A mistake of ours; the panic is in the log.
     #[error("pre-processing failed")]
     Internal,

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::{Crop, ImageError, ImageInfo, ImageLimits, Transform, decode, probe};
+use super::source::{check_values, pixels};
+use super::{Crop, ImageError, ImageInfo, ImageLimits, Pixels, Source, Transform, decode, probe};
 use crate::cores::{Cores, Priority, Rank, Work, give_way};
 
 /// The pool's bounds.
@@ -83,7 +84,7 @@ impl Preprocessor {
         &self.cores
     }
 
-    /// Decodes one image file and takes it through `transform`. Waits for a core, and for memory if there is not enough;
+    /// Decodes one image and takes it through `transform`. Waits for a core, and for memory if there is not enough;
     /// a caller that stops waiting takes nothing with it.
     ///
     /// # Errors
@@ -91,9 +92,12 @@ impl Preprocessor {
     pub async fn run(
         &self,
         transform: &Arc<Transform>,
-        file: Bytes,
+        source: Source,
         priority: Priority,
     ) -> Result<Prepared, ImageError> {
+        if let Source::Values { width, height, values } = source {
+            return given(transform, (width, height), values);
+        }
         let mut means = Means::default();
         loop {
             // Large ones have waited for their place among the large.
@@ -101,12 +105,12 @@ impl Preprocessor {
                 None => Some(self.cores.take(Rank { priority, work: Work::Prepare }, 1).await),
                 Some(_) => None,
             };
-            let (this, transform, file) = (self.clone(), Arc::clone(transform), file.clone());
+            let (this, transform, source) = (self.clone(), Arc::clone(transform), source.clone());
             let given = std::mem::take(&mut means);
             let work = tokio::task::spawn_blocking(move || {
                 let _core = core;
                 give_way();
-                this.attempt(&transform, &file, given)
+                this.attempt(&transform, &source, given)
             });
             // Decoders are behind a guard of their own; what fails here is ours.
             match work.await.map_err(|_| ImageError::Internal)? {
@@ -129,21 +133,43 @@ impl Preprocessor {
     /// The image cannot be used, or another thread has the memory it needs.
     pub fn run_here(&self, transform: &Arc<Transform>, file: &[u8]) -> Result<Prepared, ImageError> {
         let large = Arc::clone(&self.large).try_acquire_owned().ok();
-        match self.attempt(transform, file, Means { memory: None, large }) {
+        let file = Source::File(Bytes::copy_from_slice(file));
+        match self.attempt(transform, &file, Means { memory: None, large }) {
             Attempt::Done(result) => result,
             Attempt::Lacks { .. } => Err(ImageError::Internal),
         }
     }
 
-    fn attempt(&self, transform: &Arc<Transform>, file: &[u8], mut means: Means) -> Attempt {
+    fn attempt(&self, transform: &Arc<Transform>, source: &Source, means: Means) -> Attempt {
+        match source {
+            Source::File(file) => match probe(file, self.limits) {
+                Ok(header) => {
+                    let info = header.info();
+                    let header = header.reduce(transform.scale(info.width, info.height));
+                    self.attempt_with(transform, means, (info, header.decoded_bytes()), || decode(header))
+                }
+                Err(error) => Attempt::Done(Err(error)),
+            },
+            Source::Pixels { width, height, rgb } => {
+                let info = ImageInfo { format: None, width: *width, height: *height };
+                let decode = || pixels(*width, *height, rgb, self.limits);
+                self.attempt_with(transform, means, (info, rgb.len() as u64), decode)
+            }
+            Source::Values { width, height, values } => {
+                Attempt::Done(given(transform, (*width, *height), values.clone()))
+            }
+        }
+    }
+
+    /// Decodes, which takes so many bytes, if there are the means for it.
+    fn attempt_with(
+        &self,
+        transform: &Arc<Transform>,
+        mut means: Means,
+        (info, bytes): (ImageInfo, u64),
+        decode: impl FnOnce() -> Result<Pixels, ImageError>,
+    ) -> Attempt {
         let start = Instant::now();
-        let header = match probe(file, self.limits) {
-            Ok(header) => header,
-            Err(error) => return Attempt::Done(Err(error)),
-        };
-        let info = header.info();
-        let header = header.reduce(transform.scale(info.width, info.height));
-        let bytes = header.decoded_bytes();
         // Never more than there is, or it would wait for ever.
         let kibibytes = bytes.div_ceil(1024).min(self.all_kibibytes.into()) as u32;
         if means.memory.is_none() {
@@ -153,10 +179,18 @@ impl Preprocessor {
         if means.memory.is_none() || large {
             return Attempt::Lacks { kibibytes, large };
         }
-        Attempt::Done(decode(header).map(|pixels| {
+        Attempt::Done(decode().map(|pixels| {
             let decoded = Instant::now();
             let crop = Crop::new(transform, &pixels);
             Prepared { crop, info, decode: decoded - start, resize: decoded.elapsed() }
         }))
     }
+}
+
+/// An input that somebody else prepared.
+fn given(transform: &Arc<Transform>, sides: (u32, u32), values: Bytes) -> Result<Prepared, ImageError> {
+    check_values(sides, &values, transform.size())?;
+    let info = ImageInfo { format: None, width: sides.0, height: sides.1 };
+    let crop = Crop::of_values(transform, values);
+    Ok(Prepared { crop, info, decode: Duration::ZERO, resize: Duration::ZERO })
 }

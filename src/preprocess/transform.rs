@@ -11,6 +11,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 use image::metadata::Orientation;
@@ -129,24 +130,39 @@ impl Transform {
     }
 }
 
-/// The network's view of one image, kept as bytes: a quarter of what its row of the input takes.
+/// The network's view of one image. Of a picture it is kept as bytes: a quarter of what its row of the input takes.
 #[derive(Clone, Debug)]
 pub struct Crop {
-    pixels: Arc<RgbImage>,
+    seen: Seen,
     transform: Arc<Transform>,
+}
+
+#[derive(Clone, Debug)]
+enum Seen {
+    Pixels(Arc<RgbImage>),
+    /// Little-endian f32, as the network takes them.
+    Values(Bytes),
 }
 
 impl Crop {
     /// Resizes, crops and turns decoded pixels.
     #[must_use]
     pub fn new(transform: &Arc<Transform>, pixels: &Pixels) -> Self {
-        Self { pixels: Arc::new(transform.crop(pixels)), transform: Arc::clone(transform) }
+        Self { seen: Seen::Pixels(Arc::new(transform.crop(pixels))), transform: Arc::clone(transform) }
     }
 
-    /// What the network sees, as a picture.
+    /// Takes values that were found to be an input.
+    pub(super) fn of_values(transform: &Arc<Transform>, values: Bytes) -> Self {
+        Self { seen: Seen::Values(values), transform: Arc::clone(transform) }
+    }
+
+    /// What the network sees, as a picture; `None` if it did not come as one.
     #[must_use]
-    pub fn pixels(&self) -> &Arc<RgbImage> {
-        &self.pixels
+    pub fn pixels(&self) -> Option<&Arc<RgbImage>> {
+        match &self.seen {
+            Seen::Pixels(pixels) => Some(pixels),
+            Seen::Values(_) => None,
+        }
     }
 }
 
@@ -156,7 +172,13 @@ impl Row for Crop {
     }
 
     fn write(&self, out: &mut [f32]) {
-        self.transform.normalise(&self.pixels, out);
+        match &self.seen {
+            Seen::Pixels(pixels) => self.transform.normalise(pixels, out),
+            Seen::Values(values) => {
+                let values = values.as_chunks::<4>().0;
+                out.iter_mut().zip(values).for_each(|(out, value)| *out = f32::from_le_bytes(*value));
+            }
+        }
     }
 }
 

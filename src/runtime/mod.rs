@@ -14,6 +14,7 @@ mod outputs;
 mod prepared;
 mod profile;
 mod provider;
+mod runs;
 mod session;
 mod variants;
 
@@ -22,6 +23,7 @@ pub use outputs::RowOutputs;
 pub use prepared::Prepared;
 pub use profile::OperatorTime;
 pub use provider::{Backend, NoSuchPrecision, Precision, Provider};
+pub use runs::{RunCounts, Runs};
 pub use session::Session;
 pub use variants::{Claim, ForVariant, Sessions, Variants};
 

@@ -6,8 +6,9 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
-use super::{Backend, Prepared, RowOutputs, Runtime, RuntimeError, Session, SessionSpec};
+use super::{Backend, Prepared, RowOutputs, Runs, Runtime, RuntimeError, Session, SessionSpec};
 use crate::batch::{Model, ModelFailure, Row, Task};
 use crate::ghostnet::Form;
 use crate::kernels::native_block;
@@ -130,6 +131,7 @@ impl Variants {
 pub struct Sessions {
     classifier: Session,
     variants: Option<Arc<Variants>>,
+    runs: Arc<Runs>,
     /// The one used last at the end.
     others: Vec<(Arc<Variant>, Session)>,
 }
@@ -137,8 +139,8 @@ pub struct Sessions {
 impl Sessions {
     /// The classifier's, and room for others where the model has variants.
     #[must_use]
-    pub fn new(classifier: Session, variants: Option<Arc<Variants>>) -> Self {
-        Self { classifier, variants, others: Vec::new() }
+    pub fn new(classifier: Session, variants: Option<Arc<Variants>>, runs: Arc<Runs>) -> Self {
+        Self { classifier, variants, runs, others: Vec::new() }
     }
 
     /// Has a variant's session at the end of the list; says whether it had to be made.
@@ -179,12 +181,16 @@ impl<T: ForVariant> Model<T> for Sessions {
     }
 
     async fn run(&mut self, tasks: &[&T]) -> Result<Vec<RowOutputs>, ModelFailure> {
-        match tasks.first().and_then(|task| task.variant()) {
-            None => self.classifier.run(tasks),
+        let (session, counts) = match tasks.first().and_then(|task| task.variant()) {
+            None => (&mut self.classifier, &self.runs.classifier),
             Some(variant) => match self.others.iter_mut().find(|(other, _)| other == variant) {
-                Some((_, session)) => session.run(tasks),
-                None => Err(ModelFailure("the tasks were not prepared".to_owned())),
+                Some((_, session)) => (session, &self.runs.variants),
+                None => return Err(ModelFailure("the tasks were not prepared".to_owned())),
             },
-        }
+        };
+        let start = Instant::now();
+        let answers = session.run(tasks)?;
+        counts.record(tasks.len(), start.elapsed());
+        Ok(answers)
     }
 }

@@ -3,6 +3,8 @@
 //! [`Server::start`] returns when clients can connect; the models are loaded and warm by then. [`Server::run`] serves
 //! until it is told to stop and everything admitted has been answered.
 
+mod app;
+mod budget;
 mod connection;
 mod http;
 mod model;
@@ -26,6 +28,7 @@ use crate::preprocess::{PoolConfig, Preprocessor};
 use crate::runtime::{Runtime, RuntimeError};
 use crate::service::Service;
 use crate::telemetry::Metrics;
+use app::App;
 use connection::Listener;
 use model::start_model;
 use shutdown::{Lifecycle, Phase};
@@ -33,7 +36,7 @@ use shutdown::{Lifecycle, Phase};
 /// A server whose listeners are bound.
 pub struct Server {
     config: Arc<Config>,
-    app: http::App,
+    app: App,
     lifecycle: Lifecycle,
     public: TcpListener,
     admin: Option<TcpListener>,
@@ -118,7 +121,7 @@ impl Server {
 
         let config = Arc::new(config);
         let lifecycle = Lifecycle::new();
-        let app = http::App::new(service, metrics, Arc::clone(&config), lifecycle.clone());
+        let app = App::new(service, metrics, Arc::clone(&config), lifecycle.clone());
         Ok(Self { config, app, lifecycle, public, admin, workers })
     }
 

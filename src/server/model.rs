@@ -11,8 +11,8 @@ use crate::cores::{Cores, give_way};
 use crate::model::LoadedModel;
 use crate::plan::{self, Subject};
 use crate::preprocess::Transform;
-use crate::runtime::{Runtime, SessionSpec, Sessions, Variants};
-use crate::service::{Features, ImageTask, Plan, ServedModel};
+use crate::runtime::{Runs, Runtime, SessionSpec, Sessions, Variants};
+use crate::service::{Features, ImageTask, Plan, ServedModel, Statistics};
 use crate::telemetry::Metrics;
 
 /// Threads that run workers.
@@ -54,6 +54,7 @@ pub(super) fn start_model(
         limits: config.features,
         variants: Variants::new(runtime, backbone, graph.clone(), spec, keep),
     });
+    let runs = Arc::new(Runs::default());
     let mut threads = Vec::with_capacity(chosen.workers);
     let mut states: Vec<Arc<WorkerState>> = Vec::with_capacity(chosen.workers);
     for index in 0..chosen.workers {
@@ -68,10 +69,11 @@ pub(super) fn start_model(
         }
         let mut first = Some(session);
         let (runtime, graph) = (runtime.clone(), graph.clone());
+        let counts = Arc::clone(&runs);
         let variants = features.as_ref().map(|features| Arc::clone(&features.variants));
         let load = move || -> Result<Sessions, ModelFailure> {
             let again = || runtime.session(&graph, spec).map_err(|e| ModelFailure(e.to_string()));
-            Ok(Sessions::new(first.take().map_or_else(again, Ok)?, variants.clone()))
+            Ok(Sessions::new(first.take().map_or_else(again, Ok)?, variants.clone(), Arc::clone(&counts)))
         };
         let worker = Worker::new(Arc::clone(&queue), batching, load);
         states.push(worker.state());
@@ -120,7 +122,21 @@ pub(super) fn start_model(
     tracing::info!(model = %manifest.id, architecture, ?plan, "model loaded");
     let transform = Transform::new(manifest.input);
     let transform = Arc::new(if config.exact_decode { transform.exact() } else { transform });
-    Ok((ServedModel { manifest, labels, cost, plan, transform, queue, workers: states, features }, threads))
+    let (statistics, features_statistics) = (Statistics::default(), Statistics::default());
+    let served = ServedModel {
+        manifest,
+        labels,
+        cost,
+        plan,
+        transform,
+        queue,
+        workers: states,
+        features,
+        runs,
+        statistics,
+        features_statistics,
+    };
+    Ok((served, threads))
 }
 
 /// Background work leaves a quarter of the places to others, unless one request may have more than the rest.

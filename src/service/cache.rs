@@ -15,11 +15,13 @@ use sha2::{Digest, Sha256};
 use crate::manifest::Manifest;
 use crate::preprocess::ImageInfo;
 
-/// What is remembered of an image.
+/// The scores of an image: what is remembered of it.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Scored {
-    pub(super) scores: Vec<f32>,
-    pub(super) info: ImageInfo,
+pub struct Scored {
+    /// What the model put out.
+    pub scores: Vec<f32>,
+    /// What was looked at.
+    pub info: ImageInfo,
 }
 
 /// A file and what is asked about it.
@@ -33,7 +35,7 @@ pub(super) struct ScoreCache {
 
 /// How an image got its scores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Source {
+pub(super) enum Lookup {
     /// They were there.
     Hit,
     /// Another request was working on them.
@@ -42,7 +44,7 @@ pub(super) enum Source {
     Miss,
 }
 
-impl Source {
+impl Lookup {
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Hit => "hit",
@@ -93,14 +95,14 @@ impl ScoreCache {
         &self,
         key: &Key,
         make: impl Future<Output = Result<Scored, E>>,
-    ) -> Result<(Arc<Scored>, Source), E> {
+    ) -> Result<(Arc<Scored>, Lookup), E> {
         let made = AtomicBool::new(false);
         let scored = self.entries.get_or_insert_async(key, async {
             made.store(true, Ordering::Relaxed);
             make.await.map(Arc::new)
         });
         let scored = scored.await?;
-        Ok((scored, if made.load(Ordering::Relaxed) { Source::Miss } else { Source::Coalesced }))
+        Ok((scored, if made.load(Ordering::Relaxed) { Lookup::Miss } else { Lookup::Coalesced }))
     }
 }
 
@@ -114,7 +116,7 @@ mod tests {
     use crate::preprocess::Format;
 
     fn scored(value: f32) -> Scored {
-        Scored { scores: vec![value; 10], info: ImageInfo { format: Format::Png, width: 1, height: 1 } }
+        Scored { scores: vec![value; 10], info: ImageInfo { format: Some(Format::Png), width: 1, height: 1 } }
     }
 
     #[tokio::test(start_paused = true)]
@@ -131,7 +133,7 @@ mod tests {
         };
         let sources = futures::future::join_all((0..5).map(|_| ask())).await;
         assert_eq!(made.load(Ordering::Relaxed), 1);
-        assert_eq!(sources.iter().filter(|source| **source == Source::Miss).count(), 1);
+        assert_eq!(sources.iter().filter(|source| **source == Lookup::Miss).count(), 1);
         assert_eq!(*cache.get(&[7; 32]).unwrap(), scored(1.0));
     }
 
@@ -149,7 +151,7 @@ mod tests {
             leaving.abort();
         };
         let (worked, ()) = futures::join!(working, end);
-        assert_eq!(worked.unwrap().1, Source::Miss);
+        assert_eq!(worked.unwrap().1, Lookup::Miss);
 
         let failing = cache.get_or(&[2; 32], async {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -158,7 +160,7 @@ mod tests {
         let working = cache.get_or(&[2; 32], async { Ok::<_, &str>(scored(2.0)) });
         let (failed, worked) = futures::join!(failing, working);
         assert_eq!(failed.unwrap_err(), "it fails");
-        assert_eq!(worked.unwrap().1, Source::Miss);
+        assert_eq!(worked.unwrap().1, Lookup::Miss);
     }
 
     #[tokio::test]

@@ -126,6 +126,7 @@ impl Error {
                 }
                 ImageError::Undecodable { .. } | ImageError::DecoderPanic(_) => Code::UndecodableImage,
                 ImageError::TooManyPixels { .. } | ImageError::TooManyScans(_) => Code::ImageTooLarge,
+                ImageError::Values(_) => Code::InvalidRequest,
                 ImageError::Internal => Code::Internal,
             },
         }

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use futures::future::join_all;
 use image::RgbImage;
 use tokio::sync::OwnedSemaphorePermit;
@@ -13,7 +12,7 @@ use crate::batch::{Demand, ONE_RUN};
 use crate::cores::{Priority, Rank, Work, give_way};
 use crate::ghostnet::{Output, OutputShape, Size};
 use crate::model::Variant;
-use crate::preprocess::{Fit, Geometry, ImageInfo, Transform};
+use crate::preprocess::{Fit, Geometry, ImageInfo, Source, Transform};
 use crate::runtime::{Claim, RowOutputs};
 
 /// The smallest side of an input: below it, attention at the last stride has nothing to pool.
@@ -83,8 +82,8 @@ pub struct Extraction {
     pub image: ImageInfo,
     /// How the network's input shows it.
     pub geometry: Geometry,
-    /// The network's input as a picture.
-    pub view: Arc<RgbImage>,
+    /// The network's input as a picture, if it is one.
+    pub view: Option<Arc<RgbImage>>,
 }
 
 impl Service {
@@ -142,7 +141,15 @@ impl Service {
     ///
     /// # Errors
     /// The request as a whole cannot be served; or every image in it failed, and then this is the first one's error.
-    pub async fn features(&self, plan: &FeaturePlan, images: Vec<Result<Bytes, Error>>) -> Result<Extracted, Error> {
+    pub async fn features(&self, plan: &FeaturePlan, images: Vec<Result<Source, Error>>) -> Result<Extracted, Error> {
+        let (start, images_count) = (Instant::now(), images.len());
+        let extracted = self.extract(plan, images).await;
+        let outcome = extracted.as_ref().map(|extracted| (images_count, extracted.times));
+        plan.model.features_statistics.record(start.elapsed(), outcome);
+        extracted
+    }
+
+    async fn extract(&self, plan: &FeaturePlan, images: Vec<Result<Source, Error>>) -> Result<Extracted, Error> {
         let model = &plan.model;
         if images.is_empty() {
             return Err(Error::NoImages);
@@ -171,10 +178,10 @@ impl Service {
             let permit = image.is_ok().then(|| permits.as_mut().and_then(|permits| permits.split_one())).flatten();
             async move {
                 let outcome = match (image, permit) {
-                    (Ok(file), Some(permit)) => {
+                    (Ok(source), Some(permit)) => {
                         let deadline = plan.request.deadline;
                         let how = How { transform: &plan.transform, sort: Some(&plan.sort), deadline };
-                        self.run_one(model, file, permit, how).await
+                        self.run_one(model, source, permit, how).await
                     }
                     (Err(error), _) => Err(error),
                     // Admission gave one permit a file.

@@ -9,14 +9,19 @@ mod cache;
 mod error;
 mod features;
 mod predictions;
+mod scores;
 mod served;
+mod statistics;
 mod task;
 
-use cache::{Key, ScoreCache, Scored, Source};
+use cache::ScoreCache;
+pub use cache::Scored;
 pub use error::{Code, Error};
 pub use features::{Extracted, Extraction, FeaturePlan, FeaturesRequest};
 pub use predictions::{Ask, Prediction, predict, top};
+pub use scores::{Scores, ScoresRequest};
 pub use served::{Features, Plan, ServedModel};
+pub use statistics::{Spent, Statistics};
 pub use task::ImageTask;
 use task::Sort;
 
@@ -24,16 +29,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures::future::join_all;
 use image::RgbImage;
 use serde::Serialize;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use crate::batch::{AdmitError, Demand, ONE_RUN, Permit};
-use crate::cores::Priority;
-use crate::preprocess::{ImageError, ImageInfo, Preprocessor, Transform};
+use crate::batch::{AdmitError, Permit};
+use crate::preprocess::{ImageError, ImageInfo, Preprocessor, Source, Transform};
 use crate::runtime::RowOutputs;
 use crate::telemetry::{Metrics, Stage};
 
@@ -54,16 +56,10 @@ pub struct Service {
 /// Images to be classified.
 #[derive(Debug)]
 pub struct ClassifyRequest {
-    /// Which model; the default one if `None`.
-    pub model: Option<String>,
-    /// Image files, in the order of the answers. What could not even be read from the request stays in its place.
-    pub images: Vec<Result<Bytes, Error>>,
+    /// Whose scores.
+    pub scores: ScoresRequest,
     /// Which predictions, for every image.
     pub ask: Ask,
-    /// Whether somebody waits for the answer.
-    pub priority: Priority,
-    /// When the client no longer wants an answer.
-    pub deadline: Instant,
 }
 
 /// What became of a [`ClassifyRequest`].
@@ -75,16 +71,6 @@ pub struct Classified {
     pub results: Vec<Result<ImageResult, Error>>,
     /// The longest that any image spent in each stage.
     pub times: Times,
-}
-
-/// One image of a request, before any work.
-enum Asked {
-    /// A file, and its key if scores are remembered.
-    File(Bytes, Option<Key>),
-    /// Its scores are remembered.
-    Known(Arc<Scored>),
-    /// It could not be read from the request.
-    Unreadable(Error),
 }
 
 /// The answer for one image.
@@ -107,8 +93,8 @@ struct How<'a> {
 /// An image that was run.
 struct Ran {
     outputs: RowOutputs,
-    /// What the network saw.
-    view: Arc<RgbImage>,
+    /// What the network saw, if that is a picture.
+    view: Option<Arc<RgbImage>>,
     info: ImageInfo,
 }
 
@@ -223,123 +209,24 @@ impl Service {
         self.models.values().for_each(|model| model.queue.close());
     }
 
-    /// Whether images would be admitted at this moment: to be asked before a body is read. That they were does not say that
-    /// they will be.
-    ///
-    /// # Errors
-    /// What [`Service::classify`] would fail with.
-    pub fn would_admit(&self, model: Option<&str>, priority: Priority, deadline: Instant) -> Result<(), Error> {
-        let model = self.model(model)?;
-        if self.cache.is_some() {
-            // Whether it needs to be admitted depends on what is in it.
-            return Ok(());
-        }
-        let demand = Demand { images: 1, work: ONE_RUN, opens: false, priority, deadline };
-        model.queue.would_admit(demand).map_err(|e| self.refused(model, 1, e))
-    }
-
     /// Classifies images.
     ///
     /// # Errors
     /// The request as a whole cannot be served; or every image in it failed, and then this is the first one's error.
     pub async fn classify(&self, request: ClassifyRequest) -> Result<Classified, Error> {
-        let model = Arc::clone(self.model(request.model.as_deref())?);
+        let ClassifyRequest { scores, ask } = request;
+        let model = self.model(scores.model.as_deref())?;
         let classes = model.labels.len();
-        if !(1..=classes).contains(&request.ask.top_k) {
-            return Err(Error::TopK { classes, found: request.ask.top_k });
+        if !(1..=classes).contains(&ask.top_k) {
+            return Err(Error::TopK { classes, found: ask.top_k });
         }
-        if request.images.is_empty() {
-            return Err(Error::NoImages);
-        }
-        if !model.is_ready() {
-            return Err(Error::NotReady);
-        }
-        let (ask, deadline) = (request.ask, request.deadline);
-        let images: Vec<Asked> = request.images.into_iter().map(|image| self.ask(&model, image)).collect();
-        let to_do = images.iter().filter(|image| matches!(image, Asked::File(..))).count();
-        let mut permit = match to_do {
-            0 => None,
-            to_do => {
-                let priority = request.priority;
-                let demand = Demand { images: to_do, work: ONE_RUN, opens: false, priority, deadline };
-                let admitted = model.queue.admit(demand);
-                Some(admitted.map_err(|e| self.refused(&model, to_do, e))?)
-            }
+        let Scores { model, rows, times } = self.scores(scores).await?;
+        let predict = |scored: Arc<Scored>| ImageResult {
+            predictions: predict(scored.scores.clone(), model.manifest.network.output, &model.labels, ask),
+            image: scored.info,
         };
-
-        let images = images.into_iter().map(|image| {
-            let model = &model;
-            let permit = match (&image, &mut permit) {
-                (Asked::File(..), Some(permit)) => permit.split_one(),
-                _ => None,
-            };
-            async move {
-                let scored = match (image, permit) {
-                    (Asked::File(file, key), Some(permit)) => {
-                        self.score_cached(model, (file, key), permit, deadline).await
-                    }
-                    (Asked::Known(scored), _) => Ok((scored, Times::default())),
-                    (Asked::Unreadable(error), _) => Err(error),
-                    // Admission gave one permit a file.
-                    (Asked::File(..), None) => Err(Error::Internal),
-                };
-                let outcome = scored.map(|(scored, times)| {
-                    let output = model.manifest.network.output;
-                    let predictions = predict(scored.scores.clone(), output, &model.labels, ask);
-                    (ImageResult { predictions, image: scored.info }, times)
-                });
-                self.count_image(model, &outcome);
-                outcome
-            }
-        });
-        let outcomes = join_all(images).await;
-
-        let (results, times) = gather(outcomes)?;
+        let results = rows.into_iter().map(|row| row.map(predict)).collect();
         Ok(Classified { model, results, times })
-    }
-
-    /// What one image of a request asks for.
-    fn ask(&self, model: &ServedModel, image: Result<Bytes, Error>) -> Asked {
-        let file = match image {
-            Ok(file) => file,
-            Err(error) => return Asked::Unreadable(error),
-        };
-        let Some(cache) = &self.cache else { return Asked::File(file, None) };
-        let key = ScoreCache::key(&model.manifest, &file);
-        match cache.get(&key) {
-            Some(scored) => {
-                self.count(model, Source::Hit);
-                Asked::Known(scored)
-            }
-            None => Asked::File(file, Some(key)),
-        }
-    }
-
-    /// The scores of one image, made at most once for all who ask for them at the same time.
-    async fn score_cached(
-        &self,
-        model: &ServedModel,
-        (file, key): (Bytes, Option<Key>),
-        mut permit: Permit,
-        deadline: Instant,
-    ) -> Result<(Arc<Scored>, Times), Error> {
-        let (Some(cache), Some(key)) = (&self.cache, key) else {
-            let (scored, times) = self.score_one(model, file, permit, deadline).await?;
-            return Ok((Arc::new(scored), times));
-        };
-        let mut times = Times::default();
-        // Who only waits for another's work has nothing dropped when he leaves.
-        permit.settle();
-        let make = async {
-            permit.begin();
-            let (scored, spent) = self.score_one(model, file, permit, deadline).await?;
-            times = spent;
-            Ok(scored)
-        };
-        let scored = tokio::time::timeout_at(deadline, cache.get_or(&key, make)).await;
-        let (scored, source) = scored.unwrap_or(Err(Error::DeadlineExceeded))?;
-        self.count(model, source);
-        Ok((scored, times))
     }
 
     fn count_image<O>(&self, model: &ServedModel, outcome: &Result<O, Error>) {
@@ -347,32 +234,15 @@ impl Service {
         self.metrics.images_total.with_label_values(&[&model.manifest.id[..], label]).inc();
     }
 
-    fn count(&self, model: &ServedModel, source: Source) {
-        self.metrics.response_cache_total.with_label_values(&[&model.manifest.id[..], source.name()]).inc();
-    }
-
-    /// The scores of one image.
-    async fn score_one(
-        &self,
-        model: &ServedModel,
-        file: Bytes,
-        permit: Permit,
-        deadline: Instant,
-    ) -> Result<(Scored, Times), Error> {
-        let how = How { transform: &model.transform, sort: None, deadline };
-        let (ran, times) = self.run_one(model, file, permit, how).await?;
-        Ok((Scored { scores: ran.outputs.data(0).to_vec(), info: ran.info }, times))
-    }
-
     /// Takes one image through pre-processing and the model.
     async fn run_one(
         &self,
         model: &ServedModel,
-        file: Bytes,
+        source: Source,
         mut permit: Permit,
         how: How<'_>,
     ) -> Result<(Ran, Times), Error> {
-        let prepared = self.preprocessor.run(how.transform, file, permit.priority());
+        let prepared = self.preprocessor.run(how.transform, source, permit.priority());
         let prepared = match tokio::time::timeout_at(how.deadline, prepared).await {
             Ok(Ok(prepared)) => prepared,
             Ok(Err(error)) => {
@@ -390,7 +260,7 @@ impl Service {
         self.metrics.stage(Stage::Decode, prepared.decode);
         self.metrics.stage(Stage::Resize, prepared.resize);
         model.queue.record_prepare(prepared.decode + prepared.resize);
-        let view = Arc::clone(prepared.crop.pixels());
+        let view = prepared.crop.pixels().cloned();
         let task = ImageTask { crop: prepared.crop, sort: how.sort.cloned() };
         let answer = model.queue.run(permit, task, how.deadline).await?;
         let times =

@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::ImageTask;
+use super::{ImageTask, Statistics};
 use crate::batch::{Queue, WorkerState};
 use crate::config::FeatureLimits;
 use crate::ghostnet::{Cost, Network};
 use crate::manifest::{Label, Manifest};
 use crate::plan::{Measurement, Origin};
 use crate::preprocess::Transform;
-use crate::runtime::{Agreement, Precision, Provider, Variants};
+use crate::runtime::{Agreement, Precision, Provider, Runs, Variants};
 
 /// A model that is being served.
 #[derive(Debug)]
@@ -32,6 +32,12 @@ pub struct ServedModel {
     pub workers: Vec<Arc<WorkerState>>,
     /// Its feature maps, where the architecture is known.
     pub features: Option<Features>,
+    /// Runs of its sessions.
+    pub runs: Arc<Runs>,
+    /// Requests for its scores.
+    pub statistics: Statistics,
+    /// Requests for its feature maps.
+    pub features_statistics: Statistics,
 }
 
 /// Where feature maps come from.
@@ -81,7 +87,9 @@ pub struct Plan {
 }
 
 impl ServedModel {
-    pub(super) fn is_ready(&self) -> bool {
+    /// Whether a worker can take a batch.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
         self.workers.iter().any(|worker| worker.is_ready())
     }
 }

@@ -4,7 +4,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::header;
 
-use super::App;
+use crate::server::app::App;
 use crate::server::problem::Problem;
 use crate::server::shutdown::Phase;
 use crate::service::Error;

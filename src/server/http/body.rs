@@ -1,58 +1,15 @@
 //! Reading a request's body: within its limit, within its time, within what all bodies together may hold.
 
-use std::sync::Arc;
-
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, header};
 use http_body_util::BodyExt;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Duration, Instant, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
-use super::App;
+use crate::server::app::App;
+use crate::server::budget::Share;
 use crate::server::problem::Problem;
-use crate::service::{Code, Error};
-use crate::telemetry::{GaugeGuard, Metrics};
-
-/// The bytes that bodies of all requests may take.
-#[derive(Clone)]
-pub(crate) struct BodyBudget {
-    bytes: Arc<Semaphore>,
-    metrics: prometheus::IntGauge,
-}
-
-impl BodyBudget {
-    pub(super) fn new(bytes: usize, metrics: &Metrics) -> Self {
-        let bytes = Arc::new(Semaphore::new(bytes.min(Semaphore::MAX_PERMITS)));
-        Self { bytes, metrics: metrics.body_bytes.clone() }
-    }
-
-    fn share(&self) -> Share {
-        Share { budget: self.clone(), permit: None, gauge: GaugeGuard::by(&self.metrics, 0) }
-    }
-}
-
-/// A part of the budget; returned when dropped.
-struct Share {
-    budget: BodyBudget,
-    permit: Option<OwnedSemaphorePermit>,
-    gauge: GaugeGuard,
-}
-
-impl Share {
-    /// Grows by some bytes; false if the budget has no more.
-    fn grow(&mut self, bytes: usize) -> bool {
-        let Ok(count) = u32::try_from(bytes) else { return false };
-        let Ok(more) = Arc::clone(&self.budget.bytes).try_acquire_many_owned(count) else { return false };
-        match &mut self.permit {
-            // One permit, however small the pieces: a body of one-byte chunks must not cost more than its bytes.
-            Some(permit) => permit.merge(more),
-            None => self.permit = Some(more),
-        }
-        self.gauge.grow(bytes as i64);
-        true
-    }
-}
+use crate::service::Code;
 
 /// A body that has been read. Keep it as long as its bytes are in memory.
 pub(super) struct ReadBody {
@@ -86,10 +43,7 @@ async fn collect(app: &App, headers: &HeaderMap, mut body: Body, limit: usize) -
         if bytes.len() + data.len() > limit {
             return Err(too_large());
         }
-        if !share.grow(data.len()) {
-            let retry_after = Duration::from_secs(1);
-            return Err(Error::Overloaded { limit: "memory for request bodies", retry_after }.into());
-        }
+        share.grow(data.len())?;
         bytes.extend_from_slice(&data);
     }
     Ok(ReadBody { bytes: bytes.freeze(), _share: share })

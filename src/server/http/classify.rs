@@ -7,11 +7,11 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 use serde::{Deserialize, Serialize};
 use tokio::time::{Duration, Instant};
 
-use super::App;
 use super::images::images;
 use crate::cores::Priority;
+use crate::server::app::App;
 use crate::server::problem::Problem;
-use crate::service::{Ask, Classified, ClassifyRequest, Code, Error, ImageResult, Times};
+use crate::service::{Ask, Classified, ClassifyRequest, Code, Error, ImageResult, ScoresRequest, Times};
 use crate::telemetry::Stage;
 
 /// A deadline in milliseconds, from the client.
@@ -78,12 +78,13 @@ pub(super) async fn classify(
     let images = images(&app, request, start, deadline).await?;
     app.metrics.stage(Stage::Read, images.read);
 
-    let request = ClassifyRequest { model: parameters.model, images: images.files, ask, priority, deadline };
-    let classified = app.service.classify(request).await?;
+    let scores = ScoresRequest { model: parameters.model, images: images.files, priority, deadline };
+    let classified = app.service.classify(ClassifyRequest { scores, ask }).await?;
 
     let encoding = Instant::now();
     let body = encode(&classified);
     let encode = encoding.elapsed();
+    classified.model.statistics.wrote(encode);
     app.metrics.stage(Stage::Encode, encode);
     app.metrics.stage(Stage::Total, start.elapsed());
 

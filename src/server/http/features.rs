@@ -16,7 +16,6 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use super::App;
 use super::accept::choose;
 use super::classify::{ItemError, ModelRef, SERVER_TIMING, ask, priority, server_timing, stages, timeout};
 use super::images::images;
@@ -25,6 +24,7 @@ use super::tensors::{Dtype, Tensor, json, npz, safetensors};
 use crate::ghostnet::{Cut, Output};
 use crate::picture;
 use crate::preprocess::{Fit, Geometry, ImageInfo};
+use crate::server::app::App;
 use crate::server::problem::Problem;
 use crate::service::{Code, Error, Extracted, FeaturePlan, FeaturesRequest, Prediction};
 use crate::telemetry::Stage;
@@ -220,6 +220,7 @@ async fn answer(
         (encode(&plan, &extracted, style), extracted.memory)
     };
     let encode = encoding.elapsed();
+    plan.model.features_statistics.wrote(encode);
     app.metrics.stage(Stage::Encode, encode);
     app.metrics.stage(Stage::Total, start.elapsed());
 
@@ -274,9 +275,9 @@ fn encode(plan: &FeaturePlan, extracted: &Extracted, style: Style) -> Vec<u8> {
         let Some(extraction) = good.first() else { return Vec::new() };
         let [channels, height, width] = extraction.outputs.shape(0) else { return Vec::new() };
         let (maps, shape) = (extraction.outputs.data(0), [*channels, *height, *width]);
-        return picture::png(&match style.attention {
-            true => picture::overlay(&extraction.view, maps, shape),
-            false => picture::tiles(maps, shape),
+        return picture::png(&match (style.attention, &extraction.view) {
+            (true, Some(view)) => picture::overlay(view, maps, shape),
+            _ => picture::tiles(maps, shape),
         });
     }
     let tensors: Vec<Tensor<'_>> = outputs

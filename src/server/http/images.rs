@@ -13,15 +13,16 @@ use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use tokio::time::{Duration, Instant};
 
-use super::App;
 use super::body::{ReadBody, read};
 use crate::config::RequestLimits;
+use crate::preprocess::Source;
+use crate::server::app::App;
 use crate::server::problem::Problem;
 use crate::service::{Code, Error};
 
 /// The images of a request, in order.
 pub(super) struct Images {
-    pub(super) files: Vec<Result<Bytes, Error>>,
+    pub(super) files: Vec<Result<Source, Error>>,
     /// Time the body took.
     pub(super) read: Duration,
     /// Counts the bytes of the body for as long as the files are in use.
@@ -100,7 +101,7 @@ pub(super) async fn images(app: &App, request: Request, start: Instant, deadline
     })?;
     let read = start.elapsed();
     let files = match kind {
-        Kind::Raw => vec![Ok(body.bytes.clone())],
+        Kind::Raw => vec![Ok(body.bytes.clone().into())],
         Kind::Multipart { boundary } => from_multipart(body.bytes.clone(), boundary, limits).await?,
         Kind::Json => from_json(&body.bytes, limits)?,
     };
@@ -146,14 +147,14 @@ fn too_many(limits: &RequestLimits) -> Problem {
     Problem::new(Code::TooManyImages, detail)
 }
 
-fn from_json(body: &[u8], limits: &RequestLimits) -> Result<Vec<Result<Bytes, Error>>, Problem> {
+fn from_json(body: &[u8], limits: &RequestLimits) -> Result<Vec<Result<Source, Error>>, Problem> {
     let body: JsonBody<'_> = serde_json::from_slice(body)
         .map_err(|e| Problem::new(Code::InvalidJson, format!("expected {{\"images\": [\"<base64>\", …]}}: {e}")))?;
     let texts = body.images.0;
     if texts.len() > limits.max_images {
         return Err(too_many(limits));
     }
-    Ok(texts.iter().map(|text| from_base64(text)).collect())
+    Ok(texts.iter().map(|text| from_base64(text).map(Source::File)).collect())
 }
 
 fn from_base64(text: &str) -> Result<Bytes, Error> {
@@ -174,7 +175,7 @@ async fn from_multipart(
     body: Bytes,
     boundary: String,
     limits: &RequestLimits,
-) -> Result<Vec<Result<Bytes, Error>>, Problem> {
+) -> Result<Vec<Result<Source, Error>>, Problem> {
     let invalid = |detail: String| Problem::new(Code::InvalidMultipart, detail);
     // The body is in memory and within its limit, so a part cannot be larger than that.
     let mut form = multer::Multipart::new(Body::from(body).into_data_stream(), boundary);
@@ -202,7 +203,7 @@ async fn from_multipart(
             return Err(too_many(limits));
         }
         let bytes = part.bytes().await.map_err(|e| invalid(format!("part {parts} is not complete: {e}")))?;
-        files.push(Ok(bytes));
+        files.push(Ok(bytes.into()));
     }
     Ok(files)
 }

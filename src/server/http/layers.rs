@@ -25,12 +25,11 @@ use tower_http::sensitive_headers::SetSensitiveRequestHeadersLayer;
 use tower_http::set_header::SetResponseHeaderLayer;
 use tower_http::trace::TraceLayer;
 
-use super::App;
 use super::linger::linger;
-use crate::config::Config;
+use crate::server::app::App;
 use crate::server::problem::Problem;
 use crate::server::shutdown::Phase;
-use crate::service::{Error, Service};
+use crate::service::Error;
 use crate::telemetry::GaugeGuard;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -46,8 +45,8 @@ pub(super) struct Uncompressed;
 const BACKSTOP: Duration = Duration::from_secs(1);
 
 /// Sheds requests past the bound on requests in flight, before their body is read.
-pub(super) fn shed_past(routes: Router<App>, config: &Config, service: &Arc<Service>) -> Router<App> {
-    let service = Arc::clone(service);
+pub(super) fn shed_past(routes: Router<App>, app: &App) -> Router<App> {
+    let service = Arc::clone(&app.service);
     let overloaded = move |_: BoxError| {
         let retry_after = service.retry_after();
         async move { Problem::from(Error::Overloaded { limit: "requests in flight", retry_after }) }
@@ -56,7 +55,7 @@ pub(super) fn shed_past(routes: Router<App>, config: &Config, service: &Arc<Serv
         ServiceBuilder::new()
             .layer(HandleErrorLayer::new(overloaded))
             .layer(LoadShedLayer::new())
-            .layer(GlobalConcurrencyLimitLayer::new(config.load.max_requests)),
+            .layer(GlobalConcurrencyLimitLayer::with_semaphore(Arc::clone(&app.requests))),
     )
 }
 

@@ -11,35 +11,14 @@ mod linger;
 mod models;
 mod tensors;
 
-use std::sync::Arc;
-
 use axum::Router;
 use axum::routing::{get, post};
 use http::StatusCode;
 
+use super::app::App;
 use super::problem::Problem;
-use super::shutdown::Lifecycle;
-use crate::config::Config;
-use crate::service::Service;
-use crate::telemetry::Metrics;
-use body::BodyBudget;
-
-/// What handlers share.
-#[derive(Clone)]
-pub(crate) struct App {
-    pub(crate) service: Arc<Service>,
-    pub(crate) metrics: Arc<Metrics>,
-    pub(crate) config: Arc<Config>,
-    pub(crate) lifecycle: Lifecycle,
-    pub(crate) bodies: BodyBudget,
-}
 
 impl App {
-    pub(crate) fn new(service: Arc<Service>, metrics: Arc<Metrics>, config: Arc<Config>, lifecycle: Lifecycle) -> Self {
-        let bodies = BodyBudget::new(config.load.max_body_bytes, &metrics);
-        Self { service, metrics, config, lifecycle, bodies }
-    }
-
     /// The routes that clients use; with the administrative ones unless those have a listener of their own.
     pub(crate) fn public(&self) -> Router {
         let api = Router::new()
@@ -48,7 +27,7 @@ impl App {
             .route("/v1/attention", post(features::attention))
             .route("/v1/models", get(models::list))
             .route("/v1/models/{id}", get(models::show));
-        let routes = layers::shed_past(api, &self.config, &self.service);
+        let routes = layers::shed_past(api, self);
         let routes = if self.config.admin.is_none() { routes.merge(Self::administrative()) } else { routes };
         self.finish(routes)
     }

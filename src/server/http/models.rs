@@ -4,10 +4,10 @@ use axum::Json;
 use axum::extract::{Path, RawQuery, State};
 use serde::Serialize;
 
-use super::App;
 use super::features::{Layer, attention_layers};
 use crate::ghostnet::{Cut, Output, Size};
 use crate::manifest::{InputSpec, Label};
+use crate::server::app::App;
 use crate::server::problem::Problem;
 use crate::service::{Code, Features, Plan, ServedModel};
 
