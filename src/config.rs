@@ -17,6 +17,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// If set, `/metrics` and the health routes are served here instead.
     pub admin: Option<SocketAddr>,
+    /// If set, gRPC is served here, too; it always is where clients connect.
+    pub grpc: Option<SocketAddr>,
     /// The embedded model's name, or a model folder.
     pub model: String,
     /// How the model is run.

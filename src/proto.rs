@@ -13,5 +13,4 @@ pub mod inference {
 }
 
 /// Both, as a serialised `FileDescriptorSet`.
-#[allow(dead_code)]
 pub(crate) const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/services.bin"));

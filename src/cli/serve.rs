@@ -31,6 +31,10 @@ pub(super) struct ServeArgs {
     #[arg(long, env = "GHOSTSERVE_ADMIN_ADDR", value_name = "ADDR")]
     admin_addr: Option<SocketAddr>,
 
+    /// A second address and port for gRPC alone; clients' own port has it, too.
+    #[arg(long, env = "GHOSTSERVE_GRPC_LISTEN", value_name = "ADDR")]
+    grpc_listen: Option<SocketAddr>,
+
     /// The embedded model's name, or a folder with a manifest.toml.
     #[arg(long, env = "GHOSTSERVE_MODEL", default_value = EMBEDDED_MODEL)]
     model: String,
@@ -232,6 +236,7 @@ impl ServeArgs {
             tracing::info!(
                 address = %server.address()?,
                 admin = server.admin_address().map(tracing::field::display),
+                grpc = server.grpc_address().map(tracing::field::display),
                 "ready: POST images to /v1/classify"
             );
             server.run().await;
@@ -249,6 +254,7 @@ impl ServeArgs {
         Config {
             listen: self.listen,
             admin: self.admin_addr,
+            grpc: self.grpc_listen,
             model: self.model,
             execution: Execution {
                 plan: Wanted {

@@ -26,6 +26,8 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::task::TaskTracker;
 
+use super::grpc::is_call;
+use super::held::hold;
 use super::shutdown::{Lifecycle, Phase};
 use crate::config::{LoadLimits, TimeLimits};
 use crate::telemetry::{GaugeGuard, Metrics};
@@ -39,7 +41,9 @@ const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// What every connection of a listener shares.
 #[derive(Clone)]
 pub(crate) struct Listener {
-    pub(crate) router: Router,
+    /// What is not gRPC.
+    pub(crate) http: Router,
+    pub(crate) grpc: Option<Router>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) lifecycle: Lifecycle,
     pub(crate) time: TimeLimits,
@@ -88,15 +92,18 @@ impl Listener {
         let watch = Watch::new(self.time.header, self.time.idle);
         let io = TokioIo::new(WatchedStream { stream, watch: Arc::clone(&watch), preface: Some(0) });
 
-        let router = TowerToHyperService::new(self.router.clone());
+        let http = TowerToHyperService::new(self.http.clone());
+        let grpc = self.grpc.clone().map(TowerToHyperService::new);
         let requests = Arc::clone(&watch);
         let service = hyper::service::service_fn(move |request: Request<Incoming>| {
             let guard = RequestGuard::begin(&requests);
-            let response = router.call(request);
+            let call = grpc.as_ref().filter(|_| is_call(&request));
+            let streams = call.is_some();
+            let response = call.unwrap_or(&http).call(request);
             async move {
                 let response: Result<Response<Body>, _> = response.await;
-                drop(guard);
-                response
+                // A call goes on while its answers do; of other answers only the client's reading is left.
+                if streams { response.map(|response| response.map(|body| hold(body, guard))) } else { response }
             }
         });
 

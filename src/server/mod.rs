@@ -4,10 +4,14 @@
 //! until it is told to stop and everything admitted has been answered.
 
 mod app;
+mod asked;
 mod budget;
 mod connection;
+mod grpc;
+mod held;
 mod http;
 mod model;
+mod oip;
 mod problem;
 mod shutdown;
 
@@ -30,6 +34,7 @@ use crate::service::Service;
 use crate::telemetry::Metrics;
 use app::App;
 use connection::Listener;
+pub use grpc::DescriptorError;
 use model::start_model;
 use shutdown::{Lifecycle, Phase};
 
@@ -40,6 +45,8 @@ pub struct Server {
     lifecycle: Lifecycle,
     public: TcpListener,
     admin: Option<TcpListener>,
+    grpc: Option<TcpListener>,
+    calls: axum::Router,
     workers: Vec<thread::JoinHandle<()>>,
 }
 
@@ -69,6 +76,9 @@ pub enum StartError {
     /// A thread cannot be started.
     #[error("cannot start a worker thread: {0}")]
     Thread(io::Error),
+    /// A mistake in the services' definitions.
+    #[error(transparent)]
+    Descriptors(#[from] DescriptorError),
     /// A mistake in the metrics' definitions.
     #[error("cannot register the metrics: {0}")]
     Metrics(#[from] prometheus::Error),
@@ -102,6 +112,10 @@ impl Server {
             Some(address) => Some(listen(address).await?),
             None => None,
         };
+        let grpc = match config.grpc {
+            Some(address) => Some(listen(address).await?),
+            None => None,
+        };
         let loaded = ModelFolder::resolve(&config.model)?.load()?;
         let cores = Cores::oversubscribed(config.execution.plan.cores);
         let (model, workers) = start_model(loaded, &config, runtime, &metrics, &cores)?;
@@ -122,7 +136,8 @@ impl Server {
         let config = Arc::new(config);
         let lifecycle = Lifecycle::new();
         let app = App::new(service, metrics, Arc::clone(&config), lifecycle.clone());
-        Ok(Self { config, app, lifecycle, public, admin, workers })
+        let calls = grpc::router(&app)?;
+        Ok(Self { config, app, lifecycle, public, admin, grpc, calls, workers })
     }
 
     /// Where clients connect; the port is the real one if 0 was asked for.
@@ -139,6 +154,12 @@ impl Server {
         self.admin.as_ref().and_then(|admin| admin.local_addr().ok())
     }
 
+    /// Where gRPC is served, too, if it is.
+    #[must_use]
+    pub fn grpc_address(&self) -> Option<SocketAddr> {
+        self.grpc.as_ref().and_then(|grpc| grpc.local_addr().ok())
+    }
+
     /// Stops the server from another task.
     #[must_use]
     pub fn stop_handle(&self) -> StopHandle {
@@ -148,16 +169,18 @@ impl Server {
     /// Serves until SIGTERM, SIGINT or [`StopHandle::stop`]; then drains. Returns when everything admitted has been
     /// answered, or the drain time is over.
     pub async fn run(self) {
-        let Self { config, app, lifecycle, public, admin, workers } = self;
-        let listener = |router| Listener {
-            router,
+        let Self { config, app, lifecycle, public, admin, grpc, calls, workers } = self;
+        let listener = |http, grpc| Listener {
+            http,
+            grpc,
             metrics: Arc::clone(&app.metrics),
             lifecycle: lifecycle.clone(),
             time: config.time,
             load: config.load,
         };
-        let public = tokio::spawn(listener(app.public()).serve(public));
-        let admin = admin.map(|socket| tokio::spawn(listener(app.private()).serve(socket)));
+        let public = tokio::spawn(listener(app.public(), Some(calls.clone())).serve(public));
+        let grpc = grpc.map(|socket| tokio::spawn(listener(app.nothing(), Some(calls)).serve(socket)));
+        let admin = admin.map(|socket| tokio::spawn(listener(app.private(), None).serve(socket)));
 
         let told = lifecycle.clone();
         tokio::select! {
@@ -176,8 +199,8 @@ impl Server {
         let deadline = Instant::now() + config.time.drain;
         // Each waits for its connections, at most the drain time.
         let _ = public.await;
-        if let Some(admin) = admin {
-            let _ = admin.await;
+        for other in [admin, grpc].into_iter().flatten() {
+            let _ = other.await;
         }
         app.service.close();
         let ended = tokio::task::spawn_blocking(move || workers.into_iter().for_each(|w| drop(w.join())));

@@ -3,11 +3,14 @@
 //! A handler returns a [`Problem`]; its body is written further out ([`super::http::layers`]), where the request's id is
 //! known. Nothing internal is in it: an internal error says only that there was one, and the id leads to the log.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
+use tonic::Status;
+use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::config::ShedStatus;
 use crate::service::{Code, Error};
@@ -66,6 +69,36 @@ pub(crate) fn status_and_title(code: Code, shed: ShedStatus) -> (StatusCode, &'s
     }
 }
 
+/// The table for gRPC.
+pub(crate) fn grpc_code(code: Code, shed: ShedStatus) -> tonic::Code {
+    match code {
+        Code::InvalidParameter
+        | Code::InvalidJson
+        | Code::InvalidMultipart
+        | Code::InvalidBase64
+        | Code::InvalidRequest
+        | Code::NoImage
+        | Code::TooManyImages
+        | Code::ImageTooLarge
+        | Code::FeaturesTooLarge
+        | Code::NotAcceptable
+        | Code::UnsupportedMediaType
+        | Code::UnsupportedImageFormat
+        | Code::UndecodableImage => tonic::Code::InvalidArgument,
+        // What gRPC's own libraries say of messages that are too large.
+        Code::BodyTooLarge => tonic::Code::ResourceExhausted,
+        Code::UnknownModel => tonic::Code::NotFound,
+        Code::UnknownRoute | Code::MethodNotAllowed => tonic::Code::Unimplemented,
+        Code::Overloaded => match shed {
+            ShedStatus::TooManyRequests => tonic::Code::ResourceExhausted,
+            ShedStatus::ServiceUnavailable => tonic::Code::Unavailable,
+        },
+        Code::NotReady | Code::Draining => tonic::Code::Unavailable,
+        Code::BodyTimeout | Code::DeadlineExceeded => tonic::Code::DeadlineExceeded,
+        Code::Internal => tonic::Code::Internal,
+    }
+}
+
 impl Problem {
     pub(crate) fn new(code: Code, detail: impl Into<String>) -> Self {
         // Libraries' errors repeat what the client sent, which may be megabytes.
@@ -95,6 +128,30 @@ impl Problem {
         }
     }
 
+    /// The status of a call. Its details say what the HTTP answer would: the code, the request's id, when to come back.
+    pub(crate) fn status(&self, shed: ShedStatus, request_id: &str) -> Status {
+        let mut details = ErrorDetails::new();
+        details.set_error_info(self.code.as_str(), env!("CARGO_PKG_NAME"), HashMap::new());
+        details.set_request_info(request_id, "");
+        if let Some(wait) = self.retry_after {
+            details.set_retry_info(Some(wait));
+        }
+        Status::with_error_details(grpc_code(self.code, shed), self.detail.clone(), details)
+    }
+
+    /// The answer in the Open Inference Protocol's form.
+    pub(crate) fn render_oip(&self, shed: ShedStatus) -> Response {
+        let (status, _) = status_and_title(self.code, shed);
+        self.with_retry((status, axum::Json(serde_json::json!({ "error": self.detail }))).into_response())
+    }
+
+    fn with_retry(&self, mut response: Response) -> Response {
+        if let Some(wait) = self.retry_after {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs()));
+        }
+        response
+    }
+
     /// The answer, complete.
     pub(crate) fn render(&self, shed: ShedStatus, request_id: &str) -> Response {
         let (status, title) = status_and_title(self.code, shed);
@@ -108,11 +165,7 @@ impl Problem {
         };
         // Strings and numbers always serialise.
         let body = serde_json::to_vec(&body).unwrap_or_default();
-        let mut response = (status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response();
-        if let Some(wait) = self.retry_after {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs()));
-        }
-        response
+        self.with_retry((status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response())
     }
 }
 
@@ -147,33 +200,36 @@ mod tests {
     #[test]
     fn every_code_has_its_status() {
         let expected = [
-            ("invalid_parameter", 400),
-            ("invalid_json", 400),
-            ("invalid_multipart", 400),
-            ("invalid_base64", 400),
-            ("invalid_request", 400),
-            ("no_image", 400),
-            ("body_too_large", 413),
-            ("too_many_images", 413),
-            ("image_too_large", 413),
-            ("features_too_large", 413),
-            ("not_acceptable", 406),
-            ("unsupported_media_type", 415),
-            ("unsupported_image_format", 415),
-            ("undecodable_image", 422),
-            ("unknown_model", 404),
-            ("unknown_route", 404),
-            ("method_not_allowed", 405),
-            ("body_timeout", 408),
-            ("overloaded", 429),
-            ("not_ready", 503),
-            ("draining", 503),
-            ("deadline_exceeded", 504),
-            ("internal", 500),
+            ("invalid_parameter", 400, tonic::Code::InvalidArgument),
+            ("invalid_json", 400, tonic::Code::InvalidArgument),
+            ("invalid_multipart", 400, tonic::Code::InvalidArgument),
+            ("invalid_base64", 400, tonic::Code::InvalidArgument),
+            ("invalid_request", 400, tonic::Code::InvalidArgument),
+            ("no_image", 400, tonic::Code::InvalidArgument),
+            ("body_too_large", 413, tonic::Code::ResourceExhausted),
+            ("too_many_images", 413, tonic::Code::InvalidArgument),
+            ("image_too_large", 413, tonic::Code::InvalidArgument),
+            ("features_too_large", 413, tonic::Code::InvalidArgument),
+            ("not_acceptable", 406, tonic::Code::InvalidArgument),
+            ("unsupported_media_type", 415, tonic::Code::InvalidArgument),
+            ("unsupported_image_format", 415, tonic::Code::InvalidArgument),
+            ("undecodable_image", 422, tonic::Code::InvalidArgument),
+            ("unknown_model", 404, tonic::Code::NotFound),
+            ("unknown_route", 404, tonic::Code::Unimplemented),
+            ("method_not_allowed", 405, tonic::Code::Unimplemented),
+            ("body_timeout", 408, tonic::Code::DeadlineExceeded),
+            ("overloaded", 429, tonic::Code::ResourceExhausted),
+            ("not_ready", 503, tonic::Code::Unavailable),
+            ("draining", 503, tonic::Code::Unavailable),
+            ("deadline_exceeded", 504, tonic::Code::DeadlineExceeded),
+            ("internal", 500, tonic::Code::Internal),
         ];
         let table: Vec<_> = Code::ALL
             .iter()
-            .map(|code| (code.as_str(), status_and_title(*code, ShedStatus::default()).0.as_u16()))
+            .map(|code| {
+                let shed = ShedStatus::default();
+                (code.as_str(), status_and_title(*code, shed).0.as_u16(), grpc_code(*code, shed))
+            })
             .collect();
         assert_eq!(table, expected);
         let titles: BTreeSet<_> =
@@ -184,6 +240,7 @@ mod tests {
     #[test]
     fn shedding_can_be_a_503() {
         assert_eq!(status_and_title(Code::Overloaded, ShedStatus::ServiceUnavailable).0, 503);
+        assert_eq!(grpc_code(Code::Overloaded, ShedStatus::ServiceUnavailable), tonic::Code::Unavailable);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use cache::ScoreCache;
 pub use cache::Scored;
 pub use error::{Code, Error};
 pub use features::{Extracted, Extraction, FeaturePlan, FeaturesRequest};
-pub use predictions::{Ask, Prediction, predict, top};
+pub use predictions::{Ask, Prediction, predict, probabilities, top};
 pub use scores::{Scores, ScoresRequest};
 pub use served::{Features, Plan, ServedModel};
 pub use statistics::{Spent, Statistics};

@@ -27,14 +27,21 @@ pub struct Ask {
 
 /// Turns a row of scores into the `top_k` most probable classes that have at least `min_confidence`.
 #[must_use]
-pub fn predict(mut scores: Vec<f32>, kind: OutputKind, labels: &[Label], ask: Ask) -> Vec<Prediction> {
-    if kind == OutputKind::Logits {
-        softmax(&mut scores);
-    }
+pub fn predict(scores: Vec<f32>, kind: OutputKind, labels: &[Label], ask: Ask) -> Vec<Prediction> {
+    let scores = probabilities(scores, kind);
     top(&scores, ask.top_k, ask.min_confidence)
         .into_iter()
         .map(|class| Prediction { class, label: labels[class].clone(), probability: scores[class] })
         .collect()
+}
+
+/// Turns a row of scores into the probabilities of all classes.
+#[must_use]
+pub fn probabilities(mut scores: Vec<f32>, kind: OutputKind) -> Vec<f32> {
+    if kind == OutputKind::Logits {
+        softmax(&mut scores);
+    }
+    scores
 }
 
 /// Turns logits into probabilities, in place.

@@ -75,6 +75,12 @@ metrics! {
         http_request_duration_seconds: HistogramVec<"route"> = SECONDS,
         /// HTTP requests being handled.
         http_requests_in_flight: IntGauge,
+        /// gRPC calls that are over, by method and status.
+        grpc_requests_total: IntCounterVec<"method", "code">,
+        /// Seconds from the head of a call to the end of its answer, by method; streams last as long as their clients like.
+        grpc_request_duration_seconds: HistogramVec<"method"> = SECONDS,
+        /// gRPC calls being handled.
+        grpc_requests_in_flight: IntGauge,
         /// Open connections.
         http_connections: IntGauge,
         /// Connections closed because the client was too slow or idle, by phase: header, idle.

@@ -27,6 +27,7 @@ pub(crate) fn config() -> Config {
     Config {
         listen: SocketAddr::from(([127, 0, 0, 1], 0)),
         admin: None,
+        grpc: None,
         model: EMBEDDED_MODEL.to_owned(),
         // No calibration: it is for one server a machine, and has tests of its own.
         execution: Execution {

@@ -10,15 +10,15 @@ use tokio::time::{Duration, Instant};
 use super::images::images;
 use crate::cores::Priority;
 use crate::server::app::App;
+use crate::server::asked::ask;
 use crate::server::problem::Problem;
-use crate::service::{Ask, Classified, ClassifyRequest, Code, Error, ImageResult, ScoresRequest, Times};
+use crate::service::{Classified, ClassifyRequest, Code, Error, ImageResult, ScoresRequest, Times};
 use crate::telemetry::Stage;
 
 /// A deadline in milliseconds, from the client.
 const TIMEOUT_HEADER: HeaderName = HeaderName::from_static("x-request-timeout-ms");
 const PRIORITY: HeaderName = HeaderName::from_static("priority");
 pub(super) const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
-const DEFAULT_TOP_K: usize = 5;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -95,16 +95,6 @@ pub(super) async fn classify(
     Ok(response)
 }
 
-/// Which predictions are wanted.
-pub(super) fn ask(top_k: Option<usize>, min_confidence: Option<f32>, classes: usize) -> Result<Ask, Problem> {
-    let min_confidence = min_confidence.unwrap_or(0.0);
-    if !(0.0..=1.0).contains(&min_confidence) {
-        let detail = format!("`min_confidence` must be between 0 and 1, found {min_confidence}");
-        return Err(Problem::new(Code::InvalidParameter, detail));
-    }
-    Ok(Ask { top_k: top_k.unwrap_or(DEFAULT_TOP_K.min(classes)), min_confidence })
-}
-
 /// The stages that `Server-Timing` tells of.
 pub(super) fn stages(read: Duration, times: Times, encode: Duration) -> [(Stage, Duration); 6] {
     [
@@ -131,7 +121,7 @@ pub(super) fn timeout(app: &App, headers: &HeaderMap) -> Result<Duration, Proble
 
 /// The urgency of the `Priority` header (RFC 9218): 0 to 3, which is the default, is interactive; 4 to 7 is background. As
 /// that standard has it, a header that cannot be read says nothing.
-pub(super) fn priority(headers: &HeaderMap) -> Priority {
+pub(in crate::server) fn priority(headers: &HeaderMap) -> Priority {
     let value = headers.get(PRIORITY).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let urgency = value.split(',').filter_map(|item| item.trim().strip_prefix("u=")?.parse::<u8>().ok()).next_back();
     match urgency {

@@ -1,23 +1,18 @@
 //! `POST /v1/features` and `POST /v1/attention`: what the network makes of images on the way to its scores.
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, Request, State};
 use axum::response::{IntoResponse, Response};
-use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, header};
-use http_body::{Frame, SizeHint};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use super::accept::choose;
-use super::classify::{ItemError, ModelRef, SERVER_TIMING, ask, priority, server_timing, stages, timeout};
+use super::classify::{ItemError, ModelRef, SERVER_TIMING, priority, server_timing, stages, timeout};
 use super::images::images;
 use super::layers::Uncompressed;
 use super::tensors::{Dtype, Tensor, json, npz, safetensors};
@@ -25,12 +20,14 @@ use crate::ghostnet::{Cut, Output};
 use crate::picture;
 use crate::preprocess::{Fit, Geometry, ImageInfo};
 use crate::server::app::App;
+use crate::server::asked::{ask, invalid, levels, size, tensor_name};
+use crate::server::held::hold;
 use crate::server::problem::Problem;
 use crate::service::{Code, Error, Extracted, FeaturePlan, FeaturesRequest, Prediction};
 use crate::telemetry::Stage;
 
 /// Answers from this size on are written on one of the cores that compute, not where connections are served.
-const LARGE_ANSWER: usize = 256 << 10;
+pub(in crate::server) const LARGE_ANSWER: usize = 256 << 10;
 
 /// The containers that tensors come in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,7 +113,7 @@ pub(super) async fn features(
         CutName::Deepest => Cut::Deepest,
         CutName::Timm => Cut::Timm,
     };
-    let outputs = levels(asked.levels.as_deref().unwrap_or(default), cut)?;
+    let outputs = levels(asked.levels.as_deref().unwrap_or(default).split(',').map(str::trim), cut)?;
     if asked.normalize.is_some() && !outputs.contains(&Output::Embedding) {
         return Err(invalid("`normalize` is about the embedding; add `embedding` to `levels`"));
     }
@@ -224,7 +221,8 @@ async fn answer(
     app.metrics.stage(Stage::Encode, encode);
     app.metrics.stage(Stage::Total, start.elapsed());
 
-    let body = Body::new(Held { bytes: Some(body.into()), _memory: memory });
+    // It counts against the memory for feature maps until it is sent.
+    let body = hold(Body::from(body), memory);
     let mut response = ([(header::CONTENT_TYPE, style.form.media_type())], body).into_response();
     if let Ok(timing) = HeaderValue::try_from(server_timing(&stages(read, times, encode))) {
         response.headers_mut().insert(SERVER_TIMING, timing);
@@ -366,76 +364,6 @@ fn layer_name(output: Output) -> String {
     output.to_string().trim_start_matches("attention.").to_owned()
 }
 
-/// Levels are called the same in both cuts.
-fn tensor_name(output: Output) -> String {
-    match output {
-        Output::Features { level, .. } => format!("c{level}"),
-        Output::Embedding => "embedding".to_owned(),
-        _ => "attention".to_owned(),
-    }
-}
-
 fn query<P: DeserializeOwned>(parameters: Result<Query<P>, QueryRejection>) -> Result<P, Problem> {
     parameters.map(|Query(parameters)| parameters).map_err(|e| Problem::new(Code::InvalidParameter, e.body_text()))
-}
-
-fn invalid(detail: impl Into<String>) -> Problem {
-    Problem::new(Code::InvalidParameter, detail)
-}
-
-fn levels(text: &str, cut: Cut) -> Result<Vec<Output>, Problem> {
-    let mut outputs = Vec::new();
-    for name in text.split(',').map(str::trim) {
-        let output = match name.parse::<Output>() {
-            Ok(Output::Embedding) => Output::Embedding,
-            Ok(Output::Features { cut: Cut::Deepest, level }) => Output::Features { cut, level },
-            _ => {
-                let name: String = name.chars().take(50).collect();
-                return Err(invalid(format!("`levels` takes c1 to c5 and embedding, with commas; found `{name}`")));
-            }
-        };
-        if outputs.contains(&output) {
-            return Err(invalid(format!("`levels` has `{name}` twice")));
-        }
-        outputs.push(output);
-    }
-    // In one order, so that the same set is the same session.
-    outputs.sort_by_key(|output| (*output == Output::Embedding, *output));
-    Ok(outputs)
-}
-
-/// `320`, or `416x320`: width and height. Gives height and width.
-fn size(text: &str) -> Result<[usize; 2], Problem> {
-    let side = |text: &str| text.parse::<u16>().ok().map(usize::from);
-    let sides = match text.split_once('x') {
-        None => side(text).map(|side| [side, side]),
-        Some((width, height)) => side(height).zip(side(width)).map(|(height, width)| [height, width]),
-    };
-    sides.ok_or_else(|| {
-        let text: String = text.chars().take(50).collect();
-        invalid(format!("`size` must be a side or WIDTHxHEIGHT, such as 320 or 416x320; found `{text}`"))
-    })
-}
-
-/// A body that counts against the memory for feature maps until it is sent.
-struct Held {
-    bytes: Option<Bytes>,
-    _memory: OwnedSemaphorePermit,
-}
-
-impl http_body::Body for Held {
-    type Data = Bytes;
-    type Error = std::convert::Infallible;
-
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        Poll::Ready(self.bytes.take().map(|bytes| Ok(Frame::data(bytes))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.bytes.is_none()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
-    }
 }

@@ -8,7 +8,7 @@ use axum::extract::Request;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use http::header;
+use http::{HeaderMap, header};
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use tokio::time::{Duration, Instant};
@@ -30,7 +30,7 @@ pub(super) struct Images {
 }
 
 /// Far above any sensible `--max-images-per-request`.
-const MAX_JSON_IMAGES: usize = 10_000;
+pub(super) const MAX_JSON_IMAGES: usize = 10_000;
 
 /// What a body is, by its `Content-Type`.
 enum Kind {
@@ -85,12 +85,7 @@ pub(super) async fn images(app: &App, request: Request, start: Instant, deadline
     let limits = &app.config.request;
     let (parts, body) = request.into_parts();
     let kind = kind(parts.headers.get(header::CONTENT_TYPE).map(|v| v.as_bytes()))?;
-    if let Some(encoding) = parts.headers.get(header::CONTENT_ENCODING)
-        && encoding != "identity"
-    {
-        let detail = "compressed bodies are not read: images are compressed already; leave out `Content-Encoding`";
-        return Err(Problem::new(Code::UnsupportedMediaType, detail));
-    }
+    check_encoding(&parts.headers)?;
     let limit = if matches!(kind, Kind::Raw) { limits.max_body } else { limits.max_multi_body };
     let until = start + app.config.time.body;
     let read_body = read(app, &parts.headers, body, limit, until.min(deadline)).await;
@@ -109,6 +104,17 @@ pub(super) async fn images(app: &App, request: Request, start: Instant, deadline
         return Err(Error::NoImages.into());
     }
     Ok(Images { files, read, _body: body })
+}
+
+/// Refuses bodies that are compressed as a whole.
+pub(super) fn check_encoding(headers: &HeaderMap) -> Result<(), Problem> {
+    match headers.get(header::CONTENT_ENCODING).filter(|encoding| *encoding != "identity") {
+        None => Ok(()),
+        Some(_) => {
+            let detail = "compressed bodies are not read: images are compressed already; leave out `Content-Encoding`";
+            Err(Problem::new(Code::UnsupportedMediaType, detail))
+        }
+    }
 }
 
 fn kind(content_type: Option<&[u8]>) -> Result<Kind, Problem> {
@@ -157,7 +163,7 @@ fn from_json(body: &[u8], limits: &RequestLimits) -> Result<Vec<Result<Source, E
     Ok(texts.iter().map(|text| from_base64(text).map(Source::File)).collect())
 }
 
-fn from_base64(text: &str) -> Result<Bytes, Error> {
+pub(super) fn from_base64(text: &str) -> Result<Bytes, Error> {
     let text = match text.strip_prefix("data:") {
         None => text,
         Some(url) => match url.split_once(";base64,") {

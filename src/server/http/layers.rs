@@ -32,7 +32,7 @@ use crate::server::shutdown::Phase;
 use crate::service::Error;
 use crate::telemetry::GaugeGuard;
 
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(in crate::server) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longer ids from clients are replaced: they stand on every log line.
 const MAX_REQUEST_ID: usize = 128;
 /// Answers below this gain nothing from compression.
@@ -42,7 +42,7 @@ const COMPRESS_ABOVE: u64 = 1024;
 pub(super) struct Uncompressed;
 
 /// What a handler should have noticed itself is cut off this much later.
-const BACKSTOP: Duration = Duration::from_secs(1);
+pub(in crate::server) const BACKSTOP: Duration = Duration::from_secs(1);
 
 /// Sheds requests past the bound on requests in flight, before their body is read.
 pub(super) fn shed_past(routes: Router<App>, app: &App) -> Router<App> {
@@ -110,7 +110,8 @@ async fn observe(State(app): State<App>, request: Request, next: Next) -> Respon
     });
     if let Some(problem) = &problem {
         app.metrics.problems_total.with_label_values(&[problem.code.as_str()]).inc();
-        let rendered = problem.render(app.config.shed_status, &id);
+        let shed = app.config.shed_status;
+        let rendered = if is_oip(&path) { problem.render_oip(shed) } else { problem.render(shed, &id) };
         // Headers of the original that still mean something.
         let allow = response.headers_mut().remove(header::ALLOW);
         response = rendered;
@@ -127,7 +128,8 @@ async fn observe(State(app): State<App>, request: Request, next: Next) -> Respon
     let code = problem.as_ref().map(|p| p.code.as_str());
     let ms = took.as_secs_f64() * 1e3;
     // Scrapes and probes come every few seconds for ever.
-    if matches!(&route[..], "/metrics" | "/livez" | "/readyz") && status < 400 {
+    if matches!(&route[..], "/metrics" | "/livez" | "/readyz" | "/v2/health/live" | "/v2/health/ready") && status < 400
+    {
         tracing::debug!(%method, path, status, ms, "request");
     } else {
         tracing::info!(%method, path, status, code, ms, "request");
@@ -160,14 +162,20 @@ fn span(request: &http::Request<axum::body::Body>) -> tracing::Span {
 
 /// A client's id is taken over if it can stand in a log.
 fn drop_odd_request_id<B>(mut request: http::Request<B>) -> http::Request<B> {
-    let sane = |id: &HeaderValue| {
-        let bytes = id.as_bytes();
-        (1..=MAX_REQUEST_ID).contains(&bytes.len()) && bytes.iter().all(|b| b.is_ascii_graphic())
-    };
-    if request.headers().get(REQUEST_ID).is_some_and(|id| !sane(id)) {
+    if request.headers().get(REQUEST_ID).is_some_and(|id| !sane_request_id(id)) {
         request.headers_mut().remove(REQUEST_ID);
     }
     request
+}
+
+pub(in crate::server) fn sane_request_id(id: &HeaderValue) -> bool {
+    let bytes = id.as_bytes();
+    (1..=MAX_REQUEST_ID).contains(&bytes.len()) && bytes.iter().all(|b| b.is_ascii_graphic())
+}
+
+/// Whether a path is the Open Inference Protocol's, which has errors of another form.
+fn is_oip(path: &str) -> bool {
+    path.strip_prefix("/v2").is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// The panic itself is logged by the process's hook, inside the request's span.

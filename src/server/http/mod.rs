@@ -6,10 +6,15 @@ mod body;
 mod classify;
 mod features;
 mod images;
+mod inference;
 pub(crate) mod layers;
 mod linger;
 mod models;
 mod tensors;
+
+pub(in crate::server) use classify::priority;
+pub(in crate::server) use features::LARGE_ANSWER;
+pub(in crate::server) use tensors::{Dtype, write_row};
 
 use axum::Router;
 use axum::routing::{get, post};
@@ -26,8 +31,9 @@ impl App {
             .route("/v1/features", post(features::features))
             .route("/v1/attention", post(features::attention))
             .route("/v1/models", get(models::list))
-            .route("/v1/models/{id}", get(models::show));
-        let routes = layers::shed_past(api, self);
+            .route("/v1/models/{id}", get(models::show))
+            .merge(inference::work());
+        let routes = layers::shed_past(api, self).merge(inference::about());
         let routes = if self.config.admin.is_none() { routes.merge(Self::administrative()) } else { routes };
         self.finish(routes)
     }
@@ -35,6 +41,11 @@ impl App {
     /// The routes for operators, for the private listener.
     pub(crate) fn private(&self) -> Router {
         self.finish(Self::administrative())
+    }
+
+    /// Only the errors, for a listener of another protocol.
+    pub(crate) fn nothing(&self) -> Router {
+        self.finish(Router::new())
     }
 
     fn administrative() -> Router<Self> {

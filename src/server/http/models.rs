@@ -104,7 +104,7 @@ pub(super) async fn list(State(app): State<App>, RawQuery(query): RawQuery) -> R
 }
 
 /// A parameter that would be ignored is a misunderstanding.
-fn no_parameters(query: Option<String>) -> Result<(), Problem> {
+pub(super) fn no_parameters(query: Option<String>) -> Result<(), Problem> {
     match query.filter(|q| !q.is_empty()) {
         None => Ok(()),
         Some(_) => Err(Problem::new(Code::InvalidParameter, "this path takes no query parameters")),

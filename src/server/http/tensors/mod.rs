@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 /// Types of elements; little-endian.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Dtype {
+pub(in crate::server) enum Dtype {
     /// IEEE single precision.
     #[default]
     F32,
@@ -27,7 +27,7 @@ pub(super) enum Dtype {
 }
 
 impl Dtype {
-    pub(super) fn bytes(self) -> usize {
+    pub(in crate::server) fn bytes(self) -> usize {
         match self {
             Self::F32 => 4,
             Self::F16 => 2,
@@ -62,7 +62,7 @@ impl Tensor<'_> {
 const BLOCK: usize = 1024;
 
 /// Hands out the bytes of a row's elements, in blocks.
-fn write_row(row: &[f32], (dtype, unit): (Dtype, bool), mut out: impl FnMut(&[u8])) {
+pub(in crate::server) fn write_row(row: &[f32], (dtype, unit): (Dtype, bool), mut out: impl FnMut(&[u8])) {
     let norm = if unit { row.iter().map(|v| v * v).sum::<f32>().sqrt() } else { 1.0 };
     // A row of zeros has no direction, and stays.
     let scale = if norm > 0.0 { 1.0 / norm } else { 1.0 };

@@ -1,0 +1,301 @@
+//! The Open Inference Protocol over gRPC.
+
+use std::collections::{BTreeMap, HashMap};
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use futures::Stream;
+use prost::Message;
+use tokio::time::Instant;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::Grpc;
+use super::call::{Call, Kept};
+use super::service::open;
+use crate::proto::inference as proto;
+use crate::proto::inference::grpc_inference_service_server::GrpcInferenceService;
+use crate::proto::inference::infer_parameter::ParameterChoice;
+use crate::proto::inference::model_infer_response::InferOutputTensor;
+use crate::server::oip::{self, Elements, InferRequest, InferResponse, InputTensor, Parameter, Wanted};
+use crate::server::problem::Problem;
+use crate::server::shutdown::Phase;
+use crate::service::{Code, Error};
+use crate::telemetry::Stage;
+
+impl Grpc {
+    /// Answers one request, which came at a certain time.
+    async fn infer(
+        &self,
+        call: &Call,
+        came: Instant,
+        request: proto::ModelInferRequest,
+    ) -> Result<InferResponse, Problem> {
+        let request = read(request, call, came)?;
+        oip::infer(&self.app, request).await
+    }
+
+    fn find(&self, call: &Call, name: &str, version: &str) -> Result<oip::Named, Status> {
+        oip::find(&self.app, name, version).map_err(|problem| call.refusal.status(&problem))
+    }
+}
+
+fn invalid(detail: impl Into<String>) -> Problem {
+    Problem::new(Code::InvalidRequest, detail)
+}
+
+fn read(request: proto::ModelInferRequest, call: &Call, came: Instant) -> Result<InferRequest, Problem> {
+    let raw = request.raw_input_contents.len();
+    if raw > 0 && raw != request.inputs.len() {
+        return Err(invalid(format!("there are {} inputs and {raw} raw contents", request.inputs.len())));
+    }
+    let mut raw = request.raw_input_contents.into_iter();
+    let mut inputs = Vec::with_capacity(request.inputs.len().min(4));
+    for input in request.inputs {
+        let elements = match (raw.next(), input.contents) {
+            (Some(bytes), None) => Elements::Raw(bytes),
+            (Some(_), Some(_)) => return Err(invalid("an input has either contents or raw contents")),
+            (None, Some(contents)) => contents_of(&input.datatype, contents),
+            (None, None) => return Err(invalid("an input has neither contents nor raw contents")),
+        };
+        inputs.push(InputTensor { name: input.name, datatype: input.datatype, shape: input.shape, elements });
+    }
+    let wanted = |output: proto::model_infer_request::InferRequestedOutputTensor| {
+        let mut classification = 0;
+        for (name, value) in parameters(output.parameters) {
+            match (name.as_str(), value) {
+                ("classification", Parameter::Number(classes)) if (0.0..1e9).contains(&classes) => {
+                    classification = classes as usize;
+                }
+                // Outputs are always bytes here.
+                ("binary_data", _) => {}
+                _ => return Err(invalid(format!("an output has no parameter `{name}` of this kind"))),
+            }
+        }
+        Ok(Wanted { name: output.name, classification })
+    };
+    Ok(InferRequest {
+        model: request.model_name,
+        version: request.model_version,
+        id: request.id,
+        parameters: parameters(request.parameters),
+        outputs: request.outputs.into_iter().map(wanted).collect::<Result<_, _>>()?,
+        inputs,
+        priority: call.priority,
+        start: came,
+        deadline: call.deadline(came),
+    })
+}
+
+fn parameters(map: HashMap<String, proto::InferParameter>) -> BTreeMap<String, Parameter> {
+    let value = |choice| match choice {
+        ParameterChoice::BoolParam(flag) => Parameter::Bool(flag),
+        ParameterChoice::Int64Param(number) => Parameter::Number(number as f64),
+        ParameterChoice::Uint64Param(number) => Parameter::Number(number as f64),
+        ParameterChoice::DoubleParam(number) => Parameter::Number(number),
+        ParameterChoice::StringParam(text) => Parameter::Text(text),
+    };
+    map.into_iter().filter_map(|(name, parameter)| Some((name, value(parameter.parameter_choice?)))).collect()
+}
+
+/// The field that belongs to the datatype; others are left alone, so that they are found to be too few elements.
+fn contents_of(datatype: &str, contents: proto::InferTensorContents) -> Elements {
+    match datatype {
+        "BYTES" => Elements::Texts(contents.bytes_contents.into_iter().map(Ok).collect()),
+        "UINT8" => Elements::Numbers(contents.uint_contents.into_iter().map(|number| number as f32).collect()),
+        _ => {
+            let mut bytes = BytesMut::with_capacity(contents.fp32_contents.len() * 4);
+            contents.fp32_contents.iter().for_each(|number| bytes.put_f32_le(*number));
+            Elements::Raw(bytes.freeze())
+        }
+    }
+}
+
+fn write(response: InferResponse) -> (proto::ModelInferResponse, Option<Kept>) {
+    let model_name = response.model.name();
+    let mut outputs = Vec::with_capacity(response.outputs.len());
+    let mut raw: Vec<Bytes> = Vec::with_capacity(response.outputs.len());
+    for output in response.outputs {
+        outputs.push(InferOutputTensor {
+            name: output.name,
+            datatype: output.datatype.to_owned(),
+            shape: output.shape,
+            parameters: HashMap::new(),
+            contents: None,
+        });
+        raw.push(output.data.into());
+    }
+    let message = proto::ModelInferResponse {
+        model_name,
+        model_version: InferResponse::version().to_owned(),
+        id: response.id,
+        parameters: HashMap::new(),
+        outputs,
+        raw_output_contents: raw,
+    };
+    (message, response.memory.map(|memory| Kept(Arc::new(memory))))
+}
+
+#[tonic::async_trait]
+impl GrpcInferenceService for Grpc {
+    async fn server_live(
+        &self,
+        _: Request<proto::ServerLiveRequest>,
+    ) -> Result<Response<proto::ServerLiveResponse>, Status> {
+        Ok(Response::new(proto::ServerLiveResponse { live: true }))
+    }
+
+    async fn server_ready(
+        &self,
+        _: Request<proto::ServerReadyRequest>,
+    ) -> Result<Response<proto::ServerReadyResponse>, Status> {
+        let ready = self.app.lifecycle.phase() == Phase::Running && self.app.service.is_ready();
+        Ok(Response::new(proto::ServerReadyResponse { ready }))
+    }
+
+    async fn model_ready(
+        &self,
+        request: Request<proto::ModelReadyRequest>,
+    ) -> Result<Response<proto::ModelReadyResponse>, Status> {
+        let (call, asked) = open(request)?;
+        let model = self.find(&call, &asked.name, &asked.version)?;
+        Ok(Response::new(proto::ModelReadyResponse { ready: model.served.is_ready() }))
+    }
+
+    async fn server_metadata(
+        &self,
+        _: Request<proto::ServerMetadataRequest>,
+    ) -> Result<Response<proto::ServerMetadataResponse>, Status> {
+        let oip::ServerMetadata { name, version, extensions } = oip::server();
+        Ok(Response::new(proto::ServerMetadataResponse { name, version, extensions }))
+    }
+
+    async fn model_metadata(
+        &self,
+        request: Request<proto::ModelMetadataRequest>,
+    ) -> Result<Response<proto::ModelMetadataResponse>, Status> {
+        let (call, asked) = open(request)?;
+        let metadata = oip::metadata(&self.find(&call, &asked.name, &asked.version)?);
+        Ok(Response::new(metadata.into()))
+    }
+
+    async fn model_infer(
+        &self,
+        request: Request<proto::ModelInferRequest>,
+    ) -> Result<Response<proto::ModelInferResponse>, Status> {
+        let (call, request) = open(request)?;
+        self.app.metrics.stage(Stage::Read, call.start.elapsed());
+        let answer = self.infer(&call, call.start, request).await;
+        let (message, kept) = write(answer.map_err(|problem| call.refusal.status(&problem))?);
+        let mut response = Response::new(message);
+        if let Some(kept) = kept {
+            response.extensions_mut().insert(kept);
+        }
+        Ok(response)
+    }
+
+    type ModelStreamInferStream = Pin<Box<dyn Stream<Item = Result<proto::ModelStreamInferResponse, Status>> + Send>>;
+
+    async fn model_stream_infer(
+        &self,
+        request: Request<Streaming<proto::ModelInferRequest>>,
+    ) -> Result<Response<Self::ModelStreamInferStream>, Status> {
+        let (call, messages) = open(request)?;
+        // One after the other: that is the order which the protocol promises.
+        let answers =
+            futures::stream::unfold((self.clone(), call, messages), |(grpc, call, mut messages)| async move {
+                let request = tokio::select! {
+                    message = messages.message() => match message {
+                        Ok(message) => message?,
+                        Err(status) => return Some((Err(status), (grpc, call, messages))),
+                    },
+                    () = grpc.app.lifecycle.reached(Phase::Stopping) => {
+                        return Some((Err(call.refusal.status(&Error::Draining.into())), (grpc, call, messages)));
+                    }
+                };
+                let (size, id) = (request.encoded_len(), request.id.clone());
+                let answer = grpc.infer(&call, Instant::now(), request).await;
+                call.meter.done_with(size);
+                let answer = match answer {
+                    // What the maps take is let go before they are sent: one answer a stream at a time.
+                    Ok(answer) => proto::ModelStreamInferResponse {
+                        error_message: String::new(),
+                        infer_response: Some(write(answer).0),
+                    },
+                    Err(problem) => proto::ModelStreamInferResponse {
+                        error_message: call.refusal.status(&problem).message().to_owned(),
+                        // So that clients know what it is about.
+                        infer_response: Some(proto::ModelInferResponse { id, ..proto::ModelInferResponse::default() }),
+                    },
+                };
+                Some((Ok(answer), (grpc, call, messages)))
+            });
+        Ok(Response::new(Box::pin(ends_with_the_first_error(answers))))
+    }
+
+    async fn model_config(
+        &self,
+        request: Request<proto::ModelConfigRequest>,
+    ) -> Result<Response<proto::ModelConfigResponse>, Status> {
+        let (call, asked) = open(request)?;
+        let config = oip::config(&self.app, &self.find(&call, &asked.name, &asked.version)?);
+        Ok(Response::new(proto::ModelConfigResponse { config: Some(config.into()) }))
+    }
+
+    async fn model_statistics(
+        &self,
+        request: Request<proto::ModelStatisticsRequest>,
+    ) -> Result<Response<proto::ModelStatisticsResponse>, Status> {
+        let (call, asked) = open(request)?;
+        let models = match asked.name.is_empty() {
+            true => oip::all(&self.app),
+            false => vec![self.find(&call, &asked.name, &asked.version)?],
+        };
+        let model_stats = models.iter().map(|model| oip::statistics(model).into()).collect();
+        Ok(Response::new(proto::ModelStatisticsResponse { model_stats }))
+    }
+
+    async fn repository_index(
+        &self,
+        request: Request<proto::RepositoryIndexRequest>,
+    ) -> Result<Response<proto::RepositoryIndexResponse>, Status> {
+        let entry = |entry: oip::IndexEntry| proto::repository_index_response::ModelIndex {
+            name: entry.name,
+            version: entry.version,
+            state: entry.state,
+            reason: entry.reason,
+        };
+        let models = oip::index(&self.app, request.into_inner().ready).into_iter().map(entry).collect();
+        Ok(Response::new(proto::RepositoryIndexResponse { models }))
+    }
+
+    async fn repository_model_load(
+        &self,
+        request: Request<proto::RepositoryModelLoadRequest>,
+    ) -> Result<Response<proto::RepositoryModelLoadResponse>, Status> {
+        let (call, asked) = open(request)?;
+        self.find(&call, &asked.model_name, "")?;
+        Err(call.refusal.status(&oip::not_loadable()))
+    }
+
+    async fn repository_model_unload(
+        &self,
+        request: Request<proto::RepositoryModelUnloadRequest>,
+    ) -> Result<Response<proto::RepositoryModelUnloadResponse>, Status> {
+        let (call, asked) = open(request)?;
+        self.find(&call, &asked.model_name, "")?;
+        Err(call.refusal.status(&oip::not_loadable()))
+    }
+}
+
+/// A stream that is over once it has given an error.
+fn ends_with_the_first_error<T: Send>(
+    stream: impl Stream<Item = Result<T, Status>> + Send,
+) -> impl Stream<Item = Result<T, Status>> + Send {
+    let mut over = false;
+    futures::StreamExt::take_while(stream, move |item| {
+        let go_on = !over;
+        over = item.is_err();
+        std::future::ready(go_on)
+    })
+}

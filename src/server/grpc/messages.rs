@@ -1,0 +1,102 @@
+//! Between the service's types and the messages of `ghostserve.v1`.
+
+use bytes::Bytes;
+
+use crate::cores::Priority;
+use crate::preprocess::{Fit, Geometry, ImageInfo};
+use crate::proto::v1;
+use crate::server::problem::Problem;
+use crate::service::{Classified, Error, ImageResult, Prediction, ServedModel, Times};
+
+/// Priorities; the metadata's counts where the message says nothing.
+pub(super) fn priority(of_message: v1::Priority, of_metadata: Priority) -> Priority {
+    match of_message {
+        v1::Priority::Unspecified => of_metadata,
+        v1::Priority::Interactive => Priority::Interactive,
+        v1::Priority::Background => Priority::Background,
+    }
+}
+
+pub(super) fn images(files: Vec<Bytes>) -> Vec<Result<crate::preprocess::Source, Error>> {
+    files.into_iter().map(|file| Ok(file.into())).collect()
+}
+
+/// An empty name is none.
+pub(super) fn name(text: String) -> Option<String> {
+    Some(text).filter(|text| !text.is_empty())
+}
+
+pub(super) fn model(model: &ServedModel) -> v1::ModelReference {
+    let manifest = &model.manifest;
+    v1::ModelReference { id: manifest.id.clone(), digest: manifest.network.digest.to_string() }
+}
+
+pub(super) fn timing(times: Times) -> v1::Timing {
+    let ms = |time: std::time::Duration| time.as_secs_f64() * 1e3;
+    v1::Timing {
+        decode_ms: ms(times.decode),
+        resize_ms: ms(times.resize),
+        queue_ms: ms(times.queue),
+        infer_ms: ms(times.infer),
+    }
+}
+
+pub(super) fn image_error(error: &Error) -> v1::ImageError {
+    v1::ImageError { code: error.code().as_str().to_owned(), detail: error.to_string() }
+}
+
+pub(super) fn problem(problem: &Problem) -> v1::ImageError {
+    v1::ImageError { code: problem.code.as_str().to_owned(), detail: problem.detail.clone() }
+}
+
+pub(super) fn image(info: ImageInfo) -> v1::ImageInfo {
+    let format = info.format.map(|format| format.to_string().to_ascii_lowercase()).unwrap_or_default();
+    v1::ImageInfo { format, width: info.width, height: info.height }
+}
+
+pub(super) fn prediction(prediction: Prediction) -> v1::Prediction {
+    v1::Prediction {
+        class: prediction.class as u32,
+        label: prediction.label.name,
+        wnid: prediction.label.wnid,
+        probability: prediction.probability,
+    }
+}
+
+pub(super) fn classified(classified: Classified) -> v1::ClassifyResponse {
+    use v1::classify_result::Outcome;
+    let result = |result: Result<ImageResult, Error>| {
+        let outcome = match result {
+            Ok(result) => Outcome::Classification(v1::Classification {
+                predictions: result.predictions.into_iter().map(prediction).collect(),
+                image: Some(image(result.image)),
+            }),
+            Err(error) => Outcome::Error(image_error(&error)),
+        };
+        v1::ClassifyResult { outcome: Some(outcome) }
+    };
+    v1::ClassifyResponse {
+        model: Some(model(&classified.model)),
+        timing: Some(timing(classified.times)),
+        results: classified.results.into_iter().map(result).collect(),
+    }
+}
+
+pub(super) fn geometry(geometry: Geometry) -> v1::Geometry {
+    let fit = match geometry.fit {
+        Fit::Crop => v1::Fit::Crop,
+        Fit::Letterbox => v1::Fit::Letterbox,
+        Fit::Stretch => v1::Fit::Stretch,
+    };
+    v1::Geometry {
+        width: geometry.width as u32,
+        height: geometry.height as u32,
+        scale_x: geometry.scale[0],
+        scale_y: geometry.scale[1],
+        offset_x: geometry.offset[0],
+        offset_y: geometry.offset[1],
+        fit: fit.into(),
+        visible: geometry.visible.to_vec(),
+        padding: geometry.padding.to_vec(),
+    }
+}

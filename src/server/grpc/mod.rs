@@ -1,0 +1,133 @@
+//! The gRPC interface, on the same port as HTTP: our own service, the Open Inference Protocol, health and reflection. A handler
+//! turns its message into what [`crate::service`] takes, makes one call, and turns the outcome into a message.
+
+mod about;
+mod call;
+mod features;
+mod health;
+mod inference;
+mod messages;
+mod meter;
+mod service;
+mod stream;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::middleware::from_fn_with_state;
+use http::{Request, Version, header};
+use prost::Message;
+use prost_types::FileDescriptorSet;
+use tonic::service::Routes;
+use tonic_health::pb::health_server::HealthServer;
+use tonic_reflection::server::Builder;
+
+use super::app::App;
+use crate::proto::DESCRIPTORS;
+use crate::proto::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
+use crate::proto::v1::inference_service_server::InferenceServiceServer;
+
+/// The methods that run the network: they count against the requests in flight.
+const WORK: [&str; 5] = ["Classify", "ClassifyStream", "ExtractFeatures", "ModelInfer", "ModelStreamInfer"];
+
+/// What the handlers share.
+#[derive(Clone)]
+struct Grpc {
+    app: App,
+    methods: Arc<HashMap<String, Method>>,
+}
+
+/// A method that there is.
+#[derive(Clone, Debug)]
+struct Method {
+    /// `/package.Service/Method`.
+    name: Arc<str>,
+    works: bool,
+    /// Whether the client sends any number of messages.
+    streams: bool,
+}
+
+/// Whether a request is a call: by its content type, since both protocols share a port. gRPC-Web is another protocol.
+pub(super) fn is_call<B>(request: &Request<B>) -> bool {
+    let kind = request.headers().get(header::CONTENT_TYPE).map(|kind| kind.as_bytes());
+    let rest = kind.and_then(|kind| kind.strip_prefix(b"application/grpc"));
+    request.version() == Version::HTTP_2 && rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+}
+
+/// Why the services cannot be described; a mistake in `proto/`.
+#[derive(Debug, thiserror::Error)]
+pub enum DescriptorError {
+    /// Not descriptors.
+    #[error("cannot read the services' descriptors: {0}")]
+    Decode(#[from] prost::DecodeError),
+    /// Descriptors that contradict each other.
+    #[error("cannot describe the services: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+}
+
+/// All services, as a router to be called with what [`is_call`].
+pub(super) fn router(app: &App) -> Result<Router, DescriptorError> {
+    let methods = [
+        DESCRIPTORS,
+        tonic_health::pb::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+    ];
+    let mut known = HashMap::new();
+    for set in methods {
+        known.extend(methods_of(&FileDescriptorSet::decode(set)?));
+    }
+    let grpc = Grpc { app: app.clone(), methods: Arc::new(known) };
+    let described = || {
+        Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    // Messages are held against our own limit as they come in (`meter`).
+    let (read, write) = (usize::MAX, usize::MAX);
+    let own =
+        InferenceServiceServer::new(grpc.clone()).max_decoding_message_size(read).max_encoding_message_size(write);
+    let open = GrpcInferenceServiceServer::new(grpc.clone());
+    let routes = Routes::new(own)
+        .add_service(open.max_decoding_message_size(read).max_encoding_message_size(write))
+        .add_service(HealthServer::new(grpc.clone()))
+        .add_service(described().build_v1()?)
+        .add_service(described().build_v1alpha()?);
+    Ok(routes.into_axum_router().layer(from_fn_with_state(grpc, call::around)))
+}
+
+fn methods_of(set: &FileDescriptorSet) -> Vec<(String, Method)> {
+    let mut methods = Vec::new();
+    for file in &set.file {
+        for service in &file.service {
+            for method in &service.method {
+                let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
+                let works = WORK.contains(&method.name());
+                let streams = method.client_streaming();
+                methods.push((path.clone(), Method { name: path.into(), works, streams }));
+            }
+        }
+    }
+    methods
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_are_told_by_their_content_type() {
+        let of = |version, kind: &str| {
+            let request = Request::builder().version(version).header(header::CONTENT_TYPE, kind).body(());
+            request.is_ok_and(|request| is_call(&request))
+        };
+        for kind in ["application/grpc", "application/grpc+proto", "application/grpc;charset=utf-8"] {
+            assert!(of(Version::HTTP_2, kind), "{kind}");
+            assert!(!of(Version::HTTP_11, kind), "{kind}");
+        }
+        for kind in ["application/grpc-web", "application/grpc-web+proto", "application/json", ""] {
+            assert!(!of(Version::HTTP_2, kind), "{kind}");
+        }
+    }
+}

@@ -1,0 +1,335 @@
+//! Bodies of inference requests and answers: JSON, and the binary tensors that may follow it.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+
+use bytes::Bytes;
+use schemars::JsonSchema;
+use serde::de::{DeserializeSeed, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::server::http::images::{MAX_JSON_IMAGES, from_base64};
+use crate::server::oip::{Elements, InferResponse, InputTensor, OutputTensor, Parameter, Wanted, texts_of};
+use crate::server::problem::Problem;
+use crate::service::Code;
+
+/// A request, read.
+pub(super) struct Parsed {
+    pub(super) id: String,
+    pub(super) parameters: BTreeMap<String, Parameter>,
+    pub(super) inputs: Vec<InputTensor>,
+    pub(super) outputs: Vec<Wanted>,
+    pub(super) style: Style,
+}
+
+/// Which outputs are wanted as bytes.
+pub(super) struct Style {
+    all: bool,
+    each: HashMap<String, bool>,
+}
+
+/// A body to be sent.
+pub(super) struct Answer {
+    /// If bytes follow the JSON.
+    pub(super) json_length: Option<usize>,
+    pub(super) bytes: Vec<u8>,
+}
+
+/// An inference request of the Open Inference Protocol.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(in crate::server::http) struct JsonRequest<'a> {
+    /// Returned with the answer.
+    #[serde(default)]
+    id: Option<String>,
+    #[serde(default)]
+    parameters: BTreeMap<String, JsonParameter>,
+    #[serde(borrow)]
+    inputs: Vec<JsonInput<'a>>,
+    /// All outputs if there are none.
+    #[serde(default)]
+    outputs: Vec<JsonWanted>,
+}
+
+/// A value of a parameter.
+#[derive(Deserialize, JsonSchema)]
+#[serde(untagged)]
+enum JsonParameter {
+    Bool(bool),
+    Number(f64),
+    Text(String),
+}
+
+/// An input tensor.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct JsonInput<'a> {
+    name: String,
+    /// The images first.
+    shape: Vec<i64>,
+    /// `BYTES`, `UINT8` or `FP32`.
+    datatype: String,
+    /// `binary_data_size`, if the data follow the JSON.
+    #[serde(default)]
+    parameters: BTreeMap<String, JsonParameter>,
+    /// In row-major order, nested or not; BYTES as base64.
+    #[serde(default, borrow)]
+    #[schemars(with = "Vec<serde_json::Value>")]
+    data: Option<Data<'a>>,
+}
+
+/// An output that is asked for.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct JsonWanted {
+    name: String,
+    /// `classification`, a number of classes instead of all probabilities; `binary_data`.
+    #[serde(default)]
+    parameters: BTreeMap<String, JsonParameter>,
+}
+
+/// The elements of a tensor, flat.
+enum Data<'a> {
+    Empty,
+    Numbers(Vec<f32>),
+    Texts(Vec<Cow<'a, str>>),
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Data<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut data = Data::Empty;
+        Flat(&mut data).deserialize(deserializer)?;
+        Ok(data)
+    }
+}
+
+/// Reads what is nested into one list.
+struct Flat<'d, 'a>(&'d mut Data<'a>);
+
+impl<'a> Flat<'_, 'a> {
+    fn number<E: serde::de::Error>(self, number: f64) -> Result<(), E> {
+        match self.0 {
+            Data::Numbers(numbers) => numbers.push(number as f32),
+            Data::Empty => *self.0 = Data::Numbers(vec![number as f32]),
+            Data::Texts(_) => return Err(E::custom("a tensor holds either numbers or texts")),
+        }
+        Ok(())
+    }
+
+    fn text<E: serde::de::Error>(self, text: Cow<'a, str>) -> Result<(), E> {
+        match self.0 {
+            // Counted here: millions of empty texts would take ten times the body's memory.
+            Data::Texts(texts) if texts.len() == MAX_JSON_IMAGES => {
+                return Err(E::custom(format!("a tensor of more than {MAX_JSON_IMAGES} images")));
+            }
+            Data::Texts(texts) => texts.push(text),
+            Data::Empty => *self.0 = Data::Texts(vec![text]),
+            Data::Numbers(_) => return Err(E::custom("a tensor holds either numbers or texts")),
+        }
+        Ok(())
+    }
+}
+
+impl<'de: 'a, 'a> DeserializeSeed<'de> for Flat<'_, 'a> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de: 'a, 'a> Visitor<'de> for Flat<'_, 'a> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("numbers, base64 texts, or arrays of them")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut array: A) -> Result<(), A::Error> {
+        while array.next_element_seed(Flat(self.0))?.is_some() {}
+        Ok(())
+    }
+
+    fn visit_f64<E: serde::de::Error>(self, number: f64) -> Result<(), E> {
+        self.number(number)
+    }
+
+    fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<(), E> {
+        self.number(number as f64)
+    }
+
+    fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<(), E> {
+        self.number(number as f64)
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<(), E> {
+        self.text(Cow::Owned(text.to_owned()))
+    }
+
+    fn visit_borrowed_str<E: serde::de::Error>(self, text: &'de str) -> Result<(), E> {
+        self.text(Cow::Borrowed(text))
+    }
+}
+
+fn invalid(detail: impl Into<String>) -> Problem {
+    Problem::new(Code::InvalidRequest, detail)
+}
+
+/// A parameter that is a count.
+fn count(parameters: &BTreeMap<String, JsonParameter>, name: &str) -> Result<Option<usize>, Problem> {
+    match parameters.get(name) {
+        None => Ok(None),
+        Some(JsonParameter::Number(number)) if (0.0..1e15).contains(number) && number.fract() == 0.0 => {
+            Ok(Some(*number as usize))
+        }
+        Some(_) => Err(invalid(format!("the parameter `{name}` must be a whole number"))),
+    }
+}
+
+fn flag(parameters: &BTreeMap<String, JsonParameter>, name: &str) -> Result<Option<bool>, Problem> {
+    match parameters.get(name) {
+        None => Ok(None),
+        Some(JsonParameter::Bool(flag)) => Ok(Some(*flag)),
+        Some(_) => Err(invalid(format!("the parameter `{name}` must be true or false"))),
+    }
+}
+
+/// Reads a body whose JSON has a certain length, or is all of it.
+pub(super) fn parse(body: &Bytes, json_length: Option<usize>) -> Result<Parsed, Problem> {
+    let length = json_length.unwrap_or(body.len());
+    let (json, mut binary) = match body.len().checked_sub(length) {
+        Some(_) => (&body[..length], body.slice(length..)),
+        None => return Err(invalid(format!("the body has {} bytes, its JSON is said to have {length}", body.len()))),
+    };
+    let request: JsonRequest<'_> = serde_json::from_slice(json)
+        .map_err(|e| Problem::new(Code::InvalidJson, format!("expected an inference request: {e}")))?;
+    let style = Style {
+        all: flag(&request.parameters, "binary_data_output")?.unwrap_or(false),
+        each: {
+            let each = request.outputs.iter();
+            let each =
+                each.map(|wanted| Ok(flag(&wanted.parameters, "binary_data")?.map(|flag| (wanted.name.clone(), flag))));
+            each.collect::<Result<Vec<_>, Problem>>()?.into_iter().flatten().collect()
+        },
+    };
+    let mut inputs = Vec::with_capacity(request.inputs.len().min(4));
+    for input in request.inputs {
+        let size = count(&input.parameters, "binary_data_size")?;
+        let elements = match (size, input.data) {
+            (Some(size), None) if size <= binary.len() => Elements::Raw(binary.split_to(size)),
+            (Some(size), None) => {
+                let left = binary.len();
+                return Err(invalid(format!("`binary_data_size` is {size}, but only {left} bytes follow the JSON")));
+            }
+            (Some(_), Some(_)) => return Err(invalid("an input has either `data` or `binary_data_size`")),
+            (None, None) => return Err(invalid("an input has neither `data` nor `binary_data_size`")),
+            (None, Some(Data::Empty)) => Elements::Raw(Bytes::new()),
+            (None, Some(Data::Numbers(numbers))) => Elements::Numbers(numbers),
+            (None, Some(Data::Texts(texts))) => Elements::Texts(texts.iter().map(|text| from_base64(text)).collect()),
+        };
+        inputs.push(InputTensor { name: input.name, datatype: input.datatype, shape: input.shape, elements });
+    }
+    if !binary.is_empty() {
+        return Err(invalid(format!("{} bytes follow the tensors", binary.len())));
+    }
+    let wanted = |wanted: JsonWanted| {
+        let classification = count(&wanted.parameters, "classification")?.unwrap_or(0);
+        Ok(Wanted { name: wanted.name, classification })
+    };
+    let parameter = |value| match value {
+        JsonParameter::Bool(flag) => Parameter::Bool(flag),
+        JsonParameter::Number(number) => Parameter::Number(number),
+        JsonParameter::Text(text) => Parameter::Text(text),
+    };
+    Ok(Parsed {
+        id: request.id.unwrap_or_default(),
+        parameters: request.parameters.into_iter().map(|(name, value)| (name, parameter(value))).collect(),
+        outputs: request.outputs.into_iter().map(wanted).collect::<Result<_, Problem>>()?,
+        inputs,
+        style,
+    })
+}
+
+/// An inference answer of the Open Inference Protocol.
+#[derive(Serialize, JsonSchema)]
+pub(in crate::server::http) struct JsonAnswer<'a> {
+    model_name: String,
+    model_version: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    id: &'a str,
+    outputs: Vec<JsonOutput<'a>>,
+}
+
+/// An output tensor.
+#[derive(Serialize, JsonSchema)]
+struct JsonOutput<'a> {
+    name: &'a str,
+    datatype: &'a str,
+    /// The images first.
+    shape: &'a [i64],
+    /// If the data follow the JSON.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parameters: Option<BinarySize>,
+    /// Flat, in row-major order.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<OutputData>,
+}
+
+/// Where a tensor's bytes are.
+#[derive(Serialize, JsonSchema)]
+struct BinarySize {
+    binary_data_size: usize,
+}
+
+/// Elements.
+#[derive(Serialize, JsonSchema)]
+#[serde(untagged)]
+enum OutputData {
+    Numbers(Vec<f32>),
+    Texts(Vec<String>),
+}
+
+/// Writes an answer.
+pub(super) fn write(response: &InferResponse, style: &Style) -> Result<Answer, Problem> {
+    let mut outputs = Vec::with_capacity(response.outputs.len());
+    let mut binary = Vec::new();
+    for output in &response.outputs {
+        let as_bytes = style.each.get(&output.name).copied().unwrap_or(style.all);
+        if as_bytes {
+            binary.push(&output.data[..]);
+        }
+        outputs.push(JsonOutput {
+            name: &output.name,
+            datatype: output.datatype,
+            shape: &output.shape,
+            parameters: as_bytes.then_some(BinarySize { binary_data_size: output.data.len() }),
+            data: if as_bytes { None } else { Some(data(output)?) },
+        });
+    }
+    let json = JsonAnswer {
+        model_name: response.model.name(),
+        model_version: InferResponse::version(),
+        id: &response.id,
+        outputs,
+    };
+    // Strings and numbers always serialise.
+    let mut bytes = serde_json::to_vec(&json).unwrap_or_default();
+    let json_length = (!binary.is_empty()).then_some(bytes.len());
+    bytes.reserve_exact(binary.iter().map(|data| data.len()).sum());
+    binary.into_iter().for_each(|data| bytes.extend_from_slice(data));
+    Ok(Answer { json_length, bytes })
+}
+
+fn data(output: &OutputTensor) -> Result<OutputData, Problem> {
+    match output.datatype {
+        "FP32" => {
+            Ok(OutputData::Numbers(output.data.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()))
+        }
+        "BYTES" => {
+            let texts = texts_of(Bytes::copy_from_slice(&output.data))?;
+            Ok(OutputData::Texts(texts.iter().map(|text| String::from_utf8_lossy(text).into_owned()).collect()))
+        }
+        other => Err(invalid(format!("{other} cannot be written as JSON: ask for `binary_data`"))),
+    }
+}
