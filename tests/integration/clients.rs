@@ -15,7 +15,7 @@ const MANUAL: &str = include_str!("../../docs/clients.md");
 fn python() -> Option<PathBuf> {
     let named = std::env::var_os("GHOSTSERVE_CLIENTS_PYTHON").map(PathBuf::from);
     let python = named.clone().unwrap_or_else(|| "python3".into());
-    let has = imports(&python, "numpy, requests, safetensors");
+    let has = imports(&python, "numpy, requests, safetensors, tritonclient.grpc, tritonclient.http");
     assert!(has || named.is_none(), "{} lacks tests/clients/requirements.txt", python.display());
     has.then_some(python)
 }
@@ -66,6 +66,24 @@ async fn the_manuals_snippets_print_what_it_says() {
         run += 1;
     }
     assert!(run >= 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tritons_clients_get_what_classify_gives() {
+    let Some(python) = python() else {
+        println!("SKIPPED: no Python with tests/clients/requirements.txt; `make test-clients` makes one");
+        return;
+    };
+    let server = TestServer::start().await;
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let mut command = Command::new(python);
+    command.arg(root.join("clients/triton.py")).arg(server.address.to_string()).env("NO_PROXY", "*");
+    for photo in ["jpeg-420.jpg", "jpeg-444.jpg"] {
+        command.arg(root.join("goldens/images").join(photo));
+    }
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    print!("{}", String::from_utf8_lossy(&output.stdout));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]

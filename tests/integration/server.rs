@@ -17,6 +17,7 @@ use crate::runtime;
 pub(crate) struct TestServer {
     pub(crate) address: SocketAddr,
     pub(crate) admin: Option<SocketAddr>,
+    pub(crate) grpc: Option<SocketAddr>,
     pub(crate) stop: StopHandle,
     pub(crate) running: JoinHandle<()>,
     pub(crate) client: reqwest::Client,
@@ -85,6 +86,7 @@ impl TestServer {
         Self {
             address: server.address().unwrap(),
             admin: server.admin_address(),
+            grpc: server.grpc_address(),
             stop: server.stop_handle(),
             running: tokio::spawn(server.run()),
             client: reqwest::Client::new(),

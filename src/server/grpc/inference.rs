@@ -157,9 +157,10 @@ impl GrpcInferenceService for Grpc {
         &self,
         request: Request<proto::ModelReadyRequest>,
     ) -> Result<Response<proto::ModelReadyResponse>, Status> {
-        let (call, asked) = open(request)?;
-        let model = self.find(&call, &asked.name, &asked.version)?;
-        Ok(Response::new(proto::ModelReadyResponse { ready: model.served.is_ready() }))
+        let (_, asked) = open(request)?;
+        // A model that there is not is not ready: Triton's clients expect that, and no error.
+        let ready = oip::find(&self.app, &asked.name, &asked.version).is_ok_and(|model| model.served.is_ready());
+        Ok(Response::new(proto::ModelReadyResponse { ready }))
     }
 
     async fn server_metadata(

@@ -90,6 +90,8 @@ impl Options {
             match (name.as_str(), value) {
                 // Of sequences there are none, so it does not matter where one begins.
                 ("sequence_id" | "sequence_start" | "sequence_end" | "binary_data_output", _) => {}
+                // What Triton's clients tell Triton unasked, such as whether a stream's end is to be marked.
+                (name, _) if name.starts_with("triton_") => {}
                 ("priority", Parameter::Number(priority)) => {
                     // 1 is the highest; 0 says nothing.
                     if *priority > 1.0 {
@@ -183,7 +185,7 @@ fn each<O>(results: Vec<Result<O, Error>>) -> Result<Vec<O>, Problem> {
             Err(error) if count == 1 => return Err(error.into()),
             Err(error) => {
                 let mut problem = Problem::from(error);
-                problem.detail = format!("image {i} of 0 to {}: {}", count - 1, problem.detail);
+                problem.detail = format!("image {} of {count}: {}", i + 1, problem.detail);
                 return Err(problem);
             }
         }

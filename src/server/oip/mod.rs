@@ -1,5 +1,5 @@
 //! The Open Inference Protocol, version 2, whatever it comes in: what is served under which names ([`about`](self)), and
-//! inference on tensors ([`infer`]). `http/inference.rs` and `grpc/inference.rs` read and write the two encodings.
+//! inference on tensors ([`infer()`]). `http/inference.rs` and `grpc/inference.rs` read and write the two encodings.
 //!
 //! A model with feature maps is two of the protocol's models: the classifier under its own name, with one input and one output,
 //! and its maps under [`FEATURES`] behind the name. Both take image files as BYTES; pixels as UINT8, images × height × width ×
