@@ -6,6 +6,7 @@
 use std::fmt;
 use std::path::{Component, Path};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The file's name in a model folder.
@@ -70,7 +71,7 @@ pub enum OutputKind {
 }
 
 /// From a decoded photograph to the network's input. All sizes in pixels.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct InputSpec {
     /// Height and width of the network's input: the centre crop.
     #[serde(rename = "size")]
@@ -132,7 +133,7 @@ impl fmt::Debug for Digest {
 }
 
 /// A class of a classifier.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Label {
     /// What people call it.
     #[serde(rename = "label")]

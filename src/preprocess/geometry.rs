@@ -3,12 +3,13 @@
 //! Coordinates are of edges, not of pixels' centres: a photograph of width W reaches from 0 to W. All are as displayed, that
 //! is after the EXIF orientation.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::manifest::InputSpec;
 
 /// How a photograph is fitted into an input of another shape.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Fit {
     /// Resized until it covers a little more than the input, and cut to its middle: as the network was evaluated.
@@ -22,7 +23,7 @@ pub enum Fit {
 
 /// How to get from a place in the photograph to one in the network's input and back:
 /// `input = photograph · scale + offset`, for x and y each. A place on a feature map, times the map's stride, is one in the input.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Geometry {
     /// How the photograph was fitted.
     pub fit: Fit,

@@ -24,6 +24,7 @@ pub use pool::{PoolConfig, Prepared, Preprocessor};
 pub use source::Source;
 pub use transform::{Crop, Transform};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// What an image may be at most.
@@ -44,7 +45,7 @@ impl Default for ImageLimits {
 }
 
 /// What is told about an image with its answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct ImageInfo {
     /// By its magic bytes; none if it did not come as a file.
     #[serde(skip_serializing_if = "Option::is_none")]

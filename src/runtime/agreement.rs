@@ -4,6 +4,7 @@
 //! both are held against the plain graph in f32 on ONNX Runtime's own provider, over pictures made here: smooth noise with
 //! edges in it, because on white noise a network sees little that it knows.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{Backend, Precision, Prepared, Runtime, RuntimeError, SessionSpec};
@@ -15,7 +16,7 @@ use crate::weights::synthetic_tensor;
 const INPUTS: usize = 16;
 
 /// How a backend's answers differ from the reference's.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, JsonSchema)]
 pub struct Agreement {
     /// Pictures compared.
     pub inputs: usize,

@@ -4,12 +4,13 @@ use std::fmt::{self, Display, Formatter};
 
 use ort::ep::{ArbitrarilyConfigurableExecutionProvider, CPU, ExecutionProvider, ExecutionProviderDispatch, OpenVINO};
 use ort::session::builder::{BuilderResult, SessionBuilder};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::RuntimeError;
 
 /// An execution provider.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, clap::ValueEnum, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Provider {
     /// ONNX Runtime's own, with our operators in the blocked form.
@@ -21,7 +22,7 @@ pub enum Provider {
 }
 
 /// The type that a network is computed in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, clap::ValueEnum, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// IEEE single precision.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
+use schemars::JsonSchema;
 use serde::Serialize;
 use tonic::Status;
 use tonic_types::{ErrorDetails, StatusExt};
@@ -27,8 +28,9 @@ pub(crate) struct Problem {
 }
 
 /// The body, as RFC 9457 names its members, with `code` and `request_id` of our own.
-#[derive(Debug, Serialize)]
-struct Body<'a> {
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Problem")]
+pub(super) struct Body<'a> {
     r#type: String,
     title: &'static str,
     status: u16,

@@ -1,7 +1,9 @@
 //! What can go wrong with a request, for clients of any protocol.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Serialize, Serializer};
 
 use crate::batch::JobError;
@@ -200,6 +202,17 @@ codes! {
     DeadlineExceeded = "deadline_exceeded",
     /// A mistake of ours.
     Internal = "internal",
+}
+
+impl JsonSchema for Code {
+    fn schema_name() -> Cow<'static, str> {
+        "Code".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let names: Vec<_> = Self::ALL.iter().map(|code| code.as_str()).collect();
+        json_schema!({ "type": "string", "enum": names, "description": "The identity of an error; stable." })
+    }
 }
 
 impl Serialize for Code {

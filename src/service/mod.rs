@@ -30,6 +30,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use image::RgbImage;
+use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -74,7 +75,7 @@ pub struct Classified {
 }
 
 /// The answer for one image.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct ImageResult {
     /// Most probable first.
     pub predictions: Vec<Prediction>,

@@ -1,11 +1,12 @@
 //! From a row of scores to predictions.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::manifest::{Label, OutputKind};
 
 /// A class and how probable it is.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Prediction {
     /// Index of the output.
     pub class: usize,

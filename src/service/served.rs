@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{ImageTask, Statistics};
@@ -52,7 +53,7 @@ pub struct Features {
 }
 
 /// How a model is run on this machine.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Plan {
     /// What computes.
     pub provider: Provider,

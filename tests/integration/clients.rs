@@ -12,10 +12,10 @@ use crate::server::TestServer;
 const MANUAL: &str = include_str!("../../docs/clients.md");
 
 /// A Python that has what the snippets import.
-fn python() -> Option<PathBuf> {
+pub(crate) fn python() -> Option<PathBuf> {
     let named = std::env::var_os("GHOSTSERVE_CLIENTS_PYTHON").map(PathBuf::from);
     let python = named.clone().unwrap_or_else(|| "python3".into());
-    let has = imports(&python, "numpy, requests, safetensors, tritonclient.grpc, tritonclient.http");
+    let has = imports(&python, "numpy, requests, safetensors, schemathesis, tritonclient.grpc, tritonclient.http");
     assert!(has || named.is_none(), "{} lacks tests/clients/requirements.txt", python.display());
     has.then_some(python)
 }

@@ -151,6 +151,10 @@ async fn errors_are_the_protocols_and_say_what_is_wrong() {
     let request = json!({"inputs": [input("BYTES", json!([2]), two.len())]});
     let (status, answer, _) = infer(&server, &path, &request, &two).await;
     assert!(status == 415 && answer["error"].as_str().unwrap().starts_with("image 2 of 2: "), "{answer}");
+    for body in ["[]", "null", "{"] {
+        let response = server.post("/v2/repository/index").body(body).send().await.unwrap();
+        assert_eq!(response.status(), 400, "{body}");
+    }
     // What the routes do not know is told in the same form, and so is a method.
     for (method, path, status) in [
         (reqwest::Method::GET, "/v2/nothing".to_owned(), 404),

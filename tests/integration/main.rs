@@ -17,6 +17,7 @@ mod images;
 mod inference;
 mod models;
 mod network;
+mod openapi;
 mod openvino;
 mod pixels;
 mod pull;

@@ -4,12 +4,21 @@ use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, header};
 use http_body_util::BodyExt;
+use serde::Deserialize;
 use tokio::time::{Instant, timeout_at};
 
 use crate::server::app::App;
 use crate::server::budget::Share;
 use crate::server::problem::Problem;
 use crate::service::Code;
+
+/// Reads a JSON object. serde also takes an array for a struct, by the order of its fields, which nobody has been told.
+pub(super) fn json_object<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, serde_json::Error> {
+    match json.trim_ascii_start().first() {
+        Some(b'{') => serde_json::from_slice(json),
+        _ => Err(serde::de::Error::custom("not an object")),
+    }
+}
 
 /// A body that has been read. Keep it as long as its bytes are in memory.
 pub(super) struct ReadBody {

@@ -4,6 +4,7 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, Request, State};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderName, HeaderValue, header};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Duration, Instant};
 
@@ -20,36 +21,49 @@ const TIMEOUT_HEADER: HeaderName = HeaderName::from_static("x-request-timeout-ms
 const PRIORITY: HeaderName = HeaderName::from_static("priority");
 pub(super) const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Parameters {
+    /// Predictions for each image: 1 to the number of classes; 5, or all classes if those are fewer, if absent.
+    #[schemars(range(min = 1))]
     top_k: Option<usize>,
+    /// None below this probability.
+    #[schemars(range(min = 0.0, max = 1.0))]
     min_confidence: Option<f32>,
+    /// Which model; the server's default one if absent.
     model: Option<String>,
 }
 
-#[derive(Serialize)]
-struct Answer<'a> {
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Classified")]
+pub(super) struct Answer<'a> {
+    /// Which model answered.
     model: ModelRef<'a>,
+    /// One for each image, in order.
     results: Vec<Outcome<'a>>,
 }
 
-#[derive(Clone, Copy, Serialize)]
+#[derive(Clone, Copy, Serialize, JsonSchema)]
+#[schemars(rename = "ModelReference")]
 pub(super) struct ModelRef<'a> {
     pub(super) id: &'a str,
+    /// `sha256:…` of the network.
     pub(super) digest: &'a str,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(untagged)]
-enum Outcome<'a> {
+#[schemars(rename = "ImageOutcome")]
+pub(super) enum Outcome<'a> {
     Ok(&'a ImageResult),
     Failed { error: ItemError },
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "ImageError")]
 pub(super) struct ItemError {
     code: Code,
+    /// For people: what is wrong and what to do.
     detail: String,
 }
 

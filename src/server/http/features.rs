@@ -7,6 +7,7 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, Request, State};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderValue, header};
+use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -53,32 +54,53 @@ impl Form {
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Parameters {
+    /// Any of `c1` to `c5` and `embedding`, with commas; `c3,c4,c5` if absent (a picture: `c3`).
+    #[schemars(example = "c3,c4,c5")]
     levels: Option<String>,
+    /// Which maps of a level: those of its last block, or where timm's `features_only` cuts.
     cut: Option<CutName>,
+    /// Of the network's input, `N` or `WIDTHxHEIGHT`, in multiples of 32; the model's own if absent.
+    #[schemars(example = "416x320")]
     size: Option<String>,
+    /// How a photograph is put into it.
     fit: Option<Fit>,
+    /// The type of the elements.
     dtype: Option<Dtype>,
+    /// Scales embeddings to length 1.
     normalize: Option<bool>,
+    /// Predictions from the same run, too.
+    #[schemars(range(min = 1))]
     top_k: Option<usize>,
+    /// Predictions from the same run, too, but none below this probability.
+    #[schemars(range(min = 0.0, max = 1.0))]
     min_confidence: Option<f32>,
+    /// Which model; the server's default one if absent.
     model: Option<String>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct AttentionParameters {
+    /// Which bottleneck, such as `6.4`; the deepest that has attention if absent.
+    #[schemars(example = "6.4")]
     layer: Option<String>,
+    /// Of the network's input, `N` or `WIDTHxHEIGHT`, in multiples of 32; the model's own if absent.
+    #[schemars(example = "416x320")]
     size: Option<String>,
+    /// How a photograph is put into it.
     fit: Option<Fit>,
+    /// The type of the elements.
     dtype: Option<Dtype>,
+    /// Which model; the server's default one if absent.
     model: Option<String>,
 }
 
-#[derive(Clone, Copy, Default, Deserialize)]
+#[derive(Clone, Copy, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[schemars(rename = "Cut")]
 enum CutName {
     #[default]
     Deepest,
@@ -259,8 +281,10 @@ struct Head<'a> {
 }
 
 /// A bottleneck that has attention.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "AttentionLayer")]
 pub(super) struct Layer {
+    /// As the parameter `layer` takes it.
     layer: String,
     channels: usize,
     stride: usize,

@@ -13,7 +13,7 @@ use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use tokio::time::{Duration, Instant};
 
-use super::body::{ReadBody, read};
+use super::body::{ReadBody, json_object, read};
 use crate::config::RequestLimits;
 use crate::preprocess::Source;
 use crate::server::app::App;
@@ -154,7 +154,7 @@ fn too_many(limits: &RequestLimits) -> Problem {
 }
 
 fn from_json(body: &[u8], limits: &RequestLimits) -> Result<Vec<Result<Source, Error>>, Problem> {
-    let body: JsonBody<'_> = serde_json::from_slice(body)
+    let body: JsonBody<'_> = json_object(body)
         .map_err(|e| Problem::new(Code::InvalidJson, format!("expected {{\"images\": [\"<base64>\", …]}}: {e}")))?;
     let texts = body.images.0;
     if texts.len() > limits.max_images {

@@ -14,7 +14,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::body::read;
+use super::body::{json_object, read};
 use super::classify::{priority, timeout};
 use super::images::check_encoding;
 use super::layers::Uncompressed;
@@ -27,6 +27,7 @@ use crate::server::shutdown::Phase;
 use crate::service::{Code, Error};
 use crate::telemetry::Stage;
 use body::{Answer, Parsed};
+pub(super) use body::{JsonAnswer, JsonRequest};
 
 /// How long the JSON of a body is that tensors follow.
 const JSON_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
@@ -162,7 +163,7 @@ pub(super) struct IndexRequest {
 async fn index(State(app): State<App>, body: Bytes) -> Result<Json<Vec<oip::IndexEntry>>, Problem> {
     let asked = match body.trim_ascii().is_empty() {
         true => IndexRequest::default(),
-        false => serde_json::from_slice(&body)
+        false => json_object(&body)
             .map_err(|e| Problem::new(Code::InvalidJson, format!("expected {{\"ready\": true}} or nothing: {e}")))?,
     };
     Ok(Json(oip::index(&app, asked.ready)))

@@ -10,6 +10,7 @@ mod inference;
 pub(crate) mod layers;
 mod linger;
 mod models;
+mod openapi;
 mod tensors;
 
 pub(in crate::server) use classify::priority;
@@ -33,7 +34,7 @@ impl App {
             .route("/v1/models", get(models::list))
             .route("/v1/models/{id}", get(models::show))
             .merge(inference::work());
-        let routes = layers::shed_past(api, self).merge(inference::about());
+        let routes = layers::shed_past(api, self).merge(inference::about()).merge(openapi::routes(&self.config));
         let routes = if self.config.admin.is_none() { routes.merge(Self::administrative()) } else { routes };
         self.finish(routes)
     }

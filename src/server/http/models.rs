@@ -2,6 +2,7 @@
 
 use axum::Json;
 use axum::extract::{Path, RawQuery, State};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::features::{Layer, attention_layers};
@@ -11,12 +12,14 @@ use crate::server::app::App;
 use crate::server::problem::Problem;
 use crate::service::{Code, Features, Plan, ServedModel};
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Models")]
 pub(super) struct Listing {
     models: Vec<Summary>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "ModelSummary")]
 struct Summary {
     id: String,
     description: String,
@@ -27,7 +30,8 @@ struct Summary {
     default: bool,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "ModelDetails")]
 pub(super) struct Details {
     #[serde(flatten)]
     summary: Summary,
@@ -45,7 +49,7 @@ pub(super) struct Details {
     plan: Plan,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct FeatureDetails {
     levels: Vec<Level>,
     /// Elements.
@@ -56,7 +60,7 @@ struct FeatureDetails {
     max_pixels: usize,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Level {
     level: String,
     cut: &'static str,

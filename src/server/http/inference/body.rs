@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::de::{DeserializeSeed, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::server::http::body::json_object;
 use crate::server::http::images::{MAX_JSON_IMAGES, from_base64};
 use crate::server::oip::{Elements, InferResponse, InputTensor, OutputTensor, Parameter, Wanted, texts_of};
 use crate::server::problem::Problem;
@@ -202,7 +203,7 @@ pub(super) fn parse(body: &Bytes, json_length: Option<usize>) -> Result<Parsed, 
         Some(_) => (&body[..length], body.slice(length..)),
         None => return Err(invalid(format!("the body has {} bytes, its JSON is said to have {length}", body.len()))),
     };
-    let request: JsonRequest<'_> = serde_json::from_slice(json)
+    let request: JsonRequest<'_> = json_object(json)
         .map_err(|e| Problem::new(Code::InvalidJson, format!("expected an inference request: {e}")))?;
     let style = Style {
         all: flag(&request.parameters, "binary_data_output")?.unwrap_or(false),

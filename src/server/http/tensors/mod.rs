@@ -13,10 +13,11 @@ pub(super) use safetensors::safetensors;
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Types of elements; little-endian.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(in crate::server) enum Dtype {
     /// IEEE single precision.
