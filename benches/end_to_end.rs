@@ -144,6 +144,9 @@ fn main() {
     let features = Target::parse(&features).unwrap();
     let style = RequestStyle { headers: vec!["accept: application/vnd.safetensors".into()], ..RequestStyle::default() };
     let features = Arc::new(tokio.block_on(Endpoint::prepare(features, &images, &style, patience)).unwrap());
+    let mix = format!("mix=http://{0}/v1/classify+grpc://{0}", server.address);
+    let mix = Target::parse(&mix).unwrap();
+    let mix = Arc::new(tokio.block_on(Endpoint::prepare(mix, &images, &RequestStyle::default(), patience)).unwrap());
     let settings = Settings {
         duration: Duration::from_secs(seconds as u64),
         warm_up: Duration::from_secs(1),
@@ -162,12 +165,13 @@ fn main() {
     };
     let run = |load: Load, round: usize| run_at(&endpoint, load, round);
 
-    let mut rows: Vec<[f64; 14]> = Vec::new();
+    let mut rows: Vec<[f64; 15]> = Vec::new();
     for round in 0..rounds {
         let limit = cores as f64 * serial(&preprocessor, &transform, &mut session, &photos, batch);
         let alone = run(Load::Closed { connections: 1 }, round);
         let full = run(Load::Closed { connections: 16 }, round);
         let peak = full.throughput();
+        let mixed = run_at(&mix, Load::Closed { connections: 16 }, round);
         let maps = run_at(&features, Load::Closed { connections: 16 }, round);
         let at = |share: f64| run(Load::Open { rate: share * peak }, round);
         let (moderate, high) = (at(0.7), at(0.9));
@@ -192,6 +196,7 @@ fn main() {
             over.cpu_cores().unwrap_or(f64::NAN),
             (after - before) / before,
             maps.throughput() / peak,
+            mixed.throughput() / peak,
         ];
         println!("round {}: {}", round + 1, row.map(|v| format!("{v:.3}")).join("  "));
         if errors > 0.0 {
@@ -214,6 +219,7 @@ fn main() {
         ("10×: cores that the load tester took", ""),
         ("10×: growth of resident memory", "flat"),
         ("c3,c4,c5 in f16 safetensors: throughput ÷ classify", "≥ 0.8"),
+        ("half over gRPC: throughput ÷ all over HTTP", "≥ 0.95"),
     ];
     println!("\nmedians of {rounds} rounds of {seconds} s; {cores} cores");
     for (column, (name, goal)) in names.into_iter().enumerate() {

@@ -23,7 +23,8 @@ use crate::load::{Endpoint, Event, Images, Load, Plan, Report, RequestStyle, Set
 /// targets take turns, round by round, and are compared with the first.
 #[derive(Debug, Args)]
 pub(super) struct BenchArgs {
-    /// Where to send images: http://HOST:PORT/PATH, with a name for the report as NAME=http://…
+    /// Where to send images: http://HOST:PORT/PATH or grpc://HOST:PORT, with a name for the report as NAME=http://…; several with
+    /// a plus between them are one target, among which connections take turns
     #[arg(default_value = "http://127.0.0.1:8080/v1/classify", value_name = "URL")]
     targets: Vec<String>,
 

@@ -12,6 +12,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream};
 
 use super::ErrorKind;
+use super::endpoint::Part;
+use super::grpc::Calls;
 use super::response::Response;
 
 /// Room for a photograph, bytes, so that a request usually is one call of the system.
@@ -23,9 +25,58 @@ const READ_BUFFER: usize = 8 << 10;
 /// How long the rest of a request is sent on after an early answer, so that the connection can be used again.
 const SETTLE: Duration = Duration::from_secs(1);
 
-/// An open connection.
+/// An open connection, to one of a target's parts.
 #[derive(Debug)]
-pub(super) struct Connection {
+pub(super) enum Connection {
+    Http(Requests),
+    Grpc(Calls),
+}
+
+impl Connection {
+    pub(super) async fn open(part: &Part) -> io::Result<Self> {
+        match &part.call {
+            None => Ok(Self::Http(Requests::open(part.address).await?)),
+            Some(call) => Ok(Self::Grpc(Calls::open(part.address, call.clone()).await?)),
+        }
+    }
+
+    /// Sends a request and reads its answer, of whose body at most `keep` bytes are kept.
+    pub(super) async fn exchange(&mut self, request: &Bytes, keep: usize) -> Result<Answer, Failure> {
+        match self {
+            Self::Http(requests) => requests.exchange(request, keep).await,
+            Self::Grpc(calls) => calls.exchange(request, keep).await,
+        }
+    }
+
+    /// Makes the connection ready for the next request; gives it up where that does not work.
+    pub(super) async fn settle(self) -> Option<Self> {
+        match self {
+            Self::Http(requests) => requests.settle().await.map(Self::Http),
+            Self::Grpc(_) => Some(self),
+        }
+    }
+
+    /// Whether the server has closed it since.
+    pub(super) fn is_stale(&self) -> bool {
+        match self {
+            Self::Http(requests) => requests.is_stale(),
+            Self::Grpc(calls) => calls.is_stale(),
+        }
+    }
+}
+
+/// A connection that is written to at once.
+pub(super) async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_nodelay(true)?;
+    // A wish: the system gives what it allows.
+    let _ = socket.set_send_buffer_size(SEND_BUFFER);
+    socket.connect(address).await
+}
+
+/// An open connection of HTTP/1.1.
+#[derive(Debug)]
+pub(super) struct Requests {
     stream: TcpStream,
     buffer: Box<[u8]>,
     /// What was not yet sent of a request that was answered early, and how much of it was.
@@ -53,19 +104,15 @@ pub(super) struct Failure {
     pub(super) detail: String,
 }
 
-impl Connection {
-    pub(super) async fn open(address: SocketAddr) -> io::Result<Self> {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        socket.set_nodelay(true)?;
-        // A wish: the system gives what it allows.
-        let _ = socket.set_send_buffer_size(SEND_BUFFER);
-        let stream = socket.connect(address).await?;
+impl Requests {
+    async fn open(address: SocketAddr) -> io::Result<Self> {
+        let stream = connect(address).await?;
         Ok(Self { stream, buffer: vec![0; READ_BUFFER].into(), unsent: None, reusable: true })
     }
 
     /// Sends a request and reads its answer at the same time: a server that sheds may answer before it has read the body,
     /// and may close, so that writing fails, while the answer is already here.
-    pub(super) async fn exchange(&mut self, request: &Bytes, keep: usize) -> Result<Answer, Failure> {
+    async fn exchange(&mut self, request: &Bytes, keep: usize) -> Result<Answer, Failure> {
         let mut response = Response::new(keep);
         let mut sent = 0;
         let mut broken = None;
@@ -131,7 +178,7 @@ impl Connection {
     }
 
     /// Makes the connection ready for the next request; gives it up where that does not work.
-    pub(super) async fn settle(mut self) -> Option<Self> {
+    async fn settle(mut self) -> Option<Self> {
         if !self.reusable {
             return None;
         }
@@ -154,7 +201,7 @@ impl Connection {
     }
 
     /// Whether the server has closed it since, or said something unasked. Costs no call of the system if nothing came.
-    pub(super) fn is_stale(&self) -> bool {
+    fn is_stale(&self) -> bool {
         !matches!(self.stream.try_read(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
 }

@@ -4,10 +4,13 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
+use serde::de::IgnoredAny;
 use tokio::time::timeout;
 
 use super::client::{Connection, Failure};
+use super::grpc::{self, Call};
 use super::images::ImageFile;
+use super::target::Protocol;
 use super::{Images, LoadError, Target};
 
 /// How much of an answer to the first request is shown, bytes.
@@ -32,10 +35,19 @@ pub struct RequestStyle {
 pub struct Endpoint {
     /// Whom we measure.
     pub target: Target,
+    /// One, or several of a mix.
+    pub(super) parts: Vec<Part>,
+}
+
+/// Where a connection goes.
+#[derive(Debug)]
+pub(super) struct Part {
     /// What its name stands for.
     pub(super) address: SocketAddr,
-    /// Whole requests, head and body, one an image.
+    /// Whole requests, head and body, or messages; one an image.
     pub(super) requests: Vec<Bytes>,
+    /// What calls have in common, if it speaks gRPC.
+    pub(super) call: Option<Call>,
 }
 
 impl Endpoint {
@@ -47,22 +59,58 @@ impl Endpoint {
         patience: Duration,
     ) -> Result<Self, LoadError> {
         style.check()?;
-        let requests: Vec<_> = images.files().iter().map(|file| style.request(&target, file)).collect();
+        let mut parts = Vec::with_capacity(1 + target.others.len());
+        for one in std::iter::once(&target).chain(&target.others) {
+            parts.push(Part::prepare(one, images, style, patience).await?);
+        }
+        Ok(Self { target, parts })
+    }
+}
+
+impl Part {
+    async fn prepare(
+        target: &Target,
+        images: &Images,
+        style: &RequestStyle,
+        patience: Duration,
+    ) -> Result<Self, LoadError> {
+        let wrong = |reason: String| LoadError::Url { url: target.url.clone(), reason };
+        let files = images.files().iter();
+        let (requests, call): (Vec<_>, _) = match target.protocol {
+            Protocol::Http => (files.map(|file| style.request(target, file)).collect(), None),
+            Protocol::Grpc if style.multipart.is_some() => {
+                return Err(wrong("gRPC has no forms: leave out --multipart".to_owned()));
+            }
+            Protocol::Grpc => {
+                let uri = format!("http://{}{}", target.authority, target.path).parse();
+                let uri = uri.map_err(|error: http::uri::InvalidUri| wrong(error.to_string()))?;
+                (files.map(|file| grpc::request(&file.bytes)).collect(), Some(Call::new(uri, &style.headers)))
+            }
+        };
         let unreachable = |reason: String| LoadError::Unreachable { url: target.url.clone(), reason };
         let addresses = tokio::net::lookup_host((target.host.as_str(), target.port));
         let addresses: Vec<_> = addresses.await.map_err(|error| unreachable(error.to_string()))?.collect();
         let mut reason = "the name has no address".to_owned();
         for address in addresses {
-            match timeout(patience, Connection::open(address)).await {
+            let part = Self { address, requests: requests.clone(), call: call.clone() };
+            match timeout(patience, Connection::open(&part)).await {
                 Ok(Ok(connection)) => {
-                    probe(&target, connection, &requests[0], patience).await?;
-                    return Ok(Self { target, address, requests });
+                    probe(target, connection, &part.requests[0], patience).await?;
+                    return Ok(part);
                 }
                 Ok(Err(error)) => reason = error.to_string(),
                 Err(_) => reason = format!("no answer within {patience:?}"),
             }
         }
         Err(unreachable(reason))
+    }
+
+    /// Whether a success's body is what it should be.
+    pub(super) fn check(&self, body: &[u8]) -> Result<(), String> {
+        match self.call {
+            None => serde_json::from_slice::<IgnoredAny>(body).map(drop).map_err(|error| error.to_string()),
+            Some(_) => grpc::check(body),
+        }
     }
 }
 

@@ -22,6 +22,7 @@ mod compare;
 mod cpu;
 mod endpoint;
 mod error;
+mod grpc;
 mod images;
 mod measurement;
 mod open;

@@ -16,11 +16,14 @@ use super::run::Run;
 /// Connections, and the requests that wait for one.
 #[derive(Default)]
 struct Desk {
-    idle: RefCell<Vec<Connection>>,
+    /// Each with the part that it is to.
+    idle: RefCell<Vec<(Connection, usize)>>,
     /// Those that are busy as well.
     open: Cell<usize>,
     waiting: RefCell<VecDeque<Instant>>,
     next_image: Cell<usize>,
+    /// Connections that there were, to share them among the parts.
+    opened: Cell<usize>,
 }
 
 /// Offers `rate` requests a second from `begin` to the run's end; gives how many were unanswered when the user had enough.
@@ -45,7 +48,11 @@ pub(super) async fn offer(run: &Rc<Run>, rate: f64, begin: Instant) -> Result<u6
             desk.open.set(desk.open.get() + 1);
         }
         run.recorder.borrow_mut().sent(at, Instant::now());
-        tasks.spawn_local(serve(Rc::clone(run), Rc::clone(&desk), connection, at));
+        let (connection, part) = match connection {
+            Some((connection, part)) => (Some(connection), part),
+            None => (None, desk.opened.replace(desk.opened.get() + 1) % run.endpoint.parts.len()),
+        };
+        tasks.spawn_local(serve(Rc::clone(run), Rc::clone(&desk), (connection, part), at));
     }
     let left = run.finish(tasks).await;
     // It has sent its last, or has been told to stop.
@@ -54,19 +61,18 @@ pub(super) async fn offer(run: &Rc<Run>, rate: f64, begin: Instant) -> Result<u6
 }
 
 /// Sends a request, and then those that wait for a connection, over one.
-async fn serve(run: Rc<Run>, desk: Rc<Desk>, mut connection: Option<Connection>, mut due: Instant) {
-    let requests = &run.endpoint.requests;
+async fn serve(run: Rc<Run>, desk: Rc<Desk>, (mut connection, part): (Option<Connection>, usize), mut due: Instant) {
     loop {
         let image = desk.next_image.get();
         desk.next_image.set(image + 1);
-        run.exchange(&mut connection, &requests[image % requests.len()], due).await;
+        run.exchange(&mut connection, (part, image), due).await;
         match desk.waiting.borrow_mut().pop_front() {
             Some(next) => due = next,
             None => break,
         }
     }
     match connection {
-        Some(connection) => desk.idle.borrow_mut().push(connection),
+        Some(connection) => desk.idle.borrow_mut().push((connection, part)),
         None => desk.open.set(desk.open.get() - 1),
     }
 }

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde::Serialize;
-use serde::de::IgnoredAny;
 use tokio::task::{JoinSet, LocalSet};
 use tokio_util::sync::CancellationToken;
 
 use super::client::{Connection, Failure};
+use super::endpoint::Part;
 use super::recorder::{Outcome, Recorder};
 use super::{Endpoint, ErrorKind, LoadError, Measurement, cpu, open};
 
@@ -57,7 +57,7 @@ pub struct Settings {
     pub seed: u64,
     /// Whether a client of a closed loop that is shed stays away for as long as the server asks.
     pub obey_retry_after: bool,
-    /// Whether a success must have a JSON body.
+    /// Whether a success must have a JSON body, or the message that the call gives.
     pub check_json: bool,
 }
 
@@ -154,19 +154,20 @@ async fn closed(run: &Rc<Run>, connections: usize) -> Result<u64, LoadError> {
     let mut clients = JoinSet::new();
     for index in 0..connections {
         // Each begins elsewhere among the images, or all would send the large ones at once.
-        let first = index * run.endpoint.requests.len() / connections.max(1);
-        clients.spawn_local(client(Rc::clone(run), first));
+        let parts = &run.endpoint.parts;
+        let part = index % parts.len();
+        let first = index * parts[part].requests.len() / connections.max(1);
+        clients.spawn_local(client(Rc::clone(run), part, first));
     }
     Ok(run.finish(clients).await)
 }
 
-async fn client(run: Rc<Run>, first: usize) {
-    let requests = &run.endpoint.requests;
+async fn client(run: Rc<Run>, part: usize, first: usize) {
     let mut connection = None;
     let mut next = first;
     while Instant::now() < run.end && !run.stop.is_cancelled() {
         let due = Instant::now();
-        let retry_after = run.exchange(&mut connection, &requests[next % requests.len()], due).await;
+        let retry_after = run.exchange(&mut connection, (part, next), due).await;
         next += 1;
         match retry_after {
             Reply::Failed if connection.is_none() => tokio::time::sleep(RECONNECT).await,
@@ -186,9 +187,17 @@ pub(super) enum Reply {
 }
 
 impl Run {
-    /// Sends one request over a connection, which is opened if there is none, and notes what came of it.
-    pub(super) async fn exchange(&self, slot: &mut Option<Connection>, request: &Bytes, due: Instant) -> Reply {
-        let asked = tokio::time::timeout(self.settings.timeout, self.try_exchange(slot, request)).await;
+    /// Sends one request, for an image by its number, over a connection to a part, which is opened if there is none, and notes what
+    /// came of it.
+    pub(super) async fn exchange(
+        &self,
+        slot: &mut Option<Connection>,
+        (part, image): (usize, usize),
+        due: Instant,
+    ) -> Reply {
+        let part = &self.endpoint.parts[part];
+        let request = &part.requests[image % part.requests.len()];
+        let asked = tokio::time::timeout(self.settings.timeout, self.try_exchange(slot, part, request)).await;
         let finished = Instant::now();
         let (outcome, reply) = match asked {
             Ok(Ok((outcome, reply))) => (outcome, reply),
@@ -207,11 +216,16 @@ impl Run {
         reply
     }
 
-    async fn try_exchange(&self, slot: &mut Option<Connection>, request: &Bytes) -> Result<(Outcome, Reply), Failure> {
+    async fn try_exchange(
+        &self,
+        slot: &mut Option<Connection>,
+        part: &Part,
+        request: &Bytes,
+    ) -> Result<(Outcome, Reply), Failure> {
         let mut connection = match slot.take().filter(|connection| !connection.is_stale()) {
             Some(connection) => connection,
             None => {
-                let opened = Connection::open(self.endpoint.address).await;
+                let opened = Connection::open(part).await;
                 self.recorder.borrow_mut().connected();
                 opened.map_err(|error| Failure { kind: ErrorKind::Connect, detail: error.to_string() })?
             }
@@ -220,9 +234,9 @@ impl Run {
         *slot = Some(connection);
         if self.settings.check_json
             && (200..300).contains(&answer.status)
-            && let Err(error) = serde_json::from_slice::<IgnoredAny>(&answer.body)
+            && let Err(detail) = part.check(&answer.body)
         {
-            return Err(Failure { kind: ErrorKind::Body, detail: error.to_string() });
+            return Err(Failure { kind: ErrorKind::Body, detail });
         }
         let reply = match answer.status {
             429 | 503 => Reply::Shed(Duration::from_secs(answer.retry_after.unwrap_or(1))),

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use ghostserve::load::report::Figure;
 use ghostserve::load::{
-    Endpoint, ErrorKind, Event, Images, Load, Measurement, Plan, RequestStyle, Settings, Target, campaign,
+    Endpoint, ErrorKind, Event, Images, Load, Measurement, Plan, RequestStyle, Settings, Target, Watch, campaign,
+    measure,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -204,6 +205,47 @@ async fn the_program_writes_its_reports_and_keeps_its_promises() {
     let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("expected a p99 of at most"));
+}
+
+/// One target's measurement over a closed loop.
+async fn measured(target: &str, style: RequestStyle) -> Result<Measurement, String> {
+    let (target, settings) = (Target::parse(target).unwrap(), settings());
+    tokio::task::spawn_blocking(move || {
+        let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        tokio.block_on(async {
+            let patience = Duration::from_secs(5);
+            let endpoint = Endpoint::prepare(target, &Images::built_in(), &style, patience).await;
+            let endpoint = Arc::new(endpoint.map_err(|e| e.to_string())?);
+            let watch = Watch { progress: &|_| (), stop: CancellationToken::new() };
+            measure(&endpoint, Load::Closed { connections: 4 }, &settings, &watch).await.map_err(|e| e.to_string())
+        })
+    })
+    .await
+    .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_are_measured_alone_and_in_a_mix() {
+    let server = crate::server::TestServer::start().await;
+    let calls = "ghostserve_grpc_requests_total{code=\"OK\",method=\"/ghostserve.v1.InferenceService/Classify\"}";
+    let requests = "ghostserve_http_requests_total{route=\"/v1/classify\",status=\"200\"}";
+    let grpc = format!("grpc://{}", server.address);
+    let alone = measured(&grpc, RequestStyle::default()).await.unwrap();
+    assert!(alone.success.count() > 10 && alone.failures() == 0, "{:?}", alone.first_errors);
+    let before = server.metric(calls).await;
+    assert!(before > 10.0 && server.metric(requests).await == 0.0);
+    let mix = format!("mix=http://{}/v1/classify+{grpc}", server.address);
+    let mixed = measured(&mix, RequestStyle::default()).await.unwrap();
+    assert!(mixed.success.count() > 10 && mixed.failures() == 0, "{:?}", mixed.first_errors);
+    assert!(server.metric(calls).await > before + 5.0 && server.metric(requests).await > 5.0);
+    // Refusals are refusals.
+    let form = RequestStyle { multipart: Some("file".to_owned()), ..RequestStyle::default() };
+    assert!(measured(&grpc, form).await.unwrap_err().contains("--multipart"));
+    let late = RequestStyle { headers: vec!["grpc-timeout: 1n".to_owned()], ..RequestStyle::default() };
+    let refused = measured(&grpc, late).await.unwrap_err();
+    assert!(refused.contains("504"), "{refused}");
+    let lost = measured(&format!("{grpc}/no.Service/Method"), RequestStyle::default()).await.unwrap_err();
+    assert!(lost.contains("501"), "{lost}");
 }
 
 #[test]
