@@ -189,11 +189,11 @@ async fn a_client_that_leaves_takes_its_work_along() {
     let dropped: f64 = dropped.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum();
     assert!(dropped >= 4.0, "{dropped}");
 
-    // A deadline that passes meanwhile.
+    // A deadline that passes meanwhile; tonic's client keeps it, too, and whichever of the two sees it first ends the call.
     let mut hurried = Request::new(request(vec![large]));
     hurried.metadata_mut().insert("grpc-timeout", "3m".parse().unwrap());
     let status = client.classify(hurried).await.unwrap_err();
-    assert_eq!((status.code(), &reason(&status)[..]), (Code::DeadlineExceeded, "deadline_exceeded"));
+    assert!(matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled), "{status:?}");
     server.settles(in_flight, 0.0).await;
 }
 

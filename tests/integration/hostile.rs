@@ -49,7 +49,7 @@ async fn malformed_requests() {
 #[tokio::test(flavor = "multi_thread")]
 async fn unknown_paths_and_methods() {
     let server = TestServer::start().await;
-    assert_eq!(code(answer(server.get("/v2/classify").await).await), (404, "unknown_route".into()));
+    assert_eq!(code(answer(server.get("/v3/classify").await).await), (404, "unknown_route".into()));
     let response = server.get("/v1/classify").await;
     assert_eq!(response.headers()["allow"], "POST");
     assert_eq!(code(answer(response).await), (405, "method_not_allowed".into()));
