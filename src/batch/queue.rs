@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout_at};
 use super::admission::{Admission, Bounds, InFlight, Permit, Places};
 use super::{Answer, JobError, Task};
 use crate::cores::{Cores, Priority};
-use crate::telemetry::{ModelMetrics, Stage};
+use crate::telemetry::{ModelMetrics, Stage, spans};
 
 /// One model's tasks, from admission to a worker's hands.
 #[derive(Debug)]
@@ -46,6 +46,8 @@ pub(super) struct Job<T: Task> {
     pub(super) enqueued_at: Instant,
     /// The request's span, so that what happens to the task is logged with its id.
     pub(super) span: tracing::Span,
+    /// Open for as long as the task waits.
+    pub(super) waiting: tracing::Span,
     pub(super) reply: oneshot::Sender<Result<Answer<T::Output>, JobError>>,
     /// Held until the job is answered or forgotten: a task in the queue or in a worker counts even when its client is gone.
     pub(super) permit: Permit,
@@ -89,6 +91,7 @@ impl<T: Task> Queue<T> {
     pub async fn run(&self, mut permit: Permit, task: T, deadline: Instant) -> Result<Answer<T::Output>, JobError> {
         let (reply, answer) = oneshot::channel();
         let span = tracing::Span::current();
+        let waiting_span = spans::stage(Stage::Queue);
         let priority = permit.priority();
         permit.reach(Stage::Queue);
         let waiting = {
@@ -99,7 +102,8 @@ impl<T: Task> Queue<T> {
             }
             let id = state.next_id;
             state.next_id += 1;
-            let job = Job { id, task, deadline, enqueued_at: Instant::now(), span, reply, permit };
+            let job =
+                Job { id, task, deadline, enqueued_at: Instant::now(), span, waiting: waiting_span, reply, permit };
             state.jobs[priority as usize].push_back(job);
             self.metrics.queue_depth.set(state.depth() as i64);
             Waiting { queue: self, priority, id }

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::queue::Job;
 use super::{Answer, Batching, JobError, Model, ModelFailure, Queue, Task};
 use crate::cores::Held;
-use crate::telemetry::GaugeGuard;
+use crate::telemetry::{GaugeGuard, spans};
 
 /// The first wait before a failed model is loaded again; doubles with every further failure.
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
@@ -113,8 +113,10 @@ impl<T: Task + Sync, M: Model<T>, L: FnMut() -> Result<M, ModelFailure>> Worker<
         true
     }
 
-    async fn run_batch(&self, model: &mut M, jobs: Vec<Job<T>>, cores: Held) -> Result<(), ModelFailure> {
+    async fn run_batch(&self, model: &mut M, mut jobs: Vec<Job<T>>, cores: Held) -> Result<(), ModelFailure> {
         let metrics = &self.queue.metrics;
+        jobs.iter_mut().for_each(|job| job.waiting = tracing::Span::none());
+        let traced = spans::Batch::begin(jobs.iter().map(|job| &job.span));
         let tasks: Vec<&T> = jobs.iter().map(|job| &job.task).collect();
         let begin = Instant::now();
         match caught(model.prepare(&tasks)).await {
@@ -122,10 +124,12 @@ impl<T: Task + Sync, M: Model<T>, L: FnMut() -> Result<M, ModelFailure>> Worker<
             Ok(Ok(true)) => self.queue.record_open(self.batching.cores, begin.elapsed()),
             Ok(Err(failure)) => {
                 tracing::error!(%failure, "the model does not do these tasks");
+                traced.failed();
                 jobs.into_iter().for_each(|job| fail(job));
                 return Ok(());
             }
             Err(panic) => {
+                traced.failed();
                 jobs.into_iter().for_each(|job| fail(job));
                 return Err(panic);
             }
@@ -146,6 +150,8 @@ impl<T: Task + Sync, M: Model<T>, L: FnMut() -> Result<M, ModelFailure>> Worker<
             Ok(outputs) => {
                 let work = jobs.iter().map(|job| job.permit.work()).sum();
                 self.queue.record_infer(work, self.batching.cores, infer);
+                // Before the answers: a request's trace must not end before its parts.
+                drop(traced);
                 for (job, output) in jobs.into_iter().zip(outputs) {
                     let queued = start - job.enqueued_at;
                     metrics.queued.observe(queued.as_secs_f64());
@@ -155,6 +161,7 @@ impl<T: Task + Sync, M: Model<T>, L: FnMut() -> Result<M, ModelFailure>> Worker<
                 Ok(())
             }
             Err(failure) => {
+                traced.failed();
                 jobs.into_iter().for_each(|job| fail(job));
                 Err(failure)
             }

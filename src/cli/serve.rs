@@ -16,6 +16,7 @@ use crate::plan::Wanted;
 use crate::preprocess::ImageLimits;
 use crate::server::Server;
 use crate::telemetry::logging::{self, LogFormat};
+use crate::telemetry::traces::{Protocol, TraceConfig, Traces};
 
 /// Serve a model over HTTP.
 ///
@@ -50,6 +51,9 @@ pub(super) struct ServeArgs {
     #[arg(long, env = "GHOSTSERVE_LOG_FORMAT", value_enum, default_value_t)]
     log_format: LogFormat,
 
+    #[command(flatten, next_help_heading = "Traces")]
+    traces: TraceArgs,
+
     #[command(flatten, next_help_heading = "Execution")]
     execution: ExecutionArgs,
 
@@ -64,6 +68,35 @@ pub(super) struct ServeArgs {
 
     #[command(flatten, next_help_heading = "Limits of time")]
     time: TimeArgs,
+}
+
+/// Named in the environment as OpenTelemetry has it, so that what sets these up for others does so for us.
+#[derive(Debug, Args)]
+struct TraceArgs {
+    /// Send traces by OTLP to the collector at this address, like http://collector:4318 [default: none are made].
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    otlp_endpoint: Option<String>,
+
+    /// How the collector is spoken to.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_PROTOCOL", value_enum, default_value_t)]
+    otlp_protocol: Protocol,
+
+    /// Which part of the requests is traced, 0 to 1, unless their callers have decided [default: all].
+    #[arg(long, env = "GHOSTSERVE_TRACE_RATIO", value_name = "PART")]
+    trace_ratio: Option<f64>,
+
+    /// The service's name in traces.
+    #[arg(long, env = "OTEL_SERVICE_NAME", default_value = "ghostserve", value_name = "NAME")]
+    service_name: String,
+}
+
+impl TraceArgs {
+    fn config(&self) -> Option<TraceConfig> {
+        // Set but empty is how deployments switch things off.
+        let endpoint = self.otlp_endpoint.clone().filter(|endpoint| !endpoint.is_empty())?;
+        let (protocol, ratio) = (self.otlp_protocol, self.trace_ratio);
+        Some(TraceConfig { endpoint, protocol, ratio, service: self.service_name.clone() })
+    }
 }
 
 #[derive(Debug, Args)]
@@ -228,9 +261,15 @@ struct TimeArgs {
 
 impl ServeArgs {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
-        logging::install(&self.log, self.log_format).with_context(|| format!("--log `{}`", self.log))?;
-        let runtime = self.runtime.load()?;
         let tokio = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        let traces = {
+            let _tokio = tokio.enter();
+            let config = self.traces.config();
+            config.as_ref().map(Traces::start).transpose().context("--otlp-endpoint")?
+        };
+        let installed = logging::install(&self.log, self.log_format, traces.as_ref());
+        installed.with_context(|| format!("--log `{}`", self.log))?;
+        let runtime = self.runtime.load()?;
         let result = tokio.block_on(async {
             let server = Server::start(self.config(), &runtime).await?;
             tracing::info!(
@@ -242,6 +281,9 @@ impl ServeArgs {
             server.run().await;
             Ok(ExitCode::SUCCESS)
         });
+        if let Some(traces) = traces {
+            traces.end();
+        }
         // What has not ended in its time (a model that hangs) must not keep the process from ending.
         tokio.shutdown_background();
         result

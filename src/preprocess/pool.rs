@@ -5,10 +5,12 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tracing::{Instrument, Span};
 
 use super::source::{check_values, pixels};
 use super::{Crop, ImageError, ImageInfo, ImageLimits, Pixels, Source, Transform, decode, probe};
 use crate::cores::{Cores, Priority, Rank, Work, give_way};
+use crate::telemetry::{Stage, spans};
 
 /// The pool's bounds.
 #[derive(Clone, Copy, Debug)]
@@ -102,13 +104,18 @@ impl Preprocessor {
         loop {
             // Large ones have waited for their place among the large.
             let core = match means.large {
-                None => Some(self.cores.take(Rank { priority, work: Work::Prepare }, 1).await),
+                None => {
+                    let core = self.cores.take(Rank { priority, work: Work::Prepare }, 1);
+                    Some(core.instrument(spans::wait_for_core()).await)
+                }
                 Some(_) => None,
             };
             let (this, transform, source) = (self.clone(), Arc::clone(transform), source.clone());
             let given = std::mem::take(&mut means);
+            let span = Span::current();
             let work = tokio::task::spawn_blocking(move || {
                 let _core = core;
+                let _span = span.entered();
                 give_way();
                 this.attempt(&transform, &source, given)
             });
@@ -179,9 +186,9 @@ impl Preprocessor {
         if means.memory.is_none() || large {
             return Attempt::Lacks { kibibytes, large };
         }
-        Attempt::Done(decode().map(|pixels| {
+        Attempt::Done(spans::stage(Stage::Decode).in_scope(decode).map(|pixels| {
             let decoded = Instant::now();
-            let crop = Crop::new(transform, &pixels);
+            let crop = spans::stage(Stage::Resize).in_scope(|| Crop::new(transform, &pixels));
             Prepared { crop, info, decode: decoded - start, resize: decoded.elapsed() }
         }))
     }

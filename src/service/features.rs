@@ -6,6 +6,7 @@ use futures::future::join_all;
 use image::RgbImage;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Duration, Instant};
+use tracing::Instrument;
 
 use super::{Ask, Error, How, Prediction, Ran, ServedModel, Service, Sort, Times, gather, predict};
 use crate::batch::{Demand, ONE_RUN};
@@ -14,6 +15,7 @@ use crate::ghostnet::{Output, OutputShape, Size};
 use crate::model::Variant;
 use crate::preprocess::{Fit, Geometry, ImageInfo, Source, Transform};
 use crate::runtime::{Claim, RowOutputs};
+use crate::telemetry::spans;
 
 /// The smallest side of an input: below it, attention at the last stride has nothing to pool.
 const MIN_SIDE: usize = 64;
@@ -174,7 +176,7 @@ impl Service {
         };
         let mut permits = admitted.map_err(|e| self.refused(model, to_do, e))?;
 
-        let work = images.into_iter().map(|image| {
+        let work = images.into_iter().enumerate().map(|(index, image)| {
             let permit = image.is_ok().then(|| permits.as_mut().and_then(|permits| permits.split_one())).flatten();
             async move {
                 let outcome = match (image, permit) {
@@ -190,6 +192,7 @@ impl Service {
                 self.count_image(model, &outcome);
                 outcome.map(|(ran, times)| (plan.extraction(ran), times))
             }
+            .instrument(spans::image(index))
         });
         let (results, times) = gather(join_all(work).await)?;
         Ok(Extracted { results, times, memory })

@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use futures::future::join_all;
 use tokio::time::Instant;
+use tracing::Instrument;
 
 use super::cache::{Key, Lookup, ScoreCache, Scored};
 use super::{Error, How, ServedModel, Service, Times, gather};
 use crate::batch::{Demand, ONE_RUN, Permit};
 use crate::cores::Priority;
 use crate::preprocess::Source;
+use crate::telemetry::spans;
 
 /// Images whose scores are wanted.
 #[derive(Debug)]
@@ -106,7 +108,7 @@ impl Service {
                 Some(admitted.map_err(|e| self.refused(model, to_do, e))?)
             }
         };
-        let images = images.into_iter().map(|image| {
+        let images = images.into_iter().enumerate().map(|(index, image)| {
             let permit = match (&image, &mut permit) {
                 (Asked::New(..), Some(permit)) => permit.split_one(),
                 _ => None,
@@ -124,6 +126,7 @@ impl Service {
                 self.count_image(model, &outcome);
                 outcome
             }
+            .instrument(spans::image(index))
         });
         gather(join_all(images).await)
     }

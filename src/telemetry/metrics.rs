@@ -2,13 +2,15 @@
 //!
 //! Label values come from fixed sets only: route patterns, status codes, error codes, stages, names of loaded models.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prometheus::core::Collector;
 use prometheus::{
     GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder,
 };
+
+use super::spans;
 
 /// Declares a struct of metrics, and a constructor that registers each under `ghostserve_` and its field's name.
 macro_rules! metrics {
@@ -192,6 +194,11 @@ impl Metrics {
         self.stage_duration_seconds.with_label_values(&[stage.name()]).observe(took.as_secs_f64());
     }
 
+    /// Begins a stage that is timed here and now; its span is a part of the current one.
+    pub(crate) fn begin(&self, stage: Stage) -> Timing<'_> {
+        Timing { metrics: self, stage, start: Instant::now(), _span: spans::stage(stage) }
+    }
+
     /// The Prometheus text format.
     ///
     /// # Errors
@@ -221,6 +228,23 @@ impl Metrics {
             restarts: self.worker_restarts_total.with_label_values(&[model]),
             opened: self.sessions_opened_total.with_label_values(&[model]),
         }
+    }
+}
+
+/// A stage that is going on. One that is dropped before its end is not recorded.
+pub(crate) struct Timing<'m> {
+    metrics: &'m Metrics,
+    stage: Stage,
+    start: Instant,
+    _span: tracing::Span,
+}
+
+impl Timing<'_> {
+    /// Records the time it took.
+    pub(crate) fn end(self) -> Duration {
+        let took = self.start.elapsed();
+        self.metrics.stage(self.stage, took);
+        took
     }
 }
 

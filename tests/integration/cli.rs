@@ -169,6 +169,13 @@ impl Process {
         (Self(child), ready["address"].as_str().unwrap().to_owned(), lines)
     }
 
+    /// Has it drain and end, which it must do well.
+    pub(crate) fn stop(mut self) {
+        self.signal("TERM");
+        let status = self.0.wait().unwrap();
+        assert!(status.success(), "{status}");
+    }
+
     fn signal(&self, name: &str) {
         let status = Command::new("kill").args([&format!("-{name}"), &self.0.id().to_string()]).status().unwrap();
         assert!(status.success());

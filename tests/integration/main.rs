@@ -27,6 +27,7 @@ mod server;
 mod slow;
 #[path = "../../benches/support/mod.rs"]
 mod support;
+mod traces;
 
 use std::path::Path;
 use std::sync::OnceLock;

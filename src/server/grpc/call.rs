@@ -28,7 +28,7 @@ use crate::server::http::layers::{BACKSTOP, REQUEST_ID, sane_request_id};
 use crate::server::http::priority;
 use crate::server::problem::Problem;
 use crate::service::{Code, Error};
-use crate::telemetry::{GaugeGuard, Metrics};
+use crate::telemetry::{GaugeGuard, Metrics, Stage, spans};
 
 const TIMEOUT: &str = "grpc-timeout";
 const STATUS: &str = "grpc-status";
@@ -45,12 +45,20 @@ pub(super) struct Call {
     pub(super) priority: Priority,
     pub(super) meter: Meter,
     pub(super) refusal: Refusal,
+    /// Open until the message is there.
+    reading: Span,
 }
 
 impl Call {
     /// Of the whole call, if the client set one.
     pub(super) fn asked(&self) -> Option<Instant> {
         self.asked
+    }
+
+    /// The message is there.
+    pub(super) fn has_read(&mut self, metrics: &Metrics) {
+        self.reading = Span::none();
+        metrics.stage(Stage::Read, self.start.elapsed());
     }
 
     /// By when a message that came at a certain time must be answered.
@@ -90,10 +98,19 @@ pub(super) async fn around(State(grpc): State<Grpc>, mut request: Request, next:
     });
     let text: Arc<str> = id.to_str().unwrap_or_default().into();
     let method = grpc.methods.get(request.uri().path()).cloned();
-    let span = tracing::info_span!("grpc", request_id = &*text);
+    let span = tracing::info_span!("grpc", request_id = &*text, trace_id = tracing::field::Empty);
+    let traced = match &method {
+        Some(method) if !method.is_probe() => spans::call(&method.name, request.headers()),
+        _ => Span::none(),
+    };
+    traced.record("request_id", &*text);
+    let identity = spans::identity(&traced);
+    if let Some((trace, _)) = &identity {
+        span.record("trace_id", trace);
+    }
     let refusal = Refusal { shed: app.config.shed_status, id: text, metrics: Arc::clone(&app.metrics) };
     let name = method.as_ref().map_or_else(|| "unmatched".into(), |method| Arc::clone(&method.name));
-    let mut record = Record::begin(&app.metrics, name, span.clone());
+    let mut record = Record::begin(&app.metrics, name, span.clone(), traced.clone());
 
     let response = async {
         let entered = match &method {
@@ -115,8 +132,11 @@ pub(super) async fn around(State(grpc): State<Grpc>, mut request: Request, next:
         };
         (response, permit)
     };
-    let (mut response, permit) = response.instrument(span).await;
+    let (mut response, permit) = response.instrument(traced).instrument(span).await;
     response.headers_mut().insert(REQUEST_ID, id);
+    if let Some((_, own)) = identity {
+        response.headers_mut().insert(spans::TRACE_RESPONSE, own);
+    }
     record.status(response.headers());
     let kept = response.extensions_mut().remove::<Kept>();
     response.map(|body| Body::new(Observed { body, record, _permit: permit, _kept: kept }))
@@ -142,7 +162,10 @@ fn enter(
         }
     };
     let (meter, time) = (Meter::new(app.bodies.share()), app.config.time);
-    let call = Call { start, asked, longest: time.request, priority, meter: meter.clone(), refusal: refusal.clone() };
+    // The messages of a stream come as the client likes.
+    let reading = if method.streams { Span::none() } else { spans::stage(Stage::Read) };
+    let (longest, meter_of_call) = (time.request, meter.clone());
+    let call = Call { start, asked, longest, priority, meter: meter_of_call, refusal: refusal.clone(), reading };
     if method.works && !method.streams {
         // Reading a message in order to refuse it would cost the others more than the refusal.
         app.service.would_admit(None, priority, call.deadline(start))?;
@@ -181,14 +204,15 @@ struct Record {
     method: Arc<str>,
     start: Instant,
     span: Span,
+    traced: Span,
     status: Option<tonic::Code>,
     _in_flight: GaugeGuard,
 }
 
 impl Record {
-    fn begin(metrics: &Arc<Metrics>, method: Arc<str>, span: Span) -> Self {
+    fn begin(metrics: &Arc<Metrics>, method: Arc<str>, span: Span, traced: Span) -> Self {
         let _in_flight = GaugeGuard::one(&metrics.grpc_requests_in_flight);
-        Self { metrics: Arc::clone(metrics), method, start: Instant::now(), span, status: None, _in_flight }
+        Self { metrics: Arc::clone(metrics), method, start: Instant::now(), span, traced, status: None, _in_flight }
     }
 
     /// Takes the status from headers or trailers, if it is there.
@@ -203,6 +227,12 @@ impl Drop for Record {
     fn drop(&mut self) {
         // Dropped before its end: the client went away.
         let code = self.status.unwrap_or(tonic::Code::Cancelled);
+        self.traced.record("rpc.grpc.status_code", code as i32);
+        // As OpenTelemetry sees it: what is the server's fault, not the client's.
+        let own = [tonic::Code::Unknown, tonic::Code::Internal, tonic::Code::Unavailable, tonic::Code::DataLoss];
+        if own.contains(&code) || matches!(code, tonic::Code::DeadlineExceeded | tonic::Code::Unimplemented) {
+            self.traced.record("otel.status_code", "ERROR");
+        }
         let name = match code {
             tonic::Code::Ok => "OK".to_owned(),
             other => format!("{other:?}"),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::timeout_at;
 use tonic::Response;
 
 use super::Grpc;
@@ -61,7 +61,7 @@ impl Grpc {
         })?);
         let extracted = app.service.features(&plan, images(request.images)).await?;
 
-        let encoding = Instant::now();
+        let encoding = app.metrics.begin(Stage::Encode);
         let style = (dtype, request.normalize);
         let elements: usize = plan.shapes.iter().map(|shape| shape.elements()).sum();
         let (message, memory) = if elements * dtype.bytes() * extracted.results.len() > LARGE_ANSWER {
@@ -72,8 +72,7 @@ impl Grpc {
         } else {
             (encode(&plan, &extracted, style), extracted.memory)
         };
-        plan.model.features_statistics.wrote(encoding.elapsed());
-        app.metrics.stage(Stage::Encode, encoding.elapsed());
+        plan.model.features_statistics.wrote(encoding.end());
         app.metrics.stage(Stage::Total, call.start.elapsed());
         let mut response = Response::new(message);
         response.extensions_mut().insert(Kept(Arc::new(memory)));

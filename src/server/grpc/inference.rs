@@ -21,7 +21,6 @@ use crate::server::oip::{self, Elements, InferRequest, InferResponse, InputTenso
 use crate::server::problem::Problem;
 use crate::server::shutdown::Phase;
 use crate::service::{Code, Error};
-use crate::telemetry::Stage;
 
 impl Grpc {
     /// Answers one request, which came at a certain time.
@@ -184,8 +183,8 @@ impl GrpcInferenceService for Grpc {
         &self,
         request: Request<proto::ModelInferRequest>,
     ) -> Result<Response<proto::ModelInferResponse>, Status> {
-        let (call, request) = open(request)?;
-        self.app.metrics.stage(Stage::Read, call.start.elapsed());
+        let (mut call, request) = open(request)?;
+        call.has_read(&self.app.metrics);
         let answer = self.infer(&call, call.start, request).await;
         let (message, kept) = write(answer.map_err(|problem| call.refusal.status(&problem))?);
         let mut response = Response::new(message);

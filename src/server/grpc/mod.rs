@@ -48,6 +48,15 @@ struct Method {
     streams: bool,
 }
 
+impl Method {
+    /// Probes come every few seconds for ever.
+    fn is_probe(&self) -> bool {
+        self.name.starts_with("/grpc.health.")
+            || self.name.ends_with("/ServerLive")
+            || self.name.ends_with("/ServerReady")
+    }
+}
+
 /// Whether a request is a call: by its content type, since both protocols share a port. gRPC-Web is another protocol.
 pub(super) fn is_call<B>(request: &Request<B>) -> bool {
     let kind = request.headers().get(header::CONTENT_TYPE).map(|kind| kind.as_bytes());

@@ -42,10 +42,9 @@ impl Grpc {
         let deadline = call.deadline(came);
         let scores = ScoresRequest { model, images: images(request.images), priority, deadline };
         let answer = app.service.classify(ClassifyRequest { scores, ask }).await?;
-        let (encoding, model) = (Instant::now(), answer.model.clone());
+        let (encoding, model) = (app.metrics.begin(Stage::Encode), answer.model.clone());
         let answer = classified(answer);
-        model.statistics.wrote(encoding.elapsed());
-        app.metrics.stage(Stage::Encode, encoding.elapsed());
+        model.statistics.wrote(encoding.end());
         app.metrics.stage(Stage::Total, came.elapsed());
         Ok(answer)
     }
@@ -64,8 +63,8 @@ impl Grpc {
 #[tonic::async_trait]
 impl InferenceService for Grpc {
     async fn classify(&self, request: Request<v1::ClassifyRequest>) -> Result<Response<v1::ClassifyResponse>, Status> {
-        let (call, request) = open(request)?;
-        self.app.metrics.stage(Stage::Read, call.start.elapsed());
+        let (mut call, request) = open(request)?;
+        call.has_read(&self.app.metrics);
         let answer = self.classify_one(&call, call.start, request).await;
         answer.map(Response::new).map_err(|problem| call.refusal.status(&problem))
     }
@@ -84,8 +83,8 @@ impl InferenceService for Grpc {
         &self,
         request: Request<v1::ExtractFeaturesRequest>,
     ) -> Result<Response<v1::ExtractFeaturesResponse>, Status> {
-        let (call, request) = open(request)?;
-        self.app.metrics.stage(Stage::Read, call.start.elapsed());
+        let (mut call, request) = open(request)?;
+        call.has_read(&self.app.metrics);
         self.extract(&call, request).await.map_err(|problem| call.refusal.status(&problem))
     }
 

@@ -7,6 +7,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Duration, Instant};
+use tracing::Instrument;
 
 use super::images::images;
 use crate::cores::Priority;
@@ -14,7 +15,7 @@ use crate::server::app::App;
 use crate::server::asked::ask;
 use crate::server::problem::Problem;
 use crate::service::{Classified, ClassifyRequest, Code, Error, ImageResult, ScoresRequest, Times};
-use crate::telemetry::Stage;
+use crate::telemetry::{Stage, spans};
 
 /// A deadline in milliseconds, from the client.
 const TIMEOUT_HEADER: HeaderName = HeaderName::from_static("x-request-timeout-ms");
@@ -89,17 +90,16 @@ pub(super) async fn classify(
     // Reading a body in order to refuse it would cost the others more than the refusal.
     app.service.would_admit(parameters.model.as_deref(), priority, deadline)?;
 
-    let images = images(&app, request, start, deadline).await?;
+    let images = images(&app, request, start, deadline).instrument(spans::stage(Stage::Read)).await?;
     app.metrics.stage(Stage::Read, images.read);
 
     let scores = ScoresRequest { model: parameters.model, images: images.files, priority, deadline };
     let classified = app.service.classify(ClassifyRequest { scores, ask }).await?;
 
-    let encoding = Instant::now();
+    let encoding = app.metrics.begin(Stage::Encode);
     let body = encode(&classified);
-    let encode = encoding.elapsed();
+    let encode = encoding.end();
     classified.model.statistics.wrote(encode);
-    app.metrics.stage(Stage::Encode, encode);
     app.metrics.stage(Stage::Total, start.elapsed());
 
     let mut response = ([(header::CONTENT_TYPE, "application/json")], body).into_response();

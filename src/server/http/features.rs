@@ -11,6 +11,7 @@ use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
+use tracing::Instrument;
 
 use super::accept::choose;
 use super::classify::{ItemError, ModelRef, SERVER_TIMING, priority, server_timing, stages, timeout};
@@ -25,7 +26,7 @@ use crate::server::asked::{ask, invalid, levels, size, tensor_name};
 use crate::server::held::hold;
 use crate::server::problem::Problem;
 use crate::service::{Code, Error, Extracted, FeaturePlan, FeaturesRequest, Prediction};
-use crate::telemetry::Stage;
+use crate::telemetry::{Stage, spans};
 
 /// Answers from this size on are written on one of the cores that compute, not where connections are served.
 pub(in crate::server) const LARGE_ANSWER: usize = 256 << 10;
@@ -216,7 +217,7 @@ async fn answer(
     let (deadline, priority) = (wanted.deadline, wanted.priority);
     // Asked before the body is read, as for classification.
     let plan = Arc::new(app.service.plan_features(wanted)?);
-    let images = images(&app, request, start, deadline).await?;
+    let images = images(&app, request, start, deadline).instrument(spans::stage(Stage::Read)).await?;
     app.metrics.stage(Stage::Read, images.read);
     let single = style.attention || style.form == Form::Png;
     if single && images.files.len() > 1 {
@@ -226,7 +227,7 @@ async fn answer(
     let read = images.read;
     let extracted = app.service.features(&plan, images.files).await?;
 
-    let encoding = Instant::now();
+    let encoding = app.metrics.begin(Stage::Encode);
     let times = extracted.times;
     let elements: usize = plan.shapes.iter().map(|shape| shape.elements()).sum();
     let large = style.form == Form::Png || elements * style.dtype.bytes() * extracted.results.len() > LARGE_ANSWER;
@@ -238,9 +239,8 @@ async fn answer(
     } else {
         (encode(&plan, &extracted, style), extracted.memory)
     };
-    let encode = encoding.elapsed();
+    let encode = encoding.end();
     plan.model.features_statistics.wrote(encode);
-    app.metrics.stage(Stage::Encode, encode);
     app.metrics.stage(Stage::Total, start.elapsed());
 
     // It counts against the memory for feature maps until it is sent.

@@ -13,6 +13,7 @@ use http::{HeaderName, HeaderValue, header};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
+use tracing::Instrument;
 
 use super::body::{json_object, read};
 use super::classify::{priority, timeout};
@@ -25,7 +26,7 @@ use crate::server::oip::{self, InferRequest, Named};
 use crate::server::problem::Problem;
 use crate::server::shutdown::Phase;
 use crate::service::{Code, Error};
-use crate::telemetry::Stage;
+use crate::telemetry::{Stage, spans};
 use body::{Answer, Parsed};
 pub(super) use body::{JsonAnswer, JsonRequest};
 
@@ -194,7 +195,7 @@ async fn infer(State(app): State<App>, Path(asked): Path<Asked>, request: Reques
     let limit = app.config.request.max_multi_body;
     let until = deadline.min(start + app.config.time.body);
     // The images are slices of the body: its bytes count for as long as they are in use.
-    let body = read(&app, &parts.headers, body, limit, until).await?;
+    let body = read(&app, &parts.headers, body, limit, until).instrument(spans::stage(Stage::Read)).await?;
     app.metrics.stage(Stage::Read, start.elapsed());
 
     let Parsed { id, parameters, inputs, outputs, style } = body::parse(&body.bytes, json_length)?;

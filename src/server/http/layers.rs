@@ -24,13 +24,14 @@ use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, RequestId
 use tower_http::sensitive_headers::SetSensitiveRequestHeadersLayer;
 use tower_http::set_header::SetResponseHeaderLayer;
 use tower_http::trace::TraceLayer;
+use tracing::Instrument;
 
 use super::linger::linger;
 use crate::server::app::App;
 use crate::server::problem::Problem;
 use crate::server::shutdown::Phase;
 use crate::service::Error;
-use crate::telemetry::GaugeGuard;
+use crate::telemetry::{GaugeGuard, spans};
 
 pub(in crate::server) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longer ids from clients are replaced: they stand on every log line.
@@ -100,8 +101,18 @@ async fn observe(State(app): State<App>, request: Request, next: Next) -> Respon
     let id =
         request.extensions().get::<RequestId>().and_then(|id| id.header_value().to_str().ok()).unwrap_or("").to_owned();
 
+    let traced = match is_probe(&route) {
+        true => tracing::Span::none(),
+        false => spans::request(&method, &route, &path, request.headers()),
+    };
+    let identity = spans::identity(&traced);
+    traced.record("request_id", &id);
+    if let Some((trace, _)) = &identity {
+        tracing::Span::current().record("trace_id", trace);
+    }
+
     let abandoned = Abandoned(Some(app.metrics.http_requests_abandoned_total.with_label_values(&[&route[..]])));
-    let mut response = next.run(request).await;
+    let mut response = next.run(request).instrument(traced.clone()).await;
     abandoned.answered();
 
     let problem = response.extensions_mut().remove::<Problem>().or_else(|| {
@@ -121,20 +132,34 @@ async fn observe(State(app): State<App>, request: Request, next: Next) -> Respon
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
 
+    if let Some((_, own)) = identity {
+        response.headers_mut().insert(spans::TRACE_RESPONSE, own);
+    }
+
     let took = start.elapsed();
     let status = response.status().as_u16();
+    traced.record("http.response.status_code", status);
+    if let Some(problem) = &problem {
+        traced.record("error.type", problem.code.as_str());
+    }
+    if status >= 500 {
+        traced.record("otel.status_code", "ERROR");
+    }
     app.metrics.http_requests_total.with_label_values(&[&route[..], response.status().as_str()]).inc();
     app.metrics.http_request_duration_seconds.with_label_values(&[&route[..]]).observe(took.as_secs_f64());
     let code = problem.as_ref().map(|p| p.code.as_str());
     let ms = took.as_secs_f64() * 1e3;
-    // Scrapes and probes come every few seconds for ever.
-    if matches!(&route[..], "/metrics" | "/livez" | "/readyz" | "/v2/health/live" | "/v2/health/ready") && status < 400
-    {
+    if is_probe(&route) && status < 400 {
         tracing::debug!(%method, path, status, ms, "request");
     } else {
         tracing::info!(%method, path, status, code, ms, "request");
     }
     response
+}
+
+/// Scrapes and probes come every few seconds for ever.
+fn is_probe(route: &str) -> bool {
+    matches!(route, "/metrics" | "/livez" | "/readyz" | "/v2/health/live" | "/v2/health/ready")
 }
 
 /// Counts a request as abandoned if it is dropped before it has an answer: hyper does that when its client is gone.
@@ -157,7 +182,7 @@ impl Drop for Abandoned {
 
 fn span(request: &http::Request<axum::body::Body>) -> tracing::Span {
     let id = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default();
-    tracing::info_span!("http", request_id = id)
+    tracing::info_span!("http", request_id = id, trace_id = tracing::field::Empty)
 }
 
 /// A client's id is taken over if it can stand in a log.

@@ -215,10 +215,9 @@ async fn classify(
         deadline: request.deadline,
     });
     let rows = each(scores.await?.rows)?;
-    let encoding = Instant::now();
+    let encoding = app.metrics.begin(Stage::Encode);
     let output = encode_scores(model, &rows, wanted.first().map_or(0, |wanted| wanted.classification));
-    served.statistics.wrote(encoding.elapsed());
-    app.metrics.stage(Stage::Encode, encoding.elapsed());
+    served.statistics.wrote(encoding.end());
     Ok(vec![output])
 }
 
@@ -280,7 +279,7 @@ async fn features(
     let rows = each(std::mem::take(&mut extracted.results))?;
     extracted.results = rows.into_iter().map(Ok).collect();
 
-    let encoding = Instant::now();
+    let encoding = app.metrics.begin(Stage::Encode);
     // In the order in which they were asked for.
     let order: Vec<usize> = {
         let outputs = &plan.request().outputs;
@@ -300,8 +299,7 @@ async fn features(
         }
         false => encode(),
     };
-    plan.model.features_statistics.wrote(encoding.elapsed());
-    app.metrics.stage(Stage::Encode, encoding.elapsed());
+    plan.model.features_statistics.wrote(encoding.end());
     Ok(encoded)
 }
 

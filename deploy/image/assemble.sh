@@ -1,0 +1,41 @@
+#!/bin/bash
+# Puts together the image's files in a folder that already has the server and the runtime's libraries: the shared libraries
+# those load, certificates for `ghostserve pull` and traces over https, a user, and what scanners and lawyers look for.
+set -euo pipefail
+image=$1
+
+# All of the libraries, wherever they are on this architecture; the runtime's own are in the image already.
+mapfile -t loaded < <(
+    find "$image/usr/bin" "$image/usr/lib/ghostserve" -type f \( -perm -u+x -o -name '*.so*' \) -print0 |
+        LD_LIBRARY_PATH="$image/usr/lib/ghostserve" xargs -0 ldd 2>/dev/null |
+        sed -nE 's/^\t(.* => )?(\/[^ ]+) \(0x.*$/\2/p' | grep -v "^$image" | sort -u
+)
+if [ "${#loaded[@]}" -eq 0 ]; then
+    echo "no libraries found: is $image complete?" >&2
+    exit 1
+fi
+for library in "${loaded[@]}"; do
+    install -D "$(realpath "$library")" "$image$library"
+done
+
+# Certificates, users, names: what programs expect of any system.
+install -D -m 644 /etc/ssl/certs/ca-certificates.crt "$image/etc/ssl/certs/ca-certificates.crt"
+echo 'ghostserve:x:65532:65532:GhostServe:/nonexistent:/sbin/nologin' >"$image/etc/passwd"
+echo 'ghostserve:x:65532:' >"$image/etc/group"
+echo 'hosts: files dns' >"$image/etc/nsswitch.conf"
+install -d -m 1777 "$image/tmp"
+
+# Of each Debian package in it: the entry by which scanners know its version, and its licence.
+owner() { dpkg --search "$1" 2>/dev/null || dpkg --search "/usr$1" 2>/dev/null || dpkg --search "${1#/usr}"; }
+{
+    echo ca-certificates
+    for library in "${loaded[@]}"; do
+        owner "$(realpath "$library")" | cut -d : -f 1
+    done
+} | sort -u | while read -r package; do
+    install -d "$image/var/lib/dpkg/status.d"
+    dpkg --status "$package" >"$image/var/lib/dpkg/status.d/$package"
+    copyright=/usr/share/doc/$package/copyright
+    # Slim images leave documentation out, but not this.
+    [ ! -e "$copyright" ] || install -D -m 644 "$(realpath "$copyright")" "$image$copyright"
+done
