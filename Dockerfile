@@ -39,7 +39,8 @@ FROM ${DEBIAN_IMAGE} AS files
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 # Security updates of the libraries that end up in the image come in here, so versions are not pinned.
 # hadolint ignore=DL3008
-RUN apt-get update \
+RUN export DEBIAN_FRONTEND=noninteractive \
+    && apt-get update \
     && apt-get upgrade -y \
     && apt-get install -y --no-install-recommends ca-certificates libstdc++6 python3 python3-pip \
     && rm -rf /var/lib/apt/lists/*

@@ -67,6 +67,40 @@ clients: ## Make the Python environment of the client tests (TORCH=1: with PyTor
 test-clients: runtime clients ## Run the snippets of docs/clients.md, and with TORCH=1 a detection head against timm's.
 	GHOSTSERVE_CLIENTS_PYTHON=$(abspath $(CLIENTS)/bin/python) $(CARGO) test --quiet --test integration clients -- --nocapture
 
+# The tools that look at deploy/; what Debian has (buildah, haproxy, prometheus, node) must be there.
+DEPLOY_PYTHON := .runtime/deploy/venv/bin/python
+$(DEPLOY_PYTHON): tests/deploy/requirements.txt
+	@$(PYTHON) -m venv .runtime/deploy/venv
+	@$(DEPLOY_PYTHON) -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+# The server that is restarted and watched.
+SERVER ?= target/release/ghostserve
+target/release/ghostserve: build
+
+.PHONY: image
+image: ## Build the container image with buildah (EP=openvino: the other flavour; PLATFORM=linux/arm64).
+	buildah bud --layers --format docker --build-arg EP=$(EP) --build-arg REVISION=$(GHOSTSERVE_BUILD_REVISION) \
+		$(if $(PLATFORM),--platform $(PLATFORM)) --tag ghostserve $(ARGS) .
+
+.PHONY: test-image
+test-image: $(DEPLOY_PYTHON) ## Build the image, run it as a container engine would, and weigh it (needs root, buildah).
+	$(DEPLOY_PYTHON) tests/deploy/image.py --build-arg EP=$(EP) $(ARGS)
+
+.PHONY: test-balance
+test-balance: runtime $(SERVER) $(DEPLOY_PYTHON) ## Restart and kill servers behind HAProxy, under load (ARGS="--seconds 120").
+	$(DEPLOY_PYTHON) tests/deploy/balance.py $(SERVER) $(ARGS)
+
+.PHONY: test-observe
+test-observe: runtime $(SERVER) $(DEPLOY_PYTHON) ## Have Prometheus watch a live server: every expression, and an overload's alert.
+	$(DEPLOY_PYTHON) tests/deploy/observe.py $(SERVER)
+
+.PHONY: test-deploy
+test-deploy: $(DEPLOY_PYTHON) ## Check everything in deploy/: linters, schemas, rules; the image; its server under balance and observe.
+	$(DEPLOY_PYTHON) tests/deploy/static.py
+	@$(MAKE) --no-print-directory test-image ARGS="--binary .runtime/deploy/ghostserve"
+	@$(MAKE) --no-print-directory test-balance test-observe SERVER=.runtime/deploy/ghostserve
+
 .PHONY: goldens
 goldens: ## Make the reference numbers and images again (needs Python with tests/goldens/requirements.txt).
 	$(PYTHON) tests/goldens/make_network.py

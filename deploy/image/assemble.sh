@@ -19,7 +19,10 @@ for library in "${loaded[@]}"; do
 done
 
 # Certificates, users, names: what programs expect of any system.
-install -D -m 644 /etc/ssl/certs/ca-certificates.crt "$image/etc/ssl/certs/ca-certificates.crt"
+install -d "$image/etc/ssl/certs"
+# From the package, not from this build's own bundle: whoever builds may have certificates of his own mounted there.
+(cd /usr/share/ca-certificates && sed '/^[!#]/d; /^$/d' /etc/ca-certificates.conf | xargs cat) \
+    >"$image/etc/ssl/certs/ca-certificates.crt"
 echo 'ghostserve:x:65532:65532:GhostServe:/nonexistent:/sbin/nologin' >"$image/etc/passwd"
 echo 'ghostserve:x:65532:' >"$image/etc/group"
 echo 'hosts: files dns' >"$image/etc/nsswitch.conf"

@@ -92,6 +92,12 @@ def select(members, library, companions):
     return taken
 
 
+def notices(members):
+    """The licences, which go wherever the library goes."""
+    paths = {member: PurePosixPath(member) for member in members}
+    return {m: p.name for m, p in paths.items() if p.name in ("LICENSE", "ThirdPartyNotices.txt") and len(p.parts) == 2}
+
+
 def extract(wheel, taken, folder):
     with zipfile.ZipFile(wheel) as archive:
         for member, name in taken.items():
@@ -135,7 +141,8 @@ def main():
                 "machine has no network, copy the library here and name it in GHOSTSERVE_ONNXRUNTIME"
             ) from None
         try:
-            taken = select(zipfile.ZipFile(wheel).namelist(), library, COMPANIONS[distribution])
+            members = zipfile.ZipFile(wheel).namelist()
+            taken = select(members, library, COMPANIONS[distribution]) | notices(members)
         except LookupError as error:
             raise SystemExit(f"error: {wheel.name}: {error}") from None
         extract(wheel, taken, Path(scratch))

@@ -26,6 +26,8 @@ impl Runtime {
             .with_name("ghostserve")
             .with_telemetry(false)
             .with_logger(Arc::new(|level, category: &str, _id: &str, _location: &str, message: &str| match level {
+                // It is off. On a root file system that cannot be written the library complains of it all the same.
+                _ if message.contains("telemetry device ID") => tracing::debug!(category, "ONNX Runtime: {message}"),
                 LogLevel::Fatal | LogLevel::Error => tracing::error!(category, "ONNX Runtime: {message}"),
                 LogLevel::Warning => tracing::warn!(category, "ONNX Runtime: {message}"),
                 LogLevel::Info | LogLevel::Verbose => tracing::debug!(category, "ONNX Runtime: {message}"),
