@@ -1,4 +1,4 @@
-//! Traces for OpenTelemetry: the spans of [`super::spans`], sent to a collector by OTLP. Off unless an endpoint is given.
+//! Traces for OpenTelemetry: the spans of `telemetry::spans`, sent to a collector by OTLP. Off unless an endpoint is given.
 //!
 //! A thread of its own sends them in batches. When the collector is slow or gone, spans are dropped, and nothing else
 //! suffers. What OpenTelemetry's specification leaves to the environment (`OTEL_EXPORTER_OTLP_HEADERS`,
