@@ -255,7 +255,12 @@ fn every_flag_is_an_environment_variable_too() {
     let mut count = 0;
     for flag in flags {
         let name = flag.split([' ', '=']).next().unwrap();
-        let variable = format!("GHOSTSERVE_{}", name.to_uppercase().replace('-', "_"));
+        // Where OpenTelemetry has a name for what every service is told, that one is read.
+        let variable = match name {
+            "otlp-endpoint" | "otlp-protocol" => format!("OTEL_EXPORTER_{}", name.to_uppercase().replace('-', "_")),
+            "service-name" => "OTEL_SERVICE_NAME".to_owned(),
+            _ => format!("GHOSTSERVE_{}", name.to_uppercase().replace('-', "_")),
+        };
         assert!(help.contains(&format!("[env: {variable}=")), "{variable}");
         count += 1;
     }

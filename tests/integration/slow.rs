@@ -13,8 +13,9 @@ const SHORT: Duration = Duration::from_millis(300);
 /// A server with short times; returns how long it took to close a connection on which `bytes` were sent, one every
 /// `pause`.
 async fn closed_after(server: &TestServer, bytes: &[u8], pause: Duration) -> (Duration, String) {
-    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    // Before connecting: the server's clock may start before ours goes on.
     let start = Instant::now();
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
     let (mut reader, mut writer) = stream.split();
     let write = async {
         for byte in bytes {
