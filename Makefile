@@ -67,7 +67,7 @@ clients: ## Make the Python environment of the client tests (TORCH=1: with PyTor
 test-clients: runtime clients ## Run the snippets of docs/clients.md, and with TORCH=1 a detection head against timm's.
 	GHOSTSERVE_CLIENTS_PYTHON=$(abspath $(CLIENTS)/bin/python) $(CARGO) test --quiet --test integration clients -- --nocapture
 
-# The tools that look at deploy/; what Debian has (buildah, haproxy, prometheus, node) must be there.
+# The tools that look at deploy/; what Debian has (buildah, haproxy, prometheus, node), and kubectl, must be there.
 DEPLOY_PYTHON := .runtime/deploy/venv/bin/python
 $(DEPLOY_PYTHON): tests/deploy/requirements.txt
 	@$(PYTHON) -m venv .runtime/deploy/venv

@@ -13,6 +13,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
+RULES = DEPLOY / "prometheus/rules.yaml"
+DASHBOARD = DEPLOY / "grafana/ghostserve.json"
 PHOTO = ROOT / "tests/goldens/images/jpeg-large.jpg"
 
 

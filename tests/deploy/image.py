@@ -108,11 +108,9 @@ def main():
     parser.add_argument("--build-arg", action="append", default=[])
     parser.add_argument("--keep", action="store_true", help="keep the image")
     parser.add_argument("--binary", type=Path, help="where to copy the server out of the image")
-    parser.add_argument("--no-build", action="store_true", help="the image is there")
     arguments = parser.parse_args()
     check(os.geteuid() == 0, "images are built and run here as root")
-    if not arguments.no_build:
-        build(arguments.tag, arguments.build_arg)
+    build(arguments.tag, arguments.build_arg)
     image = json.loads(buildah("inspect", "--type=image", arguments.tag))
     config = image["Docker"]["config"]
     check_config(config)

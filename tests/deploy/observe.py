@@ -21,10 +21,8 @@ from pathlib import Path
 
 import yaml
 
-from common import DEPLOY, PHOTO, Server, check, fail, free_port, metric_names, request, running, tool, wait_for
+from common import DASHBOARD, PHOTO, RULES, Server, check, fail, free_port, metric_names, request, running, tool, wait_for
 
-RULES = DEPLOY / "prometheus/rules.yaml"
-DASHBOARD = DEPLOY / "grafana/ghostserve.json"
 # What may fire under overload: shedding, and what follows from it.
 EXPECTED = {"GhostServeShedding", "GhostServeErrorBudgetBurnFast"}
 UNEXPECTED = {"GhostServeDown", "GhostServeAbsent", "GhostServeNotReady", "GhostServeRestarting", "GhostServeWorkerRestarts",
@@ -94,11 +92,7 @@ def send_of_everything(binary, port):
         silent.settimeout(10)
         while silent.recv(4096):
             pass
-    bench(binary, f"grpc://127.0.0.1:{port}", "1s")
-
-
-def bench(binary, url, duration, connections=4):
-    command = [binary, "bench", url, f"--duration={duration}", "--warm-up=0s", f"--connections={connections}"]
+    command = [binary, "bench", f"grpc://127.0.0.1:{port}", "--duration=1s", "--warm-up=0s", "--connections=4"]
     subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 

@@ -16,14 +16,13 @@ from pathlib import Path
 import kubernetes_validate
 import yaml
 
-from common import DEPLOY, ROOT, check, fail, tool
+from common import DASHBOARD, DEPLOY, ROOT, RULES, check, fail, tool
 
 # What clusters run today; the resources here are older than all of them.
 KUBERNETES = "1.33"
 KSERVE = "kserve==0.21.0"
 CACHE = ROOT / ".runtime/deploy"
 CUSTOM = {"ServiceMonitor", "PrometheusRule", "ScaledObject", "ServingRuntime", "InferenceService"}
-RULES = DEPLOY / "prometheus/rules.yaml"
 COPY = DEPLOY / "kubernetes/components/monitoring/prometheusrule.yaml"
 
 
@@ -177,7 +176,7 @@ def check_compose():
 
 
 def check_dashboard():
-    dashboard = json.loads((DEPLOY / "grafana/ghostserve.json").read_text())
+    dashboard = json.loads(DASHBOARD.read_text())
     ids = [panel["id"] for panel in dashboard["panels"]]
     check(len(ids) == len(set(ids)), "dashboard: panels share an id")
     taken = set()
