@@ -106,6 +106,7 @@ impl Steps {
     }
 
     pub(super) fn geometry(&self, image: (u32, u32)) -> Geometry {
+        let image = (image.0.max(1), image.1.max(1));
         let first = self.first(image);
         let last = self.second().unwrap_or(first);
         let (mut scale, mut offset) = first.line();
@@ -143,6 +144,9 @@ impl Placement {
 impl Step {
     fn place(self, image: (u32, u32)) -> Placement {
         let Self { fit, cover, canvas } = self;
+        // No decoder gives an image without pixels. If one did, it would be placed as a line or a point; dividing by its side
+        // would be a panic.
+        let image = (image.0.max(1), image.1.max(1));
         let whole = [0.0, 0.0, f64::from(image.0), f64::from(image.1)];
         match fit {
             Fit::Crop => Placement { visible: crop_box(image, cover, canvas), out: canvas, at: (0, 0), canvas },
@@ -185,6 +189,7 @@ mod tests {
 
     use image::metadata::Orientation;
     use image::{DynamicImage, Rgb, RgbImage};
+    use proptest::prelude::*;
 
     use super::*;
     use crate::preprocess::{Crop, Pixels, Scale, Transform};
@@ -298,6 +303,30 @@ mod tests {
         let view = Transform::new(spec(None)).view([64, 64], Fit::Letterbox).crop(&pixels);
         assert_eq!((view.get_pixel(0, 0), view.get_pixel(63, 63)), (&Rgb([128; 3]), &Rgb([128; 3])));
         assert_eq!(view.get_pixel(32, 32), &Rgb([255, 0, 0]));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Every size, from nothing to the largest that a format can declare, has a finite box and a scale for decoding.
+        #[test]
+        fn every_size_has_a_place(
+            (width, height) in (prop_oneof![0u32..4, 0u32..20_000, any::<u32>()], prop_oneof![0u32..4, 0u32..20_000, any::<u32>()]),
+            source in prop_oneof![Just(None), Just(Some(32)), Just(Some(224))],
+            rows in 2usize..20, columns in 2usize..20,
+            fit in prop_oneof![Just(Fit::Crop), Just(Fit::Letterbox), Just(Fit::Stretch)],
+        ) {
+            for transform in [Transform::new(spec(source)), Transform::new(spec(source)).view([32 * rows, 32 * columns], fit)] {
+                let geometry = transform.geometry(width, height);
+                let numbers = geometry.scale.iter().chain(&geometry.offset).chain(&geometry.visible);
+                prop_assert!(numbers.clone().all(|number| number.is_finite()), "{geometry:?}");
+                prop_assert!(geometry.scale.iter().all(|scale| *scale > 0.0), "{geometry:?}");
+                let [left, top, right, bottom] = geometry.visible;
+                prop_assert!(0.0 <= left && left <= right && right <= f64::from(width.max(1)), "{geometry:?}");
+                prop_assert!(0.0 <= top && top <= bottom && bottom <= f64::from(height.max(1)), "{geometry:?}");
+                let _ = transform.scale(width, height);
+            }
+        }
     }
 
     #[test]
