@@ -54,7 +54,9 @@ impl<'a> BitReader<'a> {
     #[inline(never)]
     fn refill_by_byte(&mut self) {
         while self.count <= 56 {
-            let Some(byte) = self.take_byte() else {
+            // Once the data has ended it stays so. Looking again would go over all fill bytes at the end for every few bits.
+            let byte = if self.padding == 0 { self.take_byte() } else { None };
+            let Some(byte) = byte else {
                 let bits = 64 - self.count;
                 self.padding += u64::from(bits);
                 self.count = 64;
