@@ -21,6 +21,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     tonic_prost_build::configure()
         // Images stay where the connection's buffer has them, tensors where they were written.
         .bytes(".")
+        .codec_path("crate::proto::codec::OffloadingCodec")
         .compile_fds(services)?;
     Ok(())
 }

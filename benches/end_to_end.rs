@@ -18,7 +18,7 @@ use ghostserve::load::{
     Endpoint, Images, Load, Measurement, Progress, RequestStyle, Settings, Target, Watch, measure, median,
 };
 use ghostserve::model::ModelFolder;
-use ghostserve::preprocess::{ImageLimits, PoolConfig, Preprocessor, Transform};
+use ghostserve::preprocess::{PoolConfig, Preprocessor, Transform};
 use ghostserve::runtime::{Backend, LIBRARY_ENV, Runtime, Session, SessionSpec};
 use support::{SIDE, photos, random_model};
 use tokio_util::sync::CancellationToken;
@@ -121,7 +121,7 @@ fn main() {
     let graph = runtime.prepare(&model.graph).unwrap();
     let mut session = runtime.session(&graph, spec).unwrap();
     let transform = Arc::new(Transform::new(model.manifest.input));
-    let pool = PoolConfig { max_decoded_bytes: u64::MAX, limits: ImageLimits::default() };
+    let pool = PoolConfig::default();
     let preprocessor = Preprocessor::new(pool, Cores::new(1));
 
     let server = Server::start(folder.path());

@@ -95,8 +95,13 @@ pub struct LoadLimits {
     pub response_cache_bytes: u64,
     /// Bytes of decoded pixels in memory.
     pub max_decoded_bytes: u64,
+    /// Resident bytes of the process past which requests are shed; 0 if there is no limit.
+    pub max_memory: u64,
     /// Streams of an HTTP/2 connection.
     pub max_http2_streams: u32,
+    /// Fraction of the connections, requests and memory above that one client address can hold while no other client needs
+    /// them. Above 0; 1 is no limit.
+    pub max_client_share: f64,
 }
 
 /// Bounds in time.
@@ -108,6 +113,10 @@ pub struct TimeLimits {
     pub body: Duration,
     /// For the whole request; also the longest deadline a client can ask for.
     pub request: Duration,
+    /// Bytes a second that a body must arrive at, after [`TRANSFER_GRACE`].
+    pub min_upload_rate: u64,
+    /// Bytes a second at which a client must take a large answer, in every [`DOWNLOAD_WINDOW`].
+    pub min_download_rate: u64,
     /// For a connection without a request.
     pub idle: Duration,
     /// After SIGTERM: how long requests are still accepted, so that load balancers can notice.
@@ -115,6 +124,12 @@ pub struct TimeLimits {
     /// After that: how long requests in flight may take to finish.
     pub drain: Duration,
 }
+
+/// How long a body may be slower than its minimum rate: connections start slowly, and small bodies come in one piece.
+pub const TRANSFER_GRACE: Duration = Duration::from_secs(2);
+
+/// How long a client may take nothing of a large answer.
+pub const DOWNLOAD_WINDOW: Duration = Duration::from_secs(10);
 
 /// What a shed request is answered with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -149,6 +164,14 @@ pub enum ConfigError {
         /// What was given.
         found: u64,
     },
+    /// A fraction that is none.
+    #[error("{setting} must be above 0 and at most 1, found {found}")]
+    Fraction {
+        /// The flag.
+        setting: &'static str,
+        /// What was given.
+        found: String,
+    },
     /// A precision that the provider does not have.
     #[error(transparent)]
     Precision(#[from] NoSuchPrecision),
@@ -180,6 +203,10 @@ impl Config {
         ];
         if let Some((setting, _)) = counts.into_iter().find(|(_, n)| *n == 0) {
             return Err(ConfigError::Zero { setting });
+        }
+        let share = self.load.max_client_share;
+        if !(share > 0.0 && share <= 1.0) {
+            return Err(ConfigError::Fraction { setting: "--max-client-share", found: share.to_string() });
         }
         // A request that could never be admitted should be refused for its size, not told to try again.
         let orders = [
@@ -215,7 +242,7 @@ impl Config {
             ),
             (
                 "--max-decoded-bytes-in-flight",
-                "12 bytes for each of --max-image-pixels",
+                "16 bytes for each of --max-image-pixels",
                 self.load.max_decoded_bytes,
                 self.image.max_pixels.saturating_mul(MAX_BYTES_PER_PIXEL),
             ),

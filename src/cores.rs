@@ -5,14 +5,17 @@
 //! before a batch runs that is not full. So batches grow just as far as there is work to grow by, and nothing waits by a
 //! clock.
 //!
-//! Time is nobody's here; the order is. What a rank is passed over for is counted, and after sixteen grants to
-//! better ranks it is its turn: a flood of one kind of work slows every other kind down and stops none.
+//! This module orders work; it uses no timers. What a rank is passed over for is counted, and after sixteen grants to better
+//! ranks, fewer if they are expensive, it is its turn: a flood of one kind of work slows every other kind down and stops none.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
+
+use crate::fair_share::{Client, FairOrder};
 
 /// Whose work it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -60,6 +63,9 @@ impl Rank {
 /// Grants to better ranks that a waiting rank lets pass before its turn.
 const PATIENCE: u32 = 16;
 
+/// What a grant counts for at least, and what one of an ordinary photograph takes: expensive work counts for several grants.
+const GRANT: Duration = Duration::from_micros(1500);
+
 /// The cores that may compute.
 #[derive(Debug)]
 pub struct Cores {
@@ -72,8 +78,9 @@ pub struct Cores {
 #[derive(Debug)]
 struct State {
     free: usize,
-    /// By rank; within a rank, first come, first served.
+    /// By rank; within a rank by their start tags, then first come, first served.
     waiting: [VecDeque<Waiter>; Rank::COUNT],
+    shares: FairOrder,
     /// How often each rank has been passed over since it last had its turn.
     passed: [u32; Rank::COUNT],
     /// Cores given for running batches, of which the receivers have not noticed yet.
@@ -84,6 +91,10 @@ struct State {
 #[derive(Debug)]
 struct Waiter {
     id: u64,
+    /// Where it stands among the clients' work.
+    tag: u64,
+    /// The grants that it counts for.
+    weight: u32,
     cores: usize,
     granted: oneshot::Sender<()>,
 }
@@ -127,8 +138,14 @@ impl Cores {
     }
 
     fn with_tokens(total: usize, tokens: usize) -> Arc<Self> {
-        let state =
-            State { free: tokens, waiting: Default::default(), passed: [0; Rank::COUNT], unnoticed: 0, next_id: 0 };
+        let state = State {
+            free: tokens,
+            waiting: Default::default(),
+            shares: FairOrder::default(),
+            passed: [0; Rank::COUNT],
+            unnoticed: 0,
+            next_id: 0,
+        };
         Arc::new(Self { total, tokens, state: Mutex::new(state) })
     }
 
@@ -146,13 +163,28 @@ impl Cores {
 
     /// Waits for `count` cores, at most all there are. Dropping the future gives up the place.
     pub async fn take(self: &Arc<Self>, rank: Rank, count: usize) -> Held {
+        self.wait_for(rank, count, None).await
+    }
+
+    /// Waits for a core for work that one client has asked for and that is expected to take `cost`. Within a rank, clients get equal
+    /// shares of the cores' time: whoever has asked for much waits behind his own work, not everybody else.
+    pub async fn take_for(self: &Arc<Self>, rank: Rank, client: Client, cost: Duration) -> Held {
+        self.wait_for(rank, 1, Some((client, cost))).await
+    }
+
+    async fn wait_for(self: &Arc<Self>, rank: Rank, count: usize, work: Option<(Client, Duration)>) -> Held {
         let count = count.min(self.total);
         let (granted, grant) = oneshot::channel();
         let mut place = {
             let mut state = self.lock();
             let id = state.next_id;
             state.next_id += 1;
-            state.waiting[rank.index()].push_back(Waiter { id, cores: count, granted });
+            let tag = state.shares.tag(work.map(|(client, cost)| (client, cost.as_nanos() as u64)));
+            let waiting = &mut state.waiting[rank.index()];
+            let at = waiting.partition_point(|waiter| waiter.tag <= tag);
+            let cost = work.map_or(GRANT, |(_, cost)| cost.max(GRANT));
+            let weight = (cost.as_nanos() / GRANT.as_nanos()).min(u128::from(PATIENCE)) as u32;
+            waiting.insert(at, Waiter { id, tag, weight, cores: count, granted });
             self.grant(&mut state);
             Place { cores: self, rank, id, count, grant, settled: false }
         };
@@ -180,11 +212,13 @@ impl Cores {
             let Some(waiter) = state.waiting[rank].pop_front_if(|waiter| waiter.cores <= state.free) else { break };
             // Whoever gives up his place takes it off the list first.
             let _ = waiter.granted.send(());
+            state.shares.serve(waiter.tag);
             state.free -= waiter.cores;
             state.unnoticed += if runs(rank) { waiter.cores } else { 0 };
             state.passed[rank] = 0;
             for later in rank + 1..Rank::COUNT {
-                state.passed[later] = if state.waiting[later].is_empty() { 0 } else { state.passed[later] + 1 };
+                state.passed[later] =
+                    if state.waiting[later].is_empty() { 0 } else { state.passed[later] + waiter.weight };
             }
         }
     }
@@ -318,6 +352,27 @@ mod tests {
         drop(held);
         settle().await;
         assert_eq!(*log.lock().unwrap(), ["full", "one", "two", "batch", "batch 2", "later"]);
+    }
+
+    #[tokio::test]
+    async fn clients_share_the_cores_whoever_came_first() {
+        let cores = cores(1);
+        let log: Arc<Mutex<Vec<&str>>> = Arc::default();
+        let held = cores.take(PREPARE, 1).await;
+        let client = |last: u8| Client::of(std::net::IpAddr::from([10, 0, 0, last]));
+        for (who, name, cost) in
+            [(1, "a1", 10), (1, "a2", 10), (1, "a3", 10), (2, "b1", 5), (2, "b2", 5), (2, "b3", 5), (3, "c1", 1)]
+        {
+            let (cores, log) = (Arc::clone(&cores), Arc::clone(&log));
+            tokio::spawn(async move {
+                let _held = cores.take_for(PREPARE, client(who), Duration::from_millis(cost)).await;
+                log.lock().unwrap().push(name);
+            });
+            settle().await;
+        }
+        drop(held);
+        settle().await;
+        assert_eq!(*log.lock().unwrap(), ["a1", "b1", "c1", "b2", "a2", "b3", "a3"]);
     }
 
     #[tokio::test]

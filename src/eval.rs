@@ -13,7 +13,7 @@ use crate::batch::ModelFailure;
 use crate::cores::Cores;
 use crate::manifest::Label;
 use crate::model::LoadedModel;
-use crate::preprocess::{ImageError, ImageInfo, ImageLimits, PoolConfig, Preprocessor, Transform};
+use crate::preprocess::{ImageError, ImageInfo, PoolConfig, Preprocessor, Transform};
 use crate::runtime::{Backend, Prepared, Runtime, RuntimeError, Session, SessionSpec};
 use crate::service::{Ask, Prediction, predict, top};
 
@@ -88,11 +88,10 @@ impl<'a> Classifier<'a> {
         graph: &Prepared,
         spec: SessionSpec,
     ) -> Result<Self, RuntimeError> {
-        let limits = ImageLimits::default();
         Ok(Self {
             session: runtime.session(graph, spec)?,
             transform: Arc::new(Transform::new(model.manifest.input)),
-            preprocessor: Preprocessor::new(PoolConfig { max_decoded_bytes: u64::MAX, limits }, Cores::new(1)),
+            preprocessor: Preprocessor::new(PoolConfig::default(), Cores::new(1)),
             model,
         })
     }

@@ -69,7 +69,7 @@ impl<T: Task> Queue<T> {
 
     fn look(&self, batching: Batching) -> Look {
         let state = self.lock();
-        let Some(oldest) = state.jobs.iter().filter_map(|jobs| jobs.front()).map(|job| job.enqueued_at).min() else {
+        let Some(oldest) = state.jobs.iter().flatten().map(|job| job.enqueued_at).min() else {
             return if state.closed { Look::Closed } else { Look::Nothing };
         };
         let full = state.head().is_some_and(|head| state.fitting(head) >= head.task.most_together().min(batching.max));
@@ -97,6 +97,7 @@ impl<T: Task> Queue<T> {
             {
                 // Whoever waits withdraws his task when he leaves and when its time is over; this is about those who are
                 // just doing so.
+                state.shares.serve(job.tag);
                 if job.deadline <= now {
                     expired.push(job);
                 } else if !job.reply.is_closed() {

@@ -9,6 +9,7 @@ use tokio::time::{Instant, timeout_at};
 use super::admission::{Admission, Bounds, InFlight, Permit, Places};
 use super::{Answer, JobError, Task};
 use crate::cores::{Cores, Priority};
+use crate::fair_share::FairOrder;
 use crate::telemetry::{ModelMetrics, Stage, spans};
 
 /// One model's tasks, from admission to a worker's hands.
@@ -25,8 +26,10 @@ pub struct Queue<T: Task> {
 
 #[derive(Debug)]
 pub(super) struct State<T: Task> {
-    /// By priority; in the order of their ids.
+    /// By priority; in the order of their tags, then of their ids.
     pub(super) jobs: [VecDeque<Job<T>>; 2],
+    /// Whose turn it is with the model.
+    pub(super) shares: FairOrder,
     pub(super) closed: bool,
     next_id: u64,
 }
@@ -41,6 +44,7 @@ impl<T: Task> State<T> {
 #[derive(Debug)]
 pub(super) struct Job<T: Task> {
     id: u64,
+    pub(super) tag: u64,
     pub(super) task: T,
     pub(super) deadline: Instant,
     pub(super) enqueued_at: Instant,
@@ -75,7 +79,12 @@ impl<T: Task> Queue<T> {
         metrics.capacity.set(bounds.images as i64);
         let places = Places { in_flight: Mutex::new(InFlight::default()), metrics: metrics.clone() };
         Arc::new(Self {
-            state: Mutex::new(State { jobs: Default::default(), closed: false, next_id: 0 }),
+            state: Mutex::new(State {
+                jobs: Default::default(),
+                shares: FairOrder::default(),
+                closed: false,
+                next_id: 0,
+            }),
             ready: Notify::new(),
             cores,
             admission: Admission::new(bounds),
@@ -102,9 +111,12 @@ impl<T: Task> Queue<T> {
             }
             let id = state.next_id;
             state.next_id += 1;
-            let job =
-                Job { id, task, deadline, enqueued_at: Instant::now(), span, waiting: waiting_span, reply, permit };
-            state.jobs[priority as usize].push_back(job);
+            let tag = state.shares.tag(Some((permit.client(), permit.work())));
+            let (enqueued_at, waiting) = (Instant::now(), waiting_span);
+            let job = Job { id, tag, task, deadline, enqueued_at, span, waiting, reply, permit };
+            let jobs = &mut state.jobs[priority as usize];
+            let at = jobs.partition_point(|other| other.tag <= tag);
+            jobs.insert(at, job);
             self.metrics.queue_depth.set(state.depth() as i64);
             Waiting { queue: self, priority, id }
         };
@@ -157,7 +169,7 @@ impl<T: Task> Waiting<'_, T> {
     fn withdraw(&self) -> Option<Job<T>> {
         let mut state = self.queue.lock();
         let jobs = &mut state.jobs[self.priority as usize];
-        let at = jobs.binary_search_by_key(&self.id, |job| job.id).ok()?;
+        let at = jobs.iter().position(|job| job.id == self.id)?;
         let job = jobs.remove(at);
         self.queue.metrics.queue_depth.set(state.depth() as i64);
         job

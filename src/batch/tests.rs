@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::*;
 use crate::cores::{Cores, Priority, Rank, Work};
+use crate::fair_share::Client;
 use crate::telemetry::{Dropped, Metrics, ModelMetrics, Stage};
 
 const RUN: Duration = Duration::from_millis(10);
@@ -79,7 +80,15 @@ fn bounds(images: usize) -> Bounds {
 }
 
 fn demand(images: usize, priority: Priority) -> Demand {
-    Demand { images, work: ONE_RUN, opens: false, priority, deadline: Instant::now() + FAR * 10 }
+    Demand {
+        images,
+        decode: None,
+        work: ONE_RUN,
+        opens: false,
+        priority,
+        client: Client::LOCAL,
+        deadline: Instant::now() + FAR * 10,
+    }
 }
 
 struct Fixture {
@@ -221,7 +230,7 @@ async fn past_the_bound_nothing_is_admitted_and_room_comes_back() {
     let f = Fixture::start(3).await;
     let mut permit = f.admit(3).unwrap();
     assert_eq!(f.admit(1).unwrap_err(), AdmitError::Full);
-    let one = permit.split_one().unwrap();
+    let one = permit.split_one(Duration::ZERO).unwrap();
     assert_eq!(f.metrics.in_flight.get(), 3);
     drop(one);
     assert_eq!(f.admit(2).unwrap_err(), AdmitError::Full, "all or none");
@@ -348,7 +357,7 @@ async fn closing_answers_what_was_queued_and_refuses_what_comes_later() {
     f.settle().await;
     f.queue.close();
     assert_eq!(f.admit(1).unwrap_err(), AdmitError::Closed);
-    let late = f.queue.run(permit.split_one().unwrap(), vec![1.0], Instant::now() + FAR).await;
+    let late = f.queue.run(permit.split_one(Duration::ZERO).unwrap(), vec![1.0], Instant::now() + FAR).await;
     assert_eq!(late.unwrap_err(), JobError::Closed);
     for answer in answers {
         assert!(answer.await.unwrap().is_ok());
@@ -600,7 +609,7 @@ async fn work_that_is_more_than_an_image_counts_for_more() {
     let large = Demand { work: 8 * ONE_RUN, ..demand(2, Priority::Interactive) };
     let mut permit = f.queue.admit(large).unwrap();
     assert_eq!(f.queue.predicted_wait(), 16 * RUN);
-    let one = permit.split_one().unwrap();
+    let one = permit.split_one(Duration::ZERO).unwrap();
     drop(permit);
     assert_eq!(f.queue.predicted_wait(), 8 * RUN);
     drop(one);
@@ -620,7 +629,7 @@ async fn getting_ready_is_foreseen_and_is_no_part_of_the_pace() {
     let mut permit = f.queue.admit(Demand { opens: true, ..demand(2, Priority::Interactive) }).unwrap();
     assert_eq!(f.queue.predicted_wait(), OPEN + 2 * RUN);
     // The first image has the opening.
-    let first = permit.split_one().unwrap();
+    let first = permit.split_one(Duration::ZERO).unwrap();
     drop(first);
     assert_eq!(f.queue.predicted_wait(), RUN);
 }

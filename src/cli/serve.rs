@@ -11,6 +11,7 @@ use clap::Args;
 
 use super::{RuntimeArgs, default_cache, values};
 use crate::config::{Config, Execution, FeatureLimits, LoadLimits, RequestLimits, ShedStatus, TimeLimits};
+use crate::memory;
 use crate::model::EMBEDDED_MODEL;
 use crate::plan::Wanted;
 use crate::preprocess::ImageLimits;
@@ -219,6 +220,11 @@ struct LoadArgs {
     #[arg(long, env = "GHOSTSERVE_MAX_DECODED_BYTES_IN_FLIGHT", default_value = "1GiB", value_parser = values::bytes, value_name = "SIZE")]
     max_decoded_bytes_in_flight: u64,
 
+    /// Resident memory of the process past which requests are shed [default: nine tenths of the cgroup's limit, or of the
+    /// machine's memory]; 0 is no limit.
+    #[arg(long, env = "GHOSTSERVE_MAX_MEMORY", value_parser = values::bytes, value_name = "SIZE")]
+    max_memory: Option<u64>,
+
     /// Open connections; more wait until one closes.
     #[arg(long, env = "GHOSTSERVE_MAX_CONNECTIONS", default_value_t = 4096, value_name = "N")]
     max_connections: usize,
@@ -226,6 +232,11 @@ struct LoadArgs {
     /// Concurrent streams of an HTTP/2 connection.
     #[arg(long, env = "GHOSTSERVE_MAX_HTTP2_STREAMS", default_value_t = 100, value_name = "N")]
     max_http2_streams: u32,
+
+    /// Fraction of the connections, requests and memory above that one client address (IPv6: its /64 network) can hold while others
+    /// might need them; 1 is no limit. Clients behind one load balancer are one address.
+    #[arg(long, env = "GHOSTSERVE_MAX_CLIENT_SHARE", default_value_t = 0.5, value_name = "FRACTION")]
+    max_client_share: f64,
 
     /// Status of a shed request: some load balancers try another server only after a 503.
     #[arg(long, env = "GHOSTSERVE_SHED_STATUS", value_enum, default_value_t)]
@@ -241,6 +252,15 @@ struct TimeArgs {
     /// For a whole body to arrive.
     #[arg(long, env = "GHOSTSERVE_BODY_TIMEOUT", default_value = "10s", value_parser = values::duration, value_name = "TIME")]
     body_timeout: Duration,
+
+    /// Bytes a second at which a body must arrive, on average, once it has had two seconds; 0 is no limit.
+    #[arg(long, env = "GHOSTSERVE_MIN_UPLOAD_RATE", default_value = "8KiB", value_parser = values::bytes, value_name = "SIZE")]
+    min_upload_rate: u64,
+
+    /// Bytes a second at which a client must take an answer of more than 256 KiB, on average over ten seconds; a slower one is cut
+    /// off. 0 is no limit.
+    #[arg(long, env = "GHOSTSERVE_MIN_DOWNLOAD_RATE", default_value = "32KiB", value_parser = values::bytes, value_name = "SIZE")]
+    min_download_rate: u64,
 
     /// For a whole request; also the longest deadline that x-request-timeout-ms can ask for.
     #[arg(long, env = "GHOSTSERVE_REQUEST_TIMEOUT", default_value = "10s", value_parser = values::duration, value_name = "TIME")]
@@ -261,6 +281,8 @@ struct TimeArgs {
 
 impl ServeArgs {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        memory::tune_allocator();
+        memory::raise_file_limit();
         let tokio = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let traces = {
             let _tokio = tokio.enter();
@@ -338,10 +360,14 @@ impl ServeArgs {
                 max_body_bytes: load.max_body_bytes_in_flight,
                 max_decoded_bytes: load.max_decoded_bytes_in_flight,
                 max_http2_streams: load.max_http2_streams,
+                max_client_share: load.max_client_share,
+                max_memory: load.max_memory.unwrap_or_else(memory::default_limit),
             },
             time: TimeLimits {
                 header: time.header_timeout,
                 body: time.body_timeout,
+                min_upload_rate: time.min_upload_rate,
+                min_download_rate: time.min_download_rate,
                 request: time.request_timeout,
                 idle: time.idle_timeout,
                 drain_grace: time.drain_grace,

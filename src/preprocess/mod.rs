@@ -7,20 +7,28 @@
 //!
 //! Image codecs are used here and nowhere else. An error is about one image and costs only that image.
 
+mod cpu;
+mod declared;
 mod decode;
+mod estimate;
 mod format;
 mod geometry;
 mod jpeg;
+mod line;
 mod pool;
 mod scan;
 mod source;
+mod tiff_check;
 mod transform;
+mod vp8l;
 
 pub use decode::{Header, MAX_BYTES_PER_PIXEL, Pixels, decode, probe};
+pub use estimate::{Class, Estimate};
 pub use format::Format;
 pub use geometry::{Fit, Geometry};
 pub use jpeg::Scale;
-pub use pool::{PoolConfig, Prepared, Preprocessor};
+pub use line::LineRefused;
+pub use pool::{Origin, PoolConfig, PrepareError, Prepared, Preprocessor};
 pub use source::Source;
 pub use transform::{Crop, Transform};
 
@@ -30,7 +38,7 @@ use serde::Serialize;
 /// What an image may be at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ImageLimits {
-    /// Width times height. An image takes 3 to 12 bytes a pixel while it is decoded.
+    /// Width times height. An image takes 3 to 16 bytes a pixel while it is decoded.
     pub max_pixels: u64,
     /// Width and height, each.
     pub max_side: u32,
@@ -102,6 +110,9 @@ pub enum ImageError {
     /// A JPEG made to be slow.
     #[error("the JPEG file has more than {0} scans; save it again as a baseline JPEG")]
     TooManyScans(usize),
+    /// A file made to be slow.
+    #[error("this {0} file takes far longer to decode than a picture of its size should; save it again")]
+    TooSlow(Format),
     /// Values of a tensor that cannot be an input.
     #[error("{0}")]
     Values(String),

@@ -7,9 +7,14 @@ use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::{Instrument, Span};
 
+use super::cpu::thread_time;
+use super::decode::probe_within;
+use super::estimate::{Class, Costs, LARGE_BYTES, SMALL_TIME};
+use super::line::{Line, LineRefused, on_a_thread};
 use super::source::{check_values, pixels};
-use super::{Crop, ImageError, ImageInfo, ImageLimits, Pixels, Source, Transform, decode, probe};
+use super::{Crop, Estimate, ImageError, ImageInfo, ImageLimits, Pixels, Source, Transform, decode};
 use crate::cores::{Cores, Priority, Rank, Work, give_way};
+use crate::fair_share::{Client, FairPool};
 use crate::telemetry::{Stage, spans};
 
 /// The pool's bounds.
@@ -19,6 +24,26 @@ pub struct PoolConfig {
     pub max_decoded_bytes: u64,
     /// What one image may be.
     pub limits: ImageLimits,
+    /// Expensive images that wait or are decoded.
+    pub max_waiting_images: usize,
+    /// The longest that one waits, unless it takes long itself.
+    pub max_wait: Duration,
+    /// Fraction of them that one client has while it is alone.
+    pub max_client_share: f64,
+}
+
+impl Default for PoolConfig {
+    /// No bounds but those of a single image: for one image at a time.
+    fn default() -> Self {
+        let limits = ImageLimits::default();
+        Self {
+            max_decoded_bytes: u64::MAX,
+            limits,
+            max_waiting_images: 1,
+            max_wait: Duration::MAX,
+            max_client_share: 1.0,
+        }
+    }
 }
 
 /// An image ready for the network.
@@ -34,49 +59,95 @@ pub struct Prepared {
     pub resize: Duration,
 }
 
-/// Images of more decoded bytes than this do not hold a core while they are decoded: they take some tenths of a second, and
-/// a core that is held cannot do anything else. They share the cores' time with everything else instead, few at once.
-const LARGE: u64 = 16 << 20;
-
 /// Pre-processing for every model: the bounds are the machine's, not a model's.
 #[derive(Clone, Debug)]
 pub struct Preprocessor {
     limits: ImageLimits,
     cores: Arc<Cores>,
-    /// For the large ones: half as many at once as there are cores.
-    large: Arc<Semaphore>,
+    costs: Arc<Costs>,
+    medium: Arc<Line>,
+    large: Arc<Line>,
+    /// The longest that an image waits in a line, unless it takes long itself.
+    max_wait: Duration,
+    /// For images that are not large: those that are must not keep them waiting for memory.
+    memory: Memory,
+    large_memory: Memory,
+}
+
+/// Decoded pixels that may be in memory.
+#[derive(Clone, Debug)]
+struct Memory {
     kibibytes: Arc<Semaphore>,
-    all_kibibytes: u32,
+    all: u32,
+}
+
+impl Memory {
+    fn new(bytes: u64) -> Self {
+        let all = u32::try_from(bytes / 1024).unwrap_or(u32::MAX).max(1);
+        Self { kibibytes: Arc::new(Semaphore::new(all as usize)), all }
+    }
+
+    /// Never more than there is, or it would be waited for in vain.
+    fn kibibytes(&self, bytes: u64) -> u32 {
+        bytes.div_ceil(1024).min(self.all.into()) as u32
+    }
+}
+
+/// Whose image it is, and when it is no longer wanted.
+#[derive(Clone, Copy, Debug)]
+pub struct Origin {
+    /// Whether somebody waits for it.
+    pub priority: Priority,
+    /// Whose turn it takes if it is large.
+    pub client: Client,
+    /// When it is no longer wanted.
+    pub deadline: tokio::time::Instant,
+}
+
+/// Why an image was not prepared.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PrepareError {
+    /// It cannot be used.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// It is expensive, and there is no room for it in its line.
+    #[error("there is no room for another large image")]
+    Line(LineRefused),
 }
 
 /// What an image must have before it is decoded.
-#[derive(Default)]
-struct Means {
+struct Permits {
     memory: Option<OwnedSemaphorePermit>,
-    large: Option<OwnedSemaphorePermit>,
+    /// The line that it is decoded in.
+    class: Class,
 }
 
 /// What came of trying.
 enum Attempt {
     Done(Result<Prepared, ImageError>),
-    /// It lacks memory, or is large; nothing has been decoded.
-    Lacks {
-        kibibytes: u32,
-        large: bool,
-    },
+    /// It needs so much memory first; nothing has been decoded.
+    NeedsMemory(u64),
+    /// It turned out to be large, and goes to their line.
+    IsLarge,
 }
 
 impl Preprocessor {
     /// A pool with the given bounds. Runs on the tokio runtime of whoever calls [`Preprocessor::run`].
     #[must_use]
     pub fn new(config: PoolConfig, cores: Arc<Cores>) -> Self {
-        let kibibytes = u32::try_from(config.max_decoded_bytes / 1024).unwrap_or(u32::MAX);
+        let small = config.max_decoded_bytes / 4;
+        let places = FairPool::new(config.max_waiting_images.max(1), config.max_client_share);
+        let (all, half) = (cores.total(), cores.total().div_ceil(2));
         Self {
             limits: config.limits,
-            large: Arc::new(Semaphore::new(cores.total().div_ceil(2))),
+            // Photographs from phones may be all that a server gets: they have all cores if nobody else needs them.
+            medium: Line::new(all, all, &places),
+            large: Line::new(half, half.div_ceil(2), &places),
+            max_wait: config.max_wait,
             cores,
-            kibibytes: Arc::new(Semaphore::new(kibibytes as usize)),
-            all_kibibytes: kibibytes,
+            costs: Arc::default(),
+            memory: Memory::new(small),
+            large_memory: Memory::new(config.max_decoded_bytes - small),
         }
     }
 
@@ -86,51 +157,138 @@ impl Preprocessor {
         &self.cores
     }
 
-    /// Decodes one image and takes it through `transform`. Waits for a core, and for memory if there is not enough;
-    /// a caller that stops waiting takes nothing with it.
+    /// What an image will cost, by its header.
+    #[must_use]
+    pub fn estimate(&self, transform: &Transform, source: &Source) -> Estimate {
+        self.costs.estimate(transform, source)
+    }
+
+    /// Decodes one image and takes it through `transform`. Waits for a core, and for memory if there is not enough; an expensive one
+    /// waits for its client's turn. A caller that stops waiting takes nothing with it.
     ///
     /// # Errors
-    /// The image cannot be used.
+    /// The image cannot be used, or is large and cannot be decoded in time.
     pub async fn run(
         &self,
         transform: &Arc<Transform>,
-        source: Source,
-        priority: Priority,
-    ) -> Result<Prepared, ImageError> {
+        (source, estimate): (Source, Estimate),
+        origin: Origin,
+    ) -> Result<Prepared, PrepareError> {
         if let Source::Values { width, height, values } = source {
-            return given(transform, (width, height), values);
+            return Ok(given(transform, (width, height), values)?);
         }
-        let mut means = Means::default();
-        loop {
-            // Large ones have waited for their place among the large.
-            let core = match means.large {
-                None => {
-                    let core = self.cores.take(Rank { priority, work: Work::Prepare }, 1);
-                    Some(core.instrument(spans::wait_for_core()).await)
-                }
-                Some(_) => None,
-            };
-            let (this, transform, source) = (self.clone(), Arc::clone(transform), source.clone());
-            let given = std::mem::take(&mut means);
-            let span = Span::current();
-            let work = tokio::task::spawn_blocking(move || {
-                let _core = core;
-                let _span = span.entered();
-                give_way();
-                this.attempt(&transform, &source, given)
-            });
-            // Decoders are behind a guard of their own; what fails here is ours.
-            match work.await.map_err(|_| ImageError::Internal)? {
-                Attempt::Done(result) => return result,
-                // Without a core in hand: others have work for it.
-                Attempt::Lacks { kibibytes, large } => {
-                    if large {
-                        // The semaphores are never closed.
-                        means.large = Arc::clone(&self.large).acquire_owned().await.ok();
+        let mut class = estimate.class();
+        if class == Class::Small {
+            let mut permits = Permits { memory: None, class };
+            loop {
+                let rank = Rank { priority: origin.priority, work: Work::Prepare };
+                let core = self.cores.take_for(rank, origin.client, estimate.time());
+                let core = core.instrument(spans::wait_for_core()).await;
+                let attempt = self.task(transform, (&source, estimate), permits);
+                let work = tokio::task::spawn_blocking(move || {
+                    let _core = core;
+                    give_way();
+                    attempt()
+                });
+                // Decoders are behind a guard of their own; what fails here is ours.
+                match work.await.map_err(|_| ImageError::Internal)? {
+                    Attempt::Done(result) => return Ok(result?),
+                    // Without a core in hand: others have work for it.
+                    Attempt::NeedsMemory(bytes) => {
+                        permits = Permits { memory: self.memory.acquire(bytes).await, class };
                     }
-                    means.memory = Arc::clone(&self.kibibytes).acquire_many_owned(kibibytes).await.ok();
+                    Attempt::IsLarge => break,
                 }
             }
+            class = Class::Large;
+        }
+        if class == Class::Medium {
+            match self.run_in_line(transform, (&source, estimate), class, origin).await? {
+                Some(prepared) => return Ok(prepared),
+                None => class = Class::Large,
+            }
+        }
+        self.run_in_line(transform, (&source, estimate), class, origin).await?.ok_or(ImageError::Internal.into())
+    }
+
+    /// Decodes an expensive image when it is its client's turn; `None` if it belongs in the next line.
+    async fn run_in_line(
+        &self,
+        transform: &Arc<Transform>,
+        image: (&Source, Estimate),
+        class: Class,
+        origin: Origin,
+    ) -> Result<Option<Prepared>, PrepareError> {
+        let large = class == Class::Large;
+        let (line, memory) = if large { (&self.large, &self.large_memory) } else { (&self.medium, &self.memory) };
+        let cost = image.1.time();
+        // Whoever sends what takes half a second expects to wait for some seconds.
+        let longest = self.max_wait.max(8 * cost);
+        let ticket = line.enter(origin.client, cost, (longest, origin.deadline)).map_err(PrepareError::Line)?;
+        let mut permits = Permits { memory: None, class };
+        loop {
+            let slot = ticket.turn().instrument(spans::wait_for_core()).await;
+            let attempt = self.task(transform, image, permits);
+            let work = on_a_thread(move || {
+                let _slot = slot;
+                attempt()
+            });
+            match work.await.ok_or(ImageError::Internal)? {
+                Attempt::Done(result) => return Ok(Some(result?)),
+                Attempt::NeedsMemory(bytes) => permits = Permits { memory: memory.acquire(bytes).await, class },
+                Attempt::IsLarge => return Ok(None),
+            }
+        }
+    }
+
+    /// Runs other work of a client, of some cost, where an image of that cost would be decoded.
+    ///
+    /// # Errors
+    /// It panicked, or is expensive and there is no room for it in its line.
+    pub async fn run_work<O: Send + 'static>(
+        &self,
+        origin: Origin,
+        cost: Duration,
+        work: impl FnOnce() -> O + Send + 'static,
+    ) -> Result<O, PrepareError> {
+        if cost > SMALL_TIME {
+            let longest = self.max_wait.max(8 * cost);
+            let ticket =
+                self.medium.enter(origin.client, cost, (longest, origin.deadline)).map_err(PrepareError::Line)?;
+            let slot = ticket.turn().await;
+            let run = move || {
+                let _slot = slot;
+                work()
+            };
+            return on_a_thread(run).await.ok_or(ImageError::Internal.into());
+        }
+        let rank = Rank { priority: origin.priority, work: Work::Prepare };
+        let core = self.cores.take_for(rank, origin.client, cost).await;
+        let run = tokio::task::spawn_blocking(move || {
+            let _core = core;
+            give_way();
+            work()
+        });
+        Ok(run.await.map_err(|_| ImageError::Internal)?)
+    }
+
+    /// What is to be done with an image, for the thread that does it.
+    fn task(
+        &self,
+        transform: &Arc<Transform>,
+        (source, estimate): (&Source, Estimate),
+        permits: Permits,
+    ) -> impl FnOnce() -> Attempt + Send + 'static {
+        let (this, transform, source, span) = (self.clone(), Arc::clone(transform), source.clone(), Span::current());
+        move || {
+            let _span = span.entered();
+            let start = thread_time();
+            let attempt = this.attempt(&transform, (&source, estimate), permits);
+            // A refused header says nothing of what decoding takes.
+            if matches!(attempt, Attempt::Done(Ok(_)) | Attempt::IsLarge) {
+                this.costs.record(&estimate, thread_time().saturating_sub(start));
+            }
+            attempt
         }
     }
 
@@ -139,58 +297,79 @@ impl Preprocessor {
     /// # Errors
     /// The image cannot be used, or another thread has the memory it needs.
     pub fn run_here(&self, transform: &Arc<Transform>, file: &[u8]) -> Result<Prepared, ImageError> {
-        let large = Arc::clone(&self.large).try_acquire_owned().ok();
         let file = Source::File(Bytes::copy_from_slice(file));
-        match self.attempt(transform, &file, Means { memory: None, large }) {
+        let estimate = self.estimate(transform, &file);
+        match self.attempt(transform, (&file, estimate), Permits { memory: None, class: Class::Large }) {
             Attempt::Done(result) => result,
-            Attempt::Lacks { .. } => Err(ImageError::Internal),
+            Attempt::NeedsMemory(_) | Attempt::IsLarge => Err(ImageError::Internal),
         }
     }
 
-    fn attempt(&self, transform: &Arc<Transform>, source: &Source, means: Means) -> Attempt {
-        match source {
-            Source::File(file) => match probe(file, self.limits) {
+    fn attempt(
+        &self,
+        transform: &Arc<Transform>,
+        (source, estimate): (&Source, Estimate),
+        permits: Permits,
+    ) -> Attempt {
+        let class = permits.class;
+        let attempt = match source {
+            Source::File(file) => match probe_within(file, self.limits, estimate.limit(class)) {
                 Ok(header) => {
                     let info = header.info();
                     let header = header.reduce(transform.scale(info.width, info.height));
-                    self.attempt_with(transform, means, (info, header.decoded_bytes()), || decode(header))
+                    self.attempt_with(transform, permits, (info, header.decoded_bytes()), || decode(header))
                 }
                 Err(error) => Attempt::Done(Err(error)),
             },
             Source::Pixels { width, height, rgb } => {
                 let info = ImageInfo { format: None, width: *width, height: *height };
                 let decode = || pixels(*width, *height, rgb, self.limits);
-                self.attempt_with(transform, means, (info, rgb.len() as u64), decode)
+                self.attempt_with(transform, permits, (info, rgb.len() as u64), decode)
             }
             Source::Values { width, height, values } => {
                 Attempt::Done(given(transform, (*width, *height), values.clone()))
             }
+        };
+        match attempt {
+            // It has more time there.
+            Attempt::Done(Err(ImageError::TooSlow(_))) if class != Class::Large => Attempt::IsLarge,
+            attempt => attempt,
         }
     }
 
-    /// Decodes, which takes so many bytes, if there are the means for it.
+    /// Decodes, which takes so many bytes, if there are the permits for it.
     fn attempt_with(
         &self,
         transform: &Arc<Transform>,
-        mut means: Means,
+        permits: Permits,
         (info, bytes): (ImageInfo, u64),
         decode: impl FnOnce() -> Result<Pixels, ImageError>,
     ) -> Attempt {
         let start = Instant::now();
-        // Never more than there is, or it would wait for ever.
-        let kibibytes = bytes.div_ceil(1024).min(self.all_kibibytes.into()) as u32;
-        if means.memory.is_none() {
-            means.memory = Arc::clone(&self.kibibytes).try_acquire_many_owned(kibibytes).ok();
+        let large = permits.class == Class::Large;
+        if !large && bytes > LARGE_BYTES {
+            return Attempt::IsLarge;
         }
-        let large = bytes > LARGE && means.large.is_none();
-        if means.memory.is_none() || large {
-            return Attempt::Lacks { kibibytes, large };
-        }
+        let memory = if large { &self.large_memory } else { &self.memory };
+        let Some(_memory) = permits.memory.or_else(|| memory.try_acquire(bytes)) else {
+            return Attempt::NeedsMemory(bytes);
+        };
         Attempt::Done(spans::stage(Stage::Decode).in_scope(decode).map(|pixels| {
             let decoded = Instant::now();
             let crop = spans::stage(Stage::Resize).in_scope(|| Crop::new(transform, &pixels));
             Prepared { crop, info, decode: decoded - start, resize: decoded.elapsed() }
         }))
+    }
+}
+
+impl Memory {
+    fn try_acquire(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.kibibytes).try_acquire_many_owned(self.kibibytes(bytes)).ok()
+    }
+
+    async fn acquire(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
+        // The semaphores are never closed.
+        Arc::clone(&self.kibibytes).acquire_many_owned(self.kibibytes(bytes)).await.ok()
     }
 }
 

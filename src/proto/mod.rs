@@ -1,5 +1,7 @@
 //! What `proto/` says of gRPC, as Rust: messages, and for each service a client and the server's trait. Made by the build.
 
+pub mod codec;
+
 /// GhostServe's own service.
 #[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub, unused_qualifications)]
 pub mod v1 {

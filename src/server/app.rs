@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use tokio::sync::Semaphore;
-
-use super::budget::BodyBudget;
+use super::budget::{BodyBudget, RequestSlots};
+use super::ingress::Ingress;
 use super::shutdown::Lifecycle;
 use crate::config::Config;
 use crate::service::Service;
@@ -19,13 +18,17 @@ pub(crate) struct App {
     pub(crate) lifecycle: Lifecycle,
     pub(crate) bodies: BodyBudget,
     /// Requests that may be handled at once, whatever protocol they come in.
-    pub(crate) requests: Arc<Semaphore>,
+    pub(crate) requests: RequestSlots,
+    /// How fast bodies are read.
+    pub(crate) ingress: Ingress,
 }
 
 impl App {
     pub(crate) fn new(service: Arc<Service>, metrics: Arc<Metrics>, config: Arc<Config>, lifecycle: Lifecycle) -> Self {
-        let bodies = BodyBudget::new(config.load.max_body_bytes, &metrics);
-        let requests = Arc::new(Semaphore::new(config.load.max_requests.min(Semaphore::MAX_PERMITS)));
-        Self { service, metrics, config, lifecycle, bodies, requests }
+        let share = config.load.max_client_share;
+        let bodies = BodyBudget::new(config.load.max_body_bytes, share, &metrics);
+        let requests = RequestSlots::new(config.load.max_requests, share, &metrics);
+        let ingress = Ingress::new(config.execution.plan.cores);
+        Self { service, metrics, config, lifecycle, bodies, requests, ingress }
     }
 }

@@ -1,63 +1,96 @@
-//! The memory that request bodies may take, over all requests and protocols.
+//! What request bodies and requests may take, over all connections and protocols, and how clients share it.
 
 use std::sync::Arc;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use prometheus::{IntCounter, IntGauge};
 use tokio::time::Duration;
 
+use crate::fair_share::{Client, FairPool, Refused, Share};
 use crate::service::Error;
 use crate::telemetry::{GaugeGuard, Metrics};
 
 /// The bytes that bodies of all requests may take.
 #[derive(Clone)]
 pub(crate) struct BodyBudget {
-    bytes: Arc<Semaphore>,
-    metrics: prometheus::IntGauge,
+    bytes: Arc<FairPool>,
+    gauge: IntGauge,
+    refused_share: IntCounter,
 }
 
 impl BodyBudget {
-    pub(super) fn new(bytes: usize, metrics: &Metrics) -> Self {
-        let bytes = Arc::new(Semaphore::new(bytes.min(Semaphore::MAX_PERMITS)));
-        Self { bytes, metrics: metrics.body_bytes.clone() }
+    pub(super) fn new(bytes: usize, share: f64, metrics: &Metrics) -> Self {
+        let refused_share = metrics.client_share_refusals_total.with_label_values(&["body_bytes"]);
+        Self { bytes: FairPool::new(bytes, share), gauge: metrics.body_bytes.clone(), refused_share }
     }
 
-    /// A share of nothing yet.
-    pub(crate) fn share(&self) -> Share {
-        Share { budget: self.clone(), permit: None, gauge: GaugeGuard::by(&self.metrics, 0) }
+    /// The memory of one body; nothing yet.
+    pub(crate) fn body(&self, client: Client) -> BodyMemory {
+        BodyMemory { budget: self.clone(), share: self.bytes.share(client), gauge: GaugeGuard::by(&self.gauge, 0) }
     }
 }
 
-/// A part of the budget; returned when dropped.
-pub(crate) struct Share {
+/// The memory that one body, and what is made of it, takes. Returned when dropped.
+pub(crate) struct BodyMemory {
     budget: BodyBudget,
-    permit: Option<OwnedSemaphorePermit>,
+    share: Share,
     gauge: GaugeGuard,
 }
 
-impl Share {
+impl BodyMemory {
     /// Grows by some bytes.
     ///
     /// # Errors
-    /// The budget has no more.
+    /// The budget, or the client's share of it, has no more.
     pub(crate) fn grow(&mut self, bytes: usize) -> Result<(), Error> {
-        let none = || Error::Overloaded { limit: "memory for request bodies", retry_after: Duration::from_secs(1) };
-        let count = u32::try_from(bytes).map_err(|_| none())?;
-        let more = Arc::clone(&self.budget.bytes).try_acquire_many_owned(count).map_err(|_| none())?;
-        match &mut self.permit {
-            // One permit, however small the pieces: a body of one-byte chunks must not cost more than its bytes.
-            Some(permit) => permit.merge(more),
-            None => self.permit = Some(more),
-        }
+        self.share.grow(bytes).map_err(|refused| {
+            let limit = match refused {
+                Refused::Full => "memory for request bodies",
+                Refused::ClientShare => {
+                    self.budget.refused_share.inc();
+                    "memory for request bodies from one client address"
+                }
+            };
+            Error::Overloaded { limit, retry_after: Duration::from_secs(1) }
+        })?;
         self.gauge.grow(bytes as i64);
         Ok(())
     }
 
     /// Gives some bytes back.
     pub(crate) fn shrink(&mut self, bytes: usize) {
-        if let Some(given) = self.permit.as_mut().and_then(|permit| permit.split(bytes)) {
-            drop(given);
-            self.gauge.grow(-(bytes as i64));
-        }
+        let given = self.share.shrink(bytes);
+        self.gauge.grow(-(given as i64));
+    }
+}
+
+/// The requests that may be handled at once.
+#[derive(Clone)]
+pub(crate) struct RequestSlots {
+    slots: Arc<FairPool>,
+    refused_share: IntCounter,
+}
+
+impl RequestSlots {
+    pub(super) fn new(requests: usize, share: f64, metrics: &Metrics) -> Self {
+        let refused_share = metrics.client_share_refusals_total.with_label_values(&["requests"]);
+        Self { slots: FairPool::new(requests, share), refused_share }
+    }
+
+    /// A slot for one request; free again when dropped.
+    ///
+    /// # Errors
+    /// As many requests as there may be are being handled, or as many from this client; `retry_after` says when to try again.
+    pub(crate) fn take(&self, client: Client, retry_after: impl FnOnce() -> Duration) -> Result<Share, Error> {
+        self.slots.take(client, 1).map_err(|refused| {
+            let limit = match refused {
+                Refused::Full => "requests in flight",
+                Refused::ClientShare => {
+                    self.refused_share.inc();
+                    "requests in flight from one client address"
+                }
+            };
+            Error::Overloaded { limit, retry_after: retry_after() }
+        })
     }
 }
 
@@ -67,10 +100,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_share_takes_what_there_is_and_gives_it_back() {
+    fn a_body_takes_what_there_is_and_gives_it_back() {
         let metrics = Metrics::new().unwrap();
-        let budget = BodyBudget::new(10, &metrics);
-        let (mut one, mut other) = (budget.share(), budget.share());
+        let budget = BodyBudget::new(10, 1.0, &metrics);
+        let (mut one, mut other) = (budget.body(Client::LOCAL), budget.body(Client::LOCAL));
         one.grow(6).unwrap();
         other.grow(4).unwrap();
         assert!(other.grow(1).is_err());
@@ -78,6 +111,20 @@ mod tests {
         other.grow(2).unwrap();
         assert_eq!(metrics.body_bytes.get(), 10);
         drop((one, other));
-        assert_eq!((metrics.body_bytes.get(), budget.bytes.available_permits()), (0, 10));
+        assert_eq!((metrics.body_bytes.get(), budget.bytes.used()), (0, 0));
+    }
+
+    #[test]
+    fn a_client_past_its_share_is_told_so_and_counted() {
+        let metrics = Metrics::new().unwrap();
+        let slots = RequestSlots::new(4, 0.5, &metrics);
+        let take = || slots.take(Client::LOCAL, || Duration::from_secs(1));
+        let held = [take().unwrap(), take().unwrap()];
+        assert!(matches!(take(), Err(Error::Overloaded { limit, .. }) if limit.contains("one client address")));
+        let other = Client::of(std::net::IpAddr::from([127, 0, 0, 2]));
+        assert!(slots.take(other, Duration::default).is_ok());
+        drop(held);
+        assert!(take().is_ok());
+        assert_eq!(metrics.client_share_refusals_total.with_label_values(&["requests"]).get(), 1);
     }
 }

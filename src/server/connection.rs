@@ -6,6 +6,7 @@
 //! connection: bytes came, a request began, a response is done.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,8 +14,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
-use http::{Request, Response};
+use axum::body::{Body, HttpBody};
+use http::{Request, Response, Version};
 use hyper::body::Incoming;
 use hyper::service::Service as _;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -28,8 +29,10 @@ use tokio_util::task::TaskTracker;
 
 use super::grpc::is_call;
 use super::held::hold;
+use super::outgoing::{LARGE_CHUNK, Outgoing, SlowReaders};
 use super::shutdown::{Lifecycle, Phase};
-use crate::config::{LoadLimits, TimeLimits};
+use crate::config::{DOWNLOAD_WINDOW, LoadLimits, TimeLimits};
+use crate::fair_share::{Client, FairPool, Share};
 use crate::telemetry::{GaugeGuard, Metrics};
 
 /// The head of a request, at most; also the pieces in which a body is read.
@@ -54,6 +57,8 @@ impl Listener {
     /// Accepts connections until the server stops, then waits for those that are open, at most the drain time.
     pub(crate) async fn serve(self, listener: TcpListener) {
         let slots = Arc::new(Semaphore::new(self.load.max_connections.min(Semaphore::MAX_PERMITS)));
+        // Who has them; how many there are is for the semaphore, because it can be waited for.
+        let shares = FairPool::new(self.load.max_connections, self.load.max_client_share);
         let open = TaskTracker::new();
         let stopping = {
             let lifecycle = self.lifecycle.clone();
@@ -70,14 +75,14 @@ impl Listener {
                 biased;
                 () = &mut stopping => break,
                 next = next => if let Some((stream, slot)) = next {
-                    self.spawn(stream, slot, &open);
+                    self.spawn(stream, (slot, &shares), &open);
                 },
             }
         }
         // Clients whose connection the kernel has already accepted are served too.
         while let Ok(slot) = Arc::clone(&slots).try_acquire_owned() {
-            let Some(Ok((stream, _))) = futures::FutureExt::now_or_never(listener.accept()) else { break };
-            self.spawn(stream, slot, &open);
+            let Some(Ok(stream)) = futures::FutureExt::now_or_never(listener.accept()) else { break };
+            self.spawn(stream, (slot, &shares), &open);
         }
         drop(listener);
         open.close();
@@ -86,7 +91,19 @@ impl Listener {
         }
     }
 
-    fn spawn(&self, stream: TcpStream, slot: OwnedSemaphorePermit, open: &TaskTracker) {
+    fn spawn(
+        &self,
+        (stream, peer): (TcpStream, SocketAddr),
+        (slot, shares): (OwnedSemaphorePermit, &Arc<FairPool>),
+        open: &TaskTracker,
+    ) {
+        let client = Client::of(peer.ip());
+        let Ok(share) = shares.take(client, 1) else {
+            // Closed without a word: an answer would have to wait for a request that may never come.
+            self.metrics.client_share_refusals_total.with_label_values(&["connections"]).inc();
+            tracing::debug!(%peer, "a connection was closed: its address holds its share of the connections");
+            return;
+        };
         // An answer is small and complete: waiting for more to send only delays it.
         let _ = stream.set_nodelay(true);
         let watch = Watch::new(self.time.header, self.time.idle);
@@ -94,16 +111,26 @@ impl Listener {
 
         let http = TowerToHyperService::new(self.http.clone());
         let grpc = self.grpc.clone().map(TowerToHyperService::new);
-        let requests = Arc::clone(&watch);
-        let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+        let (requests, slow) = (Arc::clone(&watch), self.slow_readers());
+        let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
             let guard = RequestGuard::begin(&requests);
+            request.extensions_mut().insert(client);
             let call = grpc.as_ref().filter(|_| is_call(&request));
             let streams = call.is_some();
+            // Over HTTP/2 the connection has other streams, which go on.
+            let connection = (request.version() < Version::HTTP_2).then(|| Arc::clone(&requests));
             let response = call.unwrap_or(&http).call(request);
+            let slow = slow.clone();
             async move {
                 let response: Result<Response<Body>, _> = response.await;
-                // A call goes on while its answers do; of other answers only the client's reading is left.
-                if streams { response.map(|response| response.map(|body| hold(body, guard))) } else { response }
+                response.map(|response| {
+                    // A request goes on while its answer does, but a small answer is out of our hands at once.
+                    let large = response.body().size_hint().upper().is_none_or(|bytes| bytes > LARGE_CHUNK as u64);
+                    match streams || large {
+                        true => response.map(|body| Body::new(Outgoing::new(hold(body, guard), slow(connection)))),
+                        false => response,
+                    }
+                })
             }
         });
 
@@ -119,7 +146,7 @@ impl Listener {
 
         let (metrics, lifecycle) = (Arc::clone(&self.metrics), self.lifecycle.clone());
         open.spawn(async move {
-            let _slot = slot;
+            let _slot: (OwnedSemaphorePermit, Share) = (slot, share);
             let _open = GaugeGuard::one(&metrics.http_connections);
             let mut connection = pin!(builder.serve_connection(io, service));
             let mut stop = pin!(async {
@@ -138,7 +165,9 @@ impl Listener {
                         return;
                     }
                     phase = watch.expired() => {
-                        metrics.http_connection_timeouts_total.with_label_values(&[phase]).inc();
+                        if let Some(phase) = phase {
+                            metrics.http_connection_timeouts_total.with_label_values(&[phase]).inc();
+                        }
                         tracing::debug!(phase, "a connection was closed for being too slow");
                         return;
                     }
@@ -152,11 +181,30 @@ impl Listener {
     }
 }
 
+impl Listener {
+    /// Makes what happens to slow readers on a connection, which is closed if it is given.
+    fn slow_readers(&self) -> impl Fn(Option<Arc<Watch>>) -> SlowReaders + Clone + use<> {
+        let least = self.time.min_download_rate.saturating_mul(DOWNLOAD_WINDOW.as_secs());
+        let cuts = self.metrics.http_connection_timeouts_total.with_label_values(&["response"]);
+        move |connection| {
+            let cuts = cuts.clone();
+            let on_cut = Box::new(move || {
+                cuts.inc();
+                tracing::info!(least, window = ?DOWNLOAD_WINDOW, "an answer was dropped: its client took it too slowly");
+                if let Some(connection) = &connection {
+                    connection.close();
+                }
+            });
+            SlowReaders { least, on_cut }
+        }
+    }
+}
+
 /// The next connection. Errors of the listener pass (a peer that reset) or are waited out (no file descriptors).
-async fn accept(listener: &TcpListener) -> TcpStream {
+async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => return stream,
+            Ok(accepted) => return accepted,
             Err(error) if is_about_the_peer(&error) => {}
             Err(error) => {
                 tracing::error!(%error, "connections cannot be accepted; trying again in a second");
@@ -191,6 +239,8 @@ enum WatchState {
     Busy(usize),
     /// Between requests.
     Idle(Instant),
+    /// To be closed: the client does not take its answer.
+    Closing,
 }
 
 impl Watch {
@@ -221,21 +271,29 @@ impl Watch {
         }
     }
 
-    /// Waits until the client has taken too long, and says over what.
-    async fn expired(&self) -> &'static str {
+    /// Has the connection closed.
+    fn close(&self) {
+        self.update(|state| *state = WatchState::Closing);
+        self.changed.notify_waiters();
+    }
+
+    /// Waits until the client has taken too long, and says over what; `None` if that was counted already.
+    async fn expired(&self) -> Option<&'static str> {
         loop {
             // Listening before looking: a change in between is not missed.
             let mut changed = pin!(self.changed.notified());
             changed.as_mut().enable();
-            let mut deadline = None;
+            let (mut deadline, mut closing) = (None, false);
             self.update(|state| match state {
+                WatchState::Closing => closing = true,
                 WatchState::Header(at) => deadline = Some((*at, "header")),
                 WatchState::Idle(at) => deadline = Some((*at, "idle")),
                 WatchState::Busy(_) => {}
             });
             match deadline {
+                _ if closing => return None,
                 None => changed.await,
-                Some((at, phase)) if at <= Instant::now() => return phase,
+                Some((at, phase)) if at <= Instant::now() => return Some(phase),
                 Some((at, _)) => tokio::select! {
                     () = sleep_until(at) => {}
                     () = changed => {}
@@ -267,6 +325,7 @@ impl RequestGuard {
         watch.update(|state| {
             *state = match state {
                 WatchState::Busy(n) => WatchState::Busy(*n + 1),
+                WatchState::Closing => WatchState::Closing,
                 _ => WatchState::Busy(1),
             }
         });
@@ -280,6 +339,7 @@ impl Drop for RequestGuard {
         self.0.update(|state| {
             *state = match state {
                 WatchState::Busy(n) if *n > 1 => WatchState::Busy(*n - 1),
+                WatchState::Closing => WatchState::Closing,
                 _ => WatchState::Idle(Instant::now() + self.0.idle),
             }
         });

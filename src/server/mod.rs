@@ -10,8 +10,11 @@ mod connection;
 mod grpc;
 mod held;
 mod http;
+mod ingress;
 mod model;
 mod oip;
+mod outgoing;
+mod pace;
 mod problem;
 mod shutdown;
 
@@ -27,6 +30,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::batch::ModelFailure;
 use crate::config::{Config, ConfigError};
 use crate::cores::Cores;
+use crate::memory::MemoryGuard;
 use crate::model::{ModelError, ModelFolder};
 use crate::preprocess::{PoolConfig, Preprocessor};
 use crate::runtime::{Runtime, RuntimeError};
@@ -119,10 +123,18 @@ impl Server {
         let loaded = ModelFolder::resolve(&config.model)?.load()?;
         let cores = Cores::oversubscribed(config.execution.plan.cores);
         let (model, workers) = start_model(loaded, &config, runtime, &metrics, &cores)?;
-        let pool = PoolConfig { max_decoded_bytes: config.load.max_decoded_bytes, limits: config.image };
+        let pool = PoolConfig {
+            max_decoded_bytes: config.load.max_decoded_bytes,
+            limits: config.image,
+            // They wait longest: the rest of the places is for images that do not.
+            max_waiting_images: (config.load.max_images / 4).max(1),
+            max_wait: config.load.max_wait,
+            max_client_share: config.load.max_client_share,
+        };
         let preprocessor = Preprocessor::new(pool, cores);
         let mut service = Service::new(model, Vec::new(), preprocessor, Arc::clone(&metrics))
-            .with_features(config.features.max_bytes_in_flight);
+            .with_features(config.features.max_bytes_in_flight, config.load.max_client_share)
+            .with_memory_guard(MemoryGuard::start(config.load.max_memory));
         if config.load.response_cache_bytes > 0 {
             service = service.with_cache(config.load.response_cache_bytes);
         }
@@ -182,6 +194,11 @@ impl Server {
         let grpc = grpc.map(|socket| tokio::spawn(listener(app.nothing(), Some(calls)).serve(socket)));
         let admin = admin.map(|socket| tokio::spawn(listener(app.private(), None).serve(socket)));
 
+        let signals = tokio::spawn(async {
+            if let Err(error) = shutdown::survive_other_signals().await {
+                tracing::error!(%error, "SIGHUP cannot be received and would stop the server without a drain");
+            }
+        });
         let told = lifecycle.clone();
         tokio::select! {
             signal = shutdown::signal() => match signal {
@@ -208,6 +225,7 @@ impl Server {
         if timeout_at(deadline.max(Instant::now() + Duration::from_secs(1)), ended).await.is_err() {
             tracing::warn!("a worker did not end in time");
         }
+        signals.abort();
         tracing::info!("stopped");
     }
 }

@@ -1,6 +1,6 @@
 //! The server's life: running, draining, stopping.
 //!
-//! On SIGTERM or SIGINT readiness fails at once, so that load balancers turn away; for a grace period everything is
+//! On SIGTERM, SIGINT or SIGQUIT readiness fails at once, so that load balancers turn away; for a grace period everything is
 //! still accepted, because they need a moment to notice; then the listeners close and what is in flight finishes. A
 //! second signal skips the rest of the grace period.
 
@@ -46,19 +46,45 @@ impl Lifecycle {
     }
 }
 
-/// Waits for SIGTERM or SIGINT (Ctrl-C).
+/// Waits for a signal to stop: SIGTERM, SIGINT (Ctrl-C) or SIGQUIT.
 pub(crate) async fn signal() -> std::io::Result<&'static str> {
     #[cfg(unix)]
     {
         use tokio::signal::unix::{SignalKind, signal};
-        let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let [mut term, mut int, mut quit] =
+            [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?, signal(SignalKind::quit())?];
         tokio::select! {
             _ = term.recv() => Ok("SIGTERM"),
             _ = int.recv() => Ok("SIGINT"),
+            _ = quit.recv() => Ok("SIGQUIT"),
         }
     }
     #[cfg(not(unix))]
     {
         tokio::signal::ctrl_c().await.map(|()| "Ctrl-C")
     }
+}
+
+/// Catches the signals that would end the process at once, without a drain, and logs them instead. A closed terminal sends
+/// SIGHUP; log rotation and operators' habits send the others. Runs until it is dropped.
+pub(crate) async fn survive_other_signals() -> std::io::Result<()> {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        let kinds =
+            [SignalKind::hangup(), SignalKind::user_defined1(), SignalKind::user_defined2(), SignalKind::alarm()];
+        let [mut hangup, mut first, mut second, mut alarm] =
+            [signal(kinds[0])?, signal(kinds[1])?, signal(kinds[2])?, signal(kinds[3])?];
+        loop {
+            let signal = tokio::select! {
+                _ = hangup.recv() => "SIGHUP",
+                _ = first.recv() => "SIGUSR1",
+                _ = second.recv() => "SIGUSR2",
+                _ = alarm.recv() => "SIGALRM",
+            };
+            tracing::info!(signal, "there is nothing to reload; the server goes on, SIGTERM stops it");
+        }
+    }
+    #[cfg(not(unix))]
+    std::future::pending().await
 }

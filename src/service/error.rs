@@ -126,7 +126,9 @@ impl Error {
                 ImageError::UnsupportedFormat { .. } | ImageError::UnsupportedVariant { .. } => {
                     Code::UnsupportedImageFormat
                 }
-                ImageError::Undecodable { .. } | ImageError::DecoderPanic(_) => Code::UndecodableImage,
+                ImageError::Undecodable { .. } | ImageError::DecoderPanic(_) | ImageError::TooSlow(_) => {
+                    Code::UndecodableImage
+                }
                 ImageError::TooManyPixels { .. } | ImageError::TooManyScans(_) => Code::ImageTooLarge,
                 ImageError::Values(_) => Code::InvalidRequest,
                 ImageError::Internal => Code::Internal,

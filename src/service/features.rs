@@ -4,16 +4,16 @@ use std::sync::Arc;
 
 use futures::future::join_all;
 use image::RgbImage;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Duration, Instant};
 use tracing::Instrument;
 
-use super::{Ask, Error, How, Prediction, Ran, ServedModel, Service, Sort, Times, gather, predict};
+use super::scores::decode_time;
+use super::{Ask, Error, How, Prediction, Ran, ServedModel, Service, Sort, Times, gather, predict, whole_seconds};
 use crate::batch::{Demand, ONE_RUN};
-use crate::cores::{Priority, Rank, Work, give_way};
+use crate::fair_share::{Refused, Share};
 use crate::ghostnet::{Output, OutputShape, Size};
 use crate::model::Variant;
-use crate::preprocess::{Fit, Geometry, ImageInfo, Source, Transform};
+use crate::preprocess::{Estimate, Fit, Geometry, ImageInfo, Origin, PrepareError, Source, Transform};
 use crate::runtime::{Claim, RowOutputs};
 use crate::telemetry::spans;
 
@@ -23,6 +23,9 @@ const MIN_SIDE: usize = 64;
 const STRIDE: usize = 32;
 /// The longest side, whatever the other is.
 const MAX_SIDE: usize = 4096;
+
+/// What writing a byte of a large answer takes: copied, converted, or as base64.
+const ENCODE_BYTE: Duration = Duration::from_nanos(1);
 
 /// What is wanted of every image.
 #[derive(Clone, Debug)]
@@ -39,10 +42,8 @@ pub struct FeaturesRequest {
     pub ask: Option<Ask>,
     /// Bytes that an element takes in the answer.
     pub element_bytes: usize,
-    /// Whether somebody waits for the answer.
-    pub priority: Priority,
-    /// When the client no longer wants an answer.
-    pub deadline: Instant,
+    /// Whose images, whether somebody waits for the answer, and until when.
+    pub origin: Origin,
 }
 
 /// A request that was found to be possible, before its images are there.
@@ -70,7 +71,7 @@ pub struct Extracted {
     /// The longest that any image spent in each stage.
     pub times: Times,
     /// To be kept for as long as the maps, or an answer made of them, are in memory.
-    pub memory: OwnedSemaphorePermit,
+    pub memory: Share,
 }
 
 /// What was made of one image.
@@ -134,7 +135,8 @@ impl Service {
             model: Arc::clone(&model),
         };
         check_bytes(&plan, 1, features.limits.max_bytes)?;
-        let would = model.queue.would_admit(plan.demand(1));
+        self.check_memory(&model, 1)?;
+        let would = model.queue.would_admit(plan.demand(1, None));
         would.map_err(|e| self.refused(&model, 1, e))?;
         Ok(plan)
     }
@@ -161,29 +163,47 @@ impl Service {
         }
         let limit = model.features.as_ref().map_or(0, |features| features.limits.max_bytes);
         let bytes = check_bytes(plan, images.len(), limit)?;
-        let memory = u32::try_from(bytes.div_ceil(1024)).ok();
-        let memory = memory.and_then(|k| Arc::clone(&self.feature_memory).try_acquire_many_owned(k).ok());
-        let Some(memory) = memory else {
+        let origin = plan.request.origin;
+        let memory = self.feature_memory.take(origin.client, bytes).map_err(|refused| {
+            let limit = match refused {
+                Refused::Full => "memory for feature maps",
+                Refused::ClientShare => {
+                    self.metrics.client_share_refusals_total.with_label_values(&["feature_bytes"]).inc();
+                    "memory for feature maps from one client address"
+                }
+            };
             let shed = &self.metrics.images_shed_total;
             shed.with_label_values(&[&model.manifest.id[..], "memory"]).inc_by(images.len() as u64);
-            let retry_after = Duration::from_secs(1);
-            return Err(Error::Overloaded { limit: "memory for feature maps", retry_after });
-        };
-        let to_do = images.iter().filter(|image| image.is_ok()).count();
+            Error::Overloaded { limit, retry_after: Duration::from_secs(1) }
+        })?;
+        let images: Vec<Result<(Source, Estimate), Error>> = images
+            .into_iter()
+            .map(|image| {
+                image.map(|source| {
+                    let estimate = self.preprocessor.estimate(&plan.transform, &source);
+                    (source, estimate)
+                })
+            })
+            .collect();
+        let good = images.iter().filter_map(|image| image.as_ref().ok());
+        let (to_do, decode) =
+            good.fold((0, Duration::ZERO), |(count, sum), (_, estimate)| (count + 1, sum + decode_time(estimate)));
         let admitted = match to_do {
             0 => Ok(None),
-            to_do => model.queue.admit(plan.demand(to_do)).map(Some),
+            to_do => model.queue.admit(plan.demand(to_do, Some(decode))).map(Some),
         };
         let mut permits = admitted.map_err(|e| self.refused(model, to_do, e))?;
 
         let work = images.into_iter().enumerate().map(|(index, image)| {
-            let permit = image.is_ok().then(|| permits.as_mut().and_then(|permits| permits.split_one())).flatten();
+            let permit = match (&image, &mut permits) {
+                (Ok((_, estimate)), Some(permits)) => permits.split_one(decode_time(estimate)),
+                _ => None,
+            };
             async move {
                 let outcome = match (image, permit) {
-                    (Ok(source), Some(permit)) => {
-                        let deadline = plan.request.deadline;
-                        let how = How { transform: &plan.transform, sort: Some(&plan.sort), deadline };
-                        self.run_one(model, source, permit, how).await
+                    (Ok(image), Some(permit)) => {
+                        let how = How { transform: &plan.transform, sort: Some(&plan.sort), origin };
+                        self.run_one(model, image, permit, how).await
                     }
                     (Err(error), _) => Err(error),
                     // Admission gave one permit a file.
@@ -198,22 +218,25 @@ impl Service {
         Ok(Extracted { results, times, memory })
     }
 
-    /// Runs what takes milliseconds, such as encoding large answers, on one of the cores.
+    /// Runs what takes milliseconds, such as reading and writing large tensors, where it does not hold up the threads that serve
+    /// connections. It waits for its turn as decoding an image of that cost does.
     ///
     /// # Errors
-    /// It panicked.
-    pub async fn on_a_core<O: Send + 'static>(
+    /// It panicked, or its turn would come too late.
+    pub async fn off_the_runtime<O: Send + 'static>(
         &self,
-        priority: Priority,
+        origin: Origin,
+        cost: Duration,
         work: impl FnOnce() -> O + Send + 'static,
     ) -> Result<O, Error> {
-        let core = self.preprocessor.cores().take(Rank { priority, work: Work::Prepare }, 1).await;
-        let work = tokio::task::spawn_blocking(move || {
-            let _core = core;
-            give_way();
-            work()
-        });
-        work.await.map_err(|_| Error::Internal)
+        let done = tokio::time::timeout_at(origin.deadline, self.preprocessor.run_work(origin, cost, work)).await;
+        done.map_err(|_| Error::DeadlineExceeded)?.map_err(|error| match error {
+            PrepareError::Image(_) => Error::Internal,
+            PrepareError::Line(_) => Error::Overloaded {
+                limit: "large requests",
+                retry_after: whole_seconds(origin.deadline - Instant::now()),
+            },
+        })
     }
 }
 
@@ -222,6 +245,12 @@ impl FeaturePlan {
     #[must_use]
     pub fn request(&self) -> &FeaturesRequest {
         &self.request
+    }
+
+    /// What writing the answer for so many images takes.
+    #[must_use]
+    pub fn encode_cost(&self, images: usize) -> Duration {
+        ENCODE_BYTE * u32::try_from(self.bytes.saturating_mul(images)).unwrap_or(u32::MAX)
     }
 
     /// Of the network's input.
@@ -245,9 +274,9 @@ impl FeaturePlan {
         }
     }
 
-    fn demand(&self, images: usize) -> Demand {
-        let FeaturesRequest { priority, deadline, .. } = self.request;
-        Demand { images, work: self.work, opens: self.claim.is_some(), priority, deadline }
+    fn demand(&self, images: usize, decode: Option<Duration>) -> Demand {
+        let Origin { priority, client, deadline } = self.request.origin;
+        Demand { images, decode, work: self.work, opens: self.claim.is_some(), priority, client, deadline }
     }
 }
 

@@ -29,16 +29,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::batch::{AdmitError, Permit};
+use crate::fair_share::FairPool;
+use crate::memory::MemoryGuard;
+use crate::preprocess::{
+    Class, Estimate, ImageError, ImageInfo, LineRefused, Origin, PrepareError, Preprocessor, Source, Transform,
+};
+use crate::runtime::RowOutputs;
+use crate::telemetry::{Metrics, Stage};
 use image::RgbImage;
 use schemars::JsonSchema;
 use serde::Serialize;
-use tokio::sync::Semaphore;
-use tokio::time::Instant;
-
-use crate::batch::{AdmitError, Permit};
-use crate::preprocess::{ImageError, ImageInfo, Preprocessor, Source, Transform};
-use crate::runtime::RowOutputs;
-use crate::telemetry::{Metrics, Stage};
 
 /// The models by name, and what all of them share.
 #[derive(Debug)]
@@ -48,9 +49,9 @@ pub struct Service {
     preprocessor: Preprocessor,
     /// Scores by file, if they are to be remembered.
     cache: Option<ScoreCache>,
-    /// For feature maps, kibibytes.
-    feature_memory: Arc<Semaphore>,
-    all_feature_memory: usize,
+    /// For feature maps, bytes.
+    feature_memory: Arc<FairPool>,
+    memory_guard: Option<Arc<MemoryGuard>>,
     metrics: Arc<Metrics>,
 }
 
@@ -88,7 +89,7 @@ pub struct ImageResult {
 struct How<'a> {
     transform: &'a Arc<Transform>,
     sort: Option<&'a Sort>,
-    deadline: Instant,
+    origin: Origin,
 }
 
 /// An image that was run.
@@ -135,15 +136,21 @@ impl Service {
         let id = default.manifest.id.clone();
         let all = std::iter::once(default).chain(others);
         let models = all.map(|m| (m.manifest.id.clone(), Arc::new(m))).collect();
-        let feature_memory = Arc::new(Semaphore::new(0));
-        Self { models, default: id, preprocessor, cache: None, feature_memory, all_feature_memory: 0, metrics }
+        let feature_memory = FairPool::new(0, 1.0);
+        Self { models, default: id, preprocessor, cache: None, feature_memory, memory_guard: None, metrics }
     }
 
-    /// Lets feature maps of all requests take so many bytes; none until then.
+    /// Lets feature maps of all requests take so many bytes, those of one client a fraction `share`; none until then.
     #[must_use]
-    pub fn with_features(mut self, bytes: usize) -> Self {
-        self.all_feature_memory = (bytes / 1024).min(Semaphore::MAX_PERMITS);
-        self.feature_memory = Arc::new(Semaphore::new(self.all_feature_memory));
+    pub fn with_features(mut self, bytes: usize, share: f64) -> Self {
+        self.feature_memory = FairPool::new(bytes, share);
+        self
+    }
+
+    /// Refuses work while the process takes more memory than the guard allows.
+    #[must_use]
+    pub fn with_memory_guard(mut self, guard: Option<Arc<MemoryGuard>>) -> Self {
+        self.memory_guard = guard;
         self
     }
 
@@ -192,8 +199,7 @@ impl Service {
             let gauge = self.metrics.predicted_wait_seconds.with_label_values(&[&model.manifest.id[..]]);
             gauge.set(wait.as_secs_f64());
         }
-        let in_use = self.all_feature_memory - self.feature_memory.available_permits();
-        self.metrics.feature_bytes.set(1024 * in_use as i64);
+        self.metrics.feature_bytes.set(self.feature_memory.used() as i64);
         let cores = self.preprocessor.cores();
         self.metrics.cores.set(cores.total() as i64);
         self.metrics.cores_busy.set(cores.busy() as i64);
@@ -239,34 +245,76 @@ impl Service {
     async fn run_one(
         &self,
         model: &ServedModel,
-        source: Source,
+        (source, estimate): (Source, Estimate),
         mut permit: Permit,
         how: How<'_>,
     ) -> Result<(Ran, Times), Error> {
-        let prepared = self.preprocessor.run(how.transform, source, permit.priority());
-        let prepared = match tokio::time::timeout_at(how.deadline, prepared).await {
+        // An expensive image waits in a line of its own, where it keeps nobody from the cores and the model.
+        let small = estimate.class() == Class::Small;
+        permit.set_aside(!small);
+        let prepared = self.preprocessor.run(how.transform, (source, estimate), how.origin);
+        let prepared = match tokio::time::timeout_at(how.origin.deadline, prepared).await {
             Ok(Ok(prepared)) => prepared,
             Ok(Err(error)) => {
                 permit.settle();
-                if matches!(error, ImageError::DecoderPanic(_)) {
-                    self.metrics.decoder_panics_total.inc();
-                }
-                return Err(error.into());
+                return Err(self.not_prepared(model, error));
             }
             Err(_) => {
                 permit.expire();
                 return Err(Error::DeadlineExceeded);
             }
         };
+        permit.set_aside(false);
         self.metrics.stage(Stage::Decode, prepared.decode);
         self.metrics.stage(Stage::Resize, prepared.resize);
-        model.queue.record_prepare(prepared.decode + prepared.resize);
+        if small {
+            model.queue.record_prepare(prepared.decode + prepared.resize);
+        }
         let view = prepared.crop.pixels().cloned();
         let task = ImageTask { crop: prepared.crop, sort: how.sort.cloned() };
-        let answer = model.queue.run(permit, task, how.deadline).await?;
+        let answer = model.queue.run(permit, task, how.origin.deadline).await?;
         let times =
             Times { decode: prepared.decode, resize: prepared.resize, queue: answer.queued, infer: answer.infer };
         Ok((Ran { outputs: answer.output, view, info: prepared.info }, times))
+    }
+
+    /// What becomes of an image that could not be prepared.
+    fn not_prepared(&self, model: &ServedModel, error: PrepareError) -> Error {
+        let (reason, error) = match error {
+            PrepareError::Image(error) => {
+                if matches!(error, ImageError::DecoderPanic(_)) {
+                    self.metrics.decoder_panics_total.inc();
+                }
+                return error.into();
+            }
+            // As with the waiting time of others: the client may come again, or allow more time.
+            PrepareError::Line(LineRefused::TooLate(time)) => {
+                ("wait", Error::Overloaded { limit: "large images", retry_after: whole_seconds(time) })
+            }
+            PrepareError::Line(refused) => {
+                let limit = match refused {
+                    LineRefused::ClientShare => {
+                        self.metrics.client_share_refusals_total.with_label_values(&["large_images"]).inc();
+                        "large images from one client address"
+                    }
+                    _ => "large images",
+                };
+                ("images", Error::Overloaded { limit, retry_after: Duration::from_secs(1) })
+            }
+        };
+        self.metrics.images_shed_total.with_label_values(&[&model.manifest.id[..], reason]).inc();
+        error
+    }
+
+    /// Refuses new work while the process takes more memory than it may. With nothing in flight it is not refused: waiting would free
+    /// nothing then.
+    fn check_memory(&self, model: &ServedModel, images: usize) -> Result<(), Error> {
+        let over = self.memory_guard.as_ref().is_some_and(|guard| guard.is_over());
+        if !over || self.models.values().all(|model| model.queue.is_idle()) {
+            return Ok(());
+        }
+        self.metrics.images_shed_total.with_label_values(&[&model.manifest.id[..], "memory"]).inc_by(images as u64);
+        Err(Error::Overloaded { limit: "memory of the process", retry_after: Duration::from_secs(1) })
     }
 
     /// What becomes of a request whose images were not admitted.

@@ -1,6 +1,7 @@
 //! The scores of images: admission, the cache, and the way through pre-processing and the queue.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::join_all;
 use tokio::time::Instant;
@@ -9,8 +10,7 @@ use tracing::Instrument;
 use super::cache::{Key, Lookup, ScoreCache, Scored};
 use super::{Error, How, ServedModel, Service, Times, gather};
 use crate::batch::{Demand, ONE_RUN, Permit};
-use crate::cores::Priority;
-use crate::preprocess::Source;
+use crate::preprocess::{Class, Estimate, Origin, Source};
 use crate::telemetry::spans;
 
 /// Images whose scores are wanted.
@@ -20,10 +20,8 @@ pub struct ScoresRequest {
     pub model: Option<String>,
     /// In the order of the answers. What could not even be read from the request stays in its place.
     pub images: Vec<Result<Source, Error>>,
-    /// Whether somebody waits for the answer.
-    pub priority: Priority,
-    /// When the client no longer wants an answer.
-    pub deadline: Instant,
+    /// Whose images, whether somebody waits for the answer, and until when.
+    pub origin: Origin,
 }
 
 /// What became of a [`ScoresRequest`].
@@ -40,15 +38,21 @@ pub struct Scores {
 /// One image of a request, before any work.
 enum Asked {
     /// To be run; with its key if scores are remembered.
-    New(Source, Option<Key>),
+    New(Source, Estimate, Option<Key>),
     /// Its scores are remembered.
     Known(Arc<Scored>),
     /// It could not be read from the request.
     Unreadable(Error),
 }
 
-fn demand(images: usize, priority: Priority, deadline: Instant) -> Demand {
-    Demand { images, work: ONE_RUN, opens: false, priority, deadline }
+fn demand(images: usize, decode: Option<Duration>, origin: Origin) -> Demand {
+    let Origin { priority, client, deadline } = origin;
+    Demand { images, decode, work: ONE_RUN, opens: false, priority, client, deadline }
+}
+
+/// What an image's decoding keeps the cores busy for: expensive ones get what others leave.
+pub(super) fn decode_time(estimate: &Estimate) -> Duration {
+    if estimate.class() == Class::Small { estimate.time() } else { Duration::ZERO }
 }
 
 impl Service {
@@ -57,21 +61,22 @@ impl Service {
     ///
     /// # Errors
     /// What [`Service::scores`] would fail with.
-    pub fn would_admit(&self, model: Option<&str>, priority: Priority, deadline: Instant) -> Result<(), Error> {
+    pub fn would_admit(&self, model: Option<&str>, origin: Origin) -> Result<(), Error> {
         let model = self.model(model)?;
         if self.cache.is_some() {
             // Whether it needs to be admitted depends on what is in it.
             return Ok(());
         }
-        model.queue.would_admit(demand(1, priority, deadline)).map_err(|e| self.refused(model, 1, e))
+        self.check_memory(model, 1)?;
+        model.queue.would_admit(demand(1, None, origin)).map_err(|e| self.refused(model, 1, e))
     }
 
     /// Whether so many images would be shed at this moment. Unlike [`Service::would_admit`] nothing is counted as refused: this
     /// is for those who can wait instead.
     #[must_use]
-    pub fn is_full(&self, model: &ServedModel, images: usize, priority: Priority, deadline: Instant) -> bool {
+    pub fn is_full(&self, model: &ServedModel, images: usize, origin: Origin) -> bool {
         use crate::batch::AdmitError::{Full, WaitTooLong};
-        matches!(model.queue.would_admit(demand(images, priority, deadline)), Err(Full | WaitTooLong(_)))
+        matches!(model.queue.would_admit(demand(images, None, origin)), Err(Full | WaitTooLong(_)))
     }
 
     /// The scores of images, as the model puts them out.
@@ -98,25 +103,29 @@ impl Service {
         if !model.is_ready() {
             return Err(Error::NotReady);
         }
-        let (priority, deadline) = (request.priority, request.deadline);
+        let origin = request.origin;
         let images: Vec<Asked> = request.images.into_iter().map(|image| self.ask(model, image)).collect();
-        let to_do = images.iter().filter(|image| matches!(image, Asked::New(..))).count();
+        let estimates = images.iter().filter_map(|image| match image {
+            Asked::New(_, estimate, _) => Some(decode_time(estimate)),
+            _ => None,
+        });
+        let (to_do, decode) = estimates.fold((0, Duration::ZERO), |(count, sum), one| (count + 1, sum + one));
         let mut permit = match to_do {
             0 => None,
             to_do => {
-                let admitted = model.queue.admit(demand(to_do, priority, deadline));
+                let admitted = model.queue.admit(demand(to_do, Some(decode), origin));
                 Some(admitted.map_err(|e| self.refused(model, to_do, e))?)
             }
         };
         let images = images.into_iter().enumerate().map(|(index, image)| {
             let permit = match (&image, &mut permit) {
-                (Asked::New(..), Some(permit)) => permit.split_one(),
+                (Asked::New(_, estimate, _), Some(permit)) => permit.split_one(decode_time(estimate)),
                 _ => None,
             };
             async move {
                 let outcome = match (image, permit) {
-                    (Asked::New(source, key), Some(permit)) => {
-                        self.score_cached(model, (source, key), permit, deadline).await
+                    (Asked::New(source, estimate, key), Some(permit)) => {
+                        self.score_cached(model, ((source, estimate), key), permit, origin).await
                     }
                     (Asked::Known(scored), _) => Ok((scored, Times::default())),
                     (Asked::Unreadable(error), _) => Err(error),
@@ -133,33 +142,36 @@ impl Service {
 
     /// What one image of a request asks for.
     fn ask(&self, model: &ServedModel, image: Result<Source, Error>) -> Asked {
-        let file = match image {
-            Ok(Source::File(file)) => file,
-            // Whoever sends tensors has prepared them; they are not expected to come again.
-            Ok(other) => return Asked::New(other, None),
+        let source = match image {
+            Ok(source) => source,
             Err(error) => return Asked::Unreadable(error),
         };
-        let Some(cache) = &self.cache else { return Asked::New(file.into(), None) };
-        let key = ScoreCache::key(&model.manifest, &file);
-        match cache.get(&key) {
-            Some(scored) => {
-                self.count(model, Lookup::Hit);
-                Asked::Known(scored)
+        // Whoever sends tensors has prepared them; they are not expected to come again.
+        let key = match (&self.cache, &source) {
+            (Some(cache), Source::File(file)) => {
+                let key = ScoreCache::key(&model.manifest, file);
+                if let Some(scored) = cache.get(&key) {
+                    self.count(model, Lookup::Hit);
+                    return Asked::Known(scored);
+                }
+                Some(key)
             }
-            None => Asked::New(file.into(), Some(key)),
-        }
+            _ => None,
+        };
+        let estimate = self.preprocessor.estimate(&model.transform, &source);
+        Asked::New(source, estimate, key)
     }
 
     /// The scores of one image, made at most once for all who ask for them at the same time.
     async fn score_cached(
         &self,
         model: &ServedModel,
-        (source, key): (Source, Option<Key>),
+        (image, key): ((Source, Estimate), Option<Key>),
         mut permit: Permit,
-        deadline: Instant,
+        origin: Origin,
     ) -> Result<(Arc<Scored>, Times), Error> {
         let (Some(cache), Some(key)) = (&self.cache, key) else {
-            let (scored, times) = self.score_one(model, source, permit, deadline).await?;
+            let (scored, times) = self.score_one(model, image, permit, origin).await?;
             return Ok((Arc::new(scored), times));
         };
         let mut times = Times::default();
@@ -167,11 +179,11 @@ impl Service {
         permit.settle();
         let make = async {
             permit.begin();
-            let (scored, spent) = self.score_one(model, source, permit, deadline).await?;
+            let (scored, spent) = self.score_one(model, image, permit, origin).await?;
             times = spent;
             Ok(scored)
         };
-        let scored = tokio::time::timeout_at(deadline, cache.get_or(&key, make)).await;
+        let scored = tokio::time::timeout_at(origin.deadline, cache.get_or(&key, make)).await;
         let (scored, lookup) = scored.unwrap_or(Err(Error::DeadlineExceeded))?;
         self.count(model, lookup);
         Ok((scored, times))
@@ -185,12 +197,12 @@ impl Service {
     async fn score_one(
         &self,
         model: &ServedModel,
-        source: Source,
+        image: (Source, Estimate),
         permit: Permit,
-        deadline: Instant,
+        origin: Origin,
     ) -> Result<(Scored, Times), Error> {
-        let how = How { transform: &model.transform, sort: None, deadline };
-        let (ran, times) = self.run_one(model, source, permit, how).await?;
+        let how = How { transform: &model.transform, sort: None, origin };
+        let (ran, times) = self.run_one(model, image, permit, how).await?;
         Ok((Scored { scores: ran.outputs.data(0).to_vec(), info: ran.info }, times))
     }
 }

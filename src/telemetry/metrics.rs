@@ -85,7 +85,8 @@ metrics! {
         grpc_requests_in_flight: IntGauge,
         /// Open connections.
         http_connections: IntGauge,
-        /// Connections closed because the client was too slow or idle, by phase: header, idle.
+        /// Connections closed because the client was too slow or idle, by phase: header, idle, response (it took an answer too
+        /// slowly).
         http_connection_timeouts_total: IntCounterVec<"phase">,
         /// Error answers, by code: each refused request counts once. Shows every bound that bites.
         problems_total: IntCounterVec<"code">,
@@ -95,6 +96,9 @@ metrics! {
         stage_duration_seconds: HistogramVec<"stage"> = SECONDS,
         /// Bytes of request bodies in memory.
         body_bytes: IntGauge,
+        /// Requests and connections refused because one client address held its share, by resource: connections, requests, body_bytes,
+        /// feature_bytes, large_images. Other clients were served.
+        client_share_refusals_total: IntCounterVec<"resource">,
         /// Images a run of the model took at once.
         batch_size: HistogramVec<"model"> = BATCH_SIZES,
         /// Images waiting for a worker.

@@ -227,6 +227,21 @@ fn serve_health_and_sigterm() {
     assert!(!ok && err.contains("no answer from"), "{err}");
 }
 
+#[test]
+fn signals_that_mean_something_else_do_not_stop_it() {
+    let (mut process, address, log) = Process::start(&[]);
+    for signal in ["HUP", "USR1", "USR2", "ALRM"] {
+        process.signal(signal);
+        assert!(post(&address, JPEG).starts_with("HTTP/1.1 200"), "{signal}");
+    }
+    // A quit is as good as any other way to stop it.
+    process.signal("QUIT");
+    let status = process.0.wait().unwrap();
+    assert!(status.success(), "{status}");
+    let log: Vec<_> = log.collect();
+    assert!(log.iter().any(|line| line.contains("SIGHUP") && line.contains("nothing to reload")), "{log:?}");
+}
+
 /// The most memory that a process has had, bytes.
 #[cfg(target_os = "linux")]
 fn peak_memory(process: &Process) -> u64 {

@@ -37,6 +37,24 @@ pub(crate) fn png_header(width: u32, height: u32) -> Vec<u8> {
     file
 }
 
+/// A black picture of 8-bit RGB, as short as a PNG can be.
+pub(crate) fn png_of_zeros(width: u32, height: u32) -> Vec<u8> {
+    let mut packed = flate2::write::ZlibEncoder::new(b"IDAT".to_vec(), flate2::Compression::best());
+    let row = vec![0; 1 + 3 * width as usize];
+    (0..height).for_each(|_| packed.write_all(&row).unwrap());
+    let mut header = b"IHDR".to_vec();
+    header.extend(width.to_be_bytes());
+    header.extend(height.to_be_bytes());
+    header.extend([8, 2, 0, 0, 0]);
+    let mut file = b"\x89PNG\r\n\x1a\n".to_vec();
+    for chunk in [header, packed.finish().unwrap(), b"IEND".to_vec()] {
+        file.extend((chunk.len() as u32 - 4).to_be_bytes());
+        file.extend(&chunk);
+        file.extend(crc32(&chunk).to_be_bytes());
+    }
+    file
+}
+
 /// A PNG of one pixel whose colour profile unpacks to a quarter of a gigabyte of zeros.
 pub(crate) fn png_profile_bomb() -> Vec<u8> {
     let mut packed = flate2::write::ZlibEncoder::new(b"iCCPx\0\0".to_vec(), flate2::Compression::best());

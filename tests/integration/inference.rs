@@ -3,7 +3,7 @@
 use ghostserve::batch::Row;
 use ghostserve::cores::Cores;
 use ghostserve::model::{EMBEDDED_MODEL, ModelFolder};
-use ghostserve::preprocess::{ImageLimits, PoolConfig, Preprocessor, Transform};
+use ghostserve::preprocess::{PoolConfig, Preprocessor, Transform};
 use serde_json::{Value, json};
 
 use crate::images::{JPEG, picture};
@@ -85,7 +85,7 @@ async fn files_pixels_and_inputs_give_what_classify_gives() {
 
     // As what the network takes.
     let manifest = ModelFolder::resolve(EMBEDDED_MODEL).unwrap().load().unwrap().manifest;
-    let pool = PoolConfig { max_decoded_bytes: u64::MAX, limits: ImageLimits::default() };
+    let pool = PoolConfig::default();
     let transform = std::sync::Arc::new(Transform::new(manifest.input));
     let crop = Preprocessor::new(pool, Cores::new(1)).run_here(&transform, &file).unwrap().crop;
     let mut row = vec![0.0f32; crop.elements()];

@@ -2,6 +2,7 @@
 //! the program itself. One binary, a module for each surface.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod attacks;
 mod bench;
 mod checkpoints;
 mod classify;

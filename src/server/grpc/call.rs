@@ -14,7 +14,6 @@ use bytes::Bytes;
 use futures::FutureExt;
 use http::{HeaderMap, HeaderValue};
 use http_body::{Frame, SizeHint};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Duration, Instant, timeout};
 use tonic::Status;
 use tracing::{Instrument, Span};
@@ -22,10 +21,14 @@ use uuid::Uuid;
 
 use super::Grpc;
 use super::meter::{Bounds, Meter, Metered};
-use crate::config::ShedStatus;
+use super::wire::Limits;
+use crate::config::{RequestLimits, ShedStatus};
 use crate::cores::Priority;
+use crate::fair_share::{Client, Share};
+use crate::preprocess::Origin;
 use crate::server::http::layers::{BACKSTOP, REQUEST_ID, sane_request_id};
 use crate::server::http::priority;
+use crate::server::oip::{MAX_PARAMETERS, MAX_TENSORS};
 use crate::server::problem::Problem;
 use crate::service::{Code, Error};
 use crate::telemetry::{GaugeGuard, Metrics, Stage, spans};
@@ -41,6 +44,8 @@ pub(super) struct Call {
     asked: Option<Instant>,
     /// For one message.
     longest: Duration,
+    /// Whose connection it came over.
+    pub(super) client: Client,
     /// By the metadata.
     pub(super) priority: Priority,
     pub(super) meter: Meter,
@@ -59,6 +64,11 @@ impl Call {
     pub(super) fn has_read(&mut self, metrics: &Metrics) {
         self.reading = Span::none();
         metrics.stage(Stage::Read, self.start.elapsed());
+    }
+
+    /// Whose work a message is that came at a certain time.
+    pub(super) fn origin(&self, came: Instant) -> Origin {
+        Origin { priority: self.priority, client: self.client, deadline: self.deadline(came) }
     }
 
     /// By when a message that came at a certain time must be answered.
@@ -86,7 +96,7 @@ impl Refusal {
 
 /// Something that an answer keeps in memory, for as long as it is being sent.
 #[derive(Clone)]
-pub(super) struct Kept(#[allow(dead_code)] pub(super) Arc<OwnedSemaphorePermit>);
+pub(super) struct Kept(#[allow(dead_code)] pub(super) Arc<Share>);
 
 /// Takes a call through everything that calls have in common.
 pub(super) async fn around(State(grpc): State<Grpc>, mut request: Request, next: Next) -> Response {
@@ -148,34 +158,57 @@ fn enter(
     method: &super::Method,
     request: &mut Request,
     refusal: &Refusal,
-) -> Result<Option<OwnedSemaphorePermit>, Problem> {
+) -> Result<Option<Share>, Problem> {
     let app = &grpc.app;
     let start = Instant::now();
     let asked = asked(request.headers())?.map(|wait| start + wait);
     let priority = priority(request.headers());
-    let permit = match method.works {
+    let client = request.extensions().get::<Client>().copied().unwrap_or(Client::LOCAL);
+    let slot = match method.works {
         false => None,
-        true => {
-            let overloaded =
-                |_| Error::Overloaded { limit: "requests in flight", retry_after: app.service.retry_after() };
-            Some(Arc::clone(&app.requests).try_acquire_owned().map_err(overloaded)?)
-        }
+        true => Some(app.requests.take(client, || app.service.retry_after())?),
     };
-    let (meter, time) = (Meter::new(app.bodies.share()), app.config.time);
+    let (meter, time) = (Meter::new(app.bodies.body(client)), app.config.time);
     // The messages of a stream come as the client likes.
     let reading = if method.streams { Span::none() } else { spans::stage(Stage::Read) };
     let (longest, meter_of_call) = (time.request, meter.clone());
-    let call = Call { start, asked, longest, priority, meter: meter_of_call, refusal: refusal.clone(), reading };
+    let call =
+        Call { start, asked, longest, client, priority, meter: meter_of_call, refusal: refusal.clone(), reading };
     if method.works && !method.streams {
         // Reading a message in order to refuse it would cost the others more than the refusal.
-        app.service.would_admit(None, priority, call.deadline(start))?;
+        app.service.would_admit(None, call.origin(start))?;
     }
     let first = if method.streams { start + time.idle } else { call.deadline(start).min(start + time.body) };
-    let bounds = Bounds { message: app.config.request.max_multi_body, body: time.body, idle: time.idle, first };
+    let request_limits = &app.config.request;
+    let message = if method.works { request_limits.max_multi_body } else { MAX_QUESTION };
+    let bounds = Bounds {
+        message,
+        schema: Arc::clone(&grpc.schema),
+        message_type: method.message,
+        limits: limits(request_limits, message),
+        body: time.body,
+        rate: time.min_upload_rate,
+        client,
+        ingress: app.ingress.clone(),
+        idle: time.idle,
+        first,
+    };
     let body = std::mem::take(request.body_mut());
     *request.body_mut() = Body::new(Metered::new(body, meter, bounds, refusal.clone()));
     request.extensions_mut().insert(call);
-    Ok(permit)
+    Ok(slot)
+}
+
+/// Bytes of a message that only asks for something: a name, a service's description.
+const MAX_QUESTION: usize = 64 << 10;
+
+/// What a message of so many bytes may hold.
+fn limits(request: &RequestLimits, bytes: usize) -> Limits {
+    let blobs = request.max_images.max(MAX_TENSORS);
+    // Every tensor in and out with every parameter would be more; nobody sends that.
+    let items = 2 * MAX_TENSORS + 4 * MAX_PARAMETERS;
+    // As many as a message of f32 holds.
+    Limits { blobs, items, numbers: bytes / 4, unknown: 64, fields: 16 * items + blobs }
 }
 
 /// `grpc-timeout`: at most eight digits, and a unit.
@@ -255,7 +288,7 @@ impl Drop for Record {
 struct Observed {
     body: Body,
     record: Record,
-    _permit: Option<OwnedSemaphorePermit>,
+    _permit: Option<Share>,
     _kept: Option<Kept>,
 }
 

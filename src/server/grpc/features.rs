@@ -2,14 +2,13 @@
 
 use std::sync::Arc;
 
-use tokio::time::timeout_at;
 use tonic::Response;
 
 use super::Grpc;
 use super::call::{Call, Kept};
 use super::messages::{geometry, image, image_error, images, model, name, prediction, priority, timing};
 use crate::ghostnet::{Cut, Output};
-use crate::preprocess::Fit;
+use crate::preprocess::{Fit, Origin};
 use crate::proto::v1;
 use crate::server::asked::{ask, levels, tensor_name};
 use crate::server::http::{Dtype, LARGE_ANSWER, write_row};
@@ -48,7 +47,7 @@ impl Grpc {
         let served = name(request.model);
         let classes = app.service.model(served.as_deref())?.labels.len();
         let ask = ask(request.top_k.map(|k| k as usize), request.min_confidence, classes)?;
-        let deadline = call.deadline(call.start);
+        let origin = Origin { priority, ..call.origin(call.start) };
         let plan = Arc::new(app.service.plan_features(FeaturesRequest {
             model: served,
             outputs,
@@ -56,8 +55,7 @@ impl Grpc {
             fit,
             ask: wants.then_some(ask),
             element_bytes: dtype.bytes(),
-            priority,
-            deadline,
+            origin,
         })?);
         let extracted = app.service.features(&plan, images(request.images)).await?;
 
@@ -65,10 +63,10 @@ impl Grpc {
         let style = (dtype, request.normalize);
         let elements: usize = plan.shapes.iter().map(|shape| shape.elements()).sum();
         let (message, memory) = if elements * dtype.bytes() * extracted.results.len() > LARGE_ANSWER {
+            let cost = plan.encode_cost(extracted.results.len());
             let plan = Arc::clone(&plan);
             let encode = move || (encode(&plan, &extracted, style), extracted.memory);
-            let encoded = timeout_at(deadline, app.service.on_a_core(priority, encode)).await;
-            encoded.map_err(|_| Error::DeadlineExceeded)??
+            app.service.off_the_runtime(origin, cost, encode).await?
         } else {
             (encode(&plan, &extracted, style), extracted.memory)
         };

@@ -6,8 +6,7 @@ use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use futures::Stream;
-use prost::Message;
-use tokio::time::Instant;
+use tokio::time::{Duration, Instant};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Grpc;
@@ -22,6 +21,12 @@ use crate::server::problem::Problem;
 use crate::server::shutdown::Phase;
 use crate::service::{Code, Error};
 
+/// Tensors of more numbers are not copied where connections are served.
+const LARGE_TENSOR: usize = 64 << 10;
+
+/// What copying a number takes.
+const COPY_NUMBER: Duration = Duration::from_nanos(2);
+
 impl Grpc {
     /// Answers one request, which came at a certain time.
     async fn infer(
@@ -30,7 +35,18 @@ impl Grpc {
         came: Instant,
         request: proto::ModelInferRequest,
     ) -> Result<InferResponse, Problem> {
-        let request = read(request, call, came)?;
+        let contents = request.inputs.iter().filter_map(|input| input.contents.as_ref());
+        let numbers: usize = contents.map(|c| c.fp32_contents.len() + c.uint_contents.len()).sum();
+        let circumstances = call.clone();
+        let read = move || read(request, &circumstances, came);
+        // Numbers are copied one by one: a large tensor takes milliseconds, and waits for a core as decoding does.
+        let request = match numbers > LARGE_TENSOR {
+            true => {
+                let cost = COPY_NUMBER * u32::try_from(numbers).unwrap_or(u32::MAX);
+                self.app.service.off_the_runtime(call.origin(came), cost, read).await??
+            }
+            false => read()?,
+        };
         oip::infer(&self.app, request).await
     }
 
@@ -54,7 +70,7 @@ fn read(request: proto::ModelInferRequest, call: &Call, came: Instant) -> Result
         let elements = match (raw.next(), input.contents) {
             (Some(bytes), None) => Elements::Raw(bytes),
             (Some(_), Some(_)) => return Err(invalid("an input has either contents or raw contents")),
-            (None, Some(contents)) => contents_of(&input.datatype, contents),
+            (None, Some(contents)) => contents_of(&input.datatype, contents)?,
             (None, None) => return Err(invalid("an input has neither contents nor raw contents")),
         };
         inputs.push(InputTensor { name: input.name, datatype: input.datatype, shape: input.shape, elements });
@@ -80,9 +96,8 @@ fn read(request: proto::ModelInferRequest, call: &Call, came: Instant) -> Result
         parameters: parameters(request.parameters),
         outputs: request.outputs.into_iter().map(wanted).collect::<Result<_, _>>()?,
         inputs,
-        priority: call.priority,
+        origin: call.origin(came),
         start: came,
-        deadline: call.deadline(came),
     })
 }
 
@@ -98,16 +113,19 @@ fn parameters(map: HashMap<String, proto::InferParameter>) -> BTreeMap<String, P
 }
 
 /// The field that belongs to the datatype; others are left alone, so that they are found to be too few elements.
-fn contents_of(datatype: &str, contents: proto::InferTensorContents) -> Elements {
-    match datatype {
+fn contents_of(datatype: &str, contents: proto::InferTensorContents) -> Result<Elements, Problem> {
+    Ok(match datatype {
         "BYTES" => Elements::Texts(contents.bytes_contents.into_iter().map(Ok).collect()),
-        "UINT8" => Elements::Numbers(contents.uint_contents.into_iter().map(|number| number as f32).collect()),
+        "UINT8" => {
+            let bytes: Result<Vec<u8>, _> = contents.uint_contents.into_iter().map(u8::try_from).collect();
+            Elements::Raw(bytes.map_err(|_| invalid("UINT8 is 0 to 255, whole numbers"))?.into())
+        }
         _ => {
             let mut bytes = BytesMut::with_capacity(contents.fp32_contents.len() * 4);
             contents.fp32_contents.iter().for_each(|number| bytes.put_f32_le(*number));
             Elements::Raw(bytes.freeze())
         }
-    }
+    })
 }
 
 fn write(response: InferResponse) -> (proto::ModelInferResponse, Option<Kept>) {
@@ -213,7 +231,7 @@ impl GrpcInferenceService for Grpc {
                         return Some((Err(call.refusal.status(&Error::Draining.into())), (grpc, call, messages)));
                     }
                 };
-                let (size, id) = (request.encoded_len(), request.id.clone());
+                let (size, id) = (call.meter.next_message(), request.id.clone());
                 let answer = grpc.infer(&call, Instant::now(), request).await;
                 call.meter.done_with(size);
                 let answer = match answer {

@@ -10,6 +10,7 @@ mod messages;
 mod meter;
 mod service;
 mod stream;
+mod wire;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use super::app::App;
 use crate::proto::DESCRIPTORS;
 use crate::proto::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
 use crate::proto::v1::inference_service_server::InferenceServiceServer;
+use wire::Schema;
 
 /// The methods that run the network: they count against the requests in flight.
 const WORK: [&str; 5] = ["Classify", "ClassifyStream", "ExtractFeatures", "ModelInfer", "ModelStreamInfer"];
@@ -36,6 +38,7 @@ const WORK: [&str; 5] = ["Classify", "ClassifyStream", "ExtractFeatures", "Model
 struct Grpc {
     app: App,
     methods: Arc<HashMap<String, Method>>,
+    schema: Arc<Schema>,
 }
 
 /// A method that there is.
@@ -46,6 +49,8 @@ struct Method {
     works: bool,
     /// Whether the client sends any number of messages.
     streams: bool,
+    /// The type of its messages, in the schema.
+    message: usize,
 }
 
 impl Method {
@@ -77,17 +82,16 @@ pub enum DescriptorError {
 
 /// All services, as a router to be called with what [`is_call`].
 pub(super) fn router(app: &App) -> Result<Router, DescriptorError> {
-    let methods = [
+    let sets = [
         DESCRIPTORS,
         tonic_health::pb::FILE_DESCRIPTOR_SET,
         tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
         tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
     ];
-    let mut known = HashMap::new();
-    for set in methods {
-        known.extend(methods_of(&FileDescriptorSet::decode(set)?));
-    }
-    let grpc = Grpc { app: app.clone(), methods: Arc::new(known) };
+    let sets = sets.into_iter().map(FileDescriptorSet::decode).collect::<Result<Vec<_>, _>>()?;
+    let schema = Schema::of(&sets);
+    let methods = methods_of(&sets, &schema).collect();
+    let grpc = Grpc { app: app.clone(), methods: Arc::new(methods), schema: Arc::new(schema) };
     let described = || {
         Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
@@ -106,19 +110,19 @@ pub(super) fn router(app: &App) -> Result<Router, DescriptorError> {
     Ok(routes.into_axum_router().layer(from_fn_with_state(grpc, call::around)))
 }
 
-fn methods_of(set: &FileDescriptorSet) -> Vec<(String, Method)> {
-    let mut methods = Vec::new();
-    for file in &set.file {
-        for service in &file.service {
-            for method in &service.method {
-                let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
-                let works = WORK.contains(&method.name());
-                let streams = method.client_streaming();
-                methods.push((path.clone(), Method { name: path.into(), works, streams }));
-            }
-        }
-    }
-    methods
+/// By path.
+fn methods_of<'a>(sets: &'a [FileDescriptorSet], schema: &'a Schema) -> impl Iterator<Item = (String, Method)> {
+    let files = sets.iter().flat_map(|set| &set.file);
+    let services = files.flat_map(|file| file.service.iter().map(move |service| (file, service)));
+    services.flat_map(move |(file, service)| {
+        service.method.iter().filter_map(move |method| {
+            let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
+            let works = WORK.contains(&method.name());
+            let streams = method.client_streaming();
+            let message = schema.message(method.input_type())?;
+            Some((path.clone(), Method { name: path.into(), works, streams, message }))
+        })
+    })
 }
 
 #[cfg(test)]

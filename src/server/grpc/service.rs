@@ -10,6 +10,7 @@ use super::Grpc;
 use super::call::Call;
 use super::messages::{classified, images, name, priority};
 use crate::ghostnet::{Cut, Output};
+use crate::preprocess::Origin;
 use crate::proto::v1;
 use crate::proto::v1::inference_service_server::InferenceService;
 use crate::server::asked::ask;
@@ -39,8 +40,8 @@ impl Grpc {
         let classes = app.service.model(model.as_deref())?.labels.len();
         let ask = ask(request.top_k.map(|k| k as usize), Some(request.min_confidence), classes)?;
         self.check_count(request.images.len())?;
-        let deadline = call.deadline(came);
-        let scores = ScoresRequest { model, images: images(request.images), priority, deadline };
+        let origin = Origin { priority, ..call.origin(came) };
+        let scores = ScoresRequest { model, images: images(request.images), origin };
         let answer = app.service.classify(ClassifyRequest { scores, ask }).await?;
         let (encoding, model) = (app.metrics.begin(Stage::Encode), answer.model.clone());
         let answer = classified(answer);

@@ -8,13 +8,13 @@ use std::pin::Pin;
 
 use futures::Stream;
 use futures::stream::{FuturesUnordered, StreamExt};
-use prost::Message;
 use tokio::time::{Duration, Instant, sleep};
 use tonic::{Status, Streaming};
 
 use super::Grpc;
 use super::call::Call;
 use super::messages::{name, priority, problem};
+use crate::preprocess::Origin;
 use crate::proto::v1;
 use crate::proto::v1::classify_stream_response::Outcome;
 use crate::server::problem::Problem;
@@ -58,8 +58,12 @@ impl Grpc {
         batches.max().unwrap_or(1).max(4)
     }
 
-    async fn answer(self, call: Call, message: v1::ClassifyStreamRequest) -> v1::ClassifyStreamResponse {
-        let (came, size, id) = (Instant::now(), message.encoded_len(), message.id);
+    async fn answer(
+        self,
+        call: Call,
+        (message, size): (v1::ClassifyStreamRequest, usize),
+    ) -> v1::ClassifyStreamResponse {
+        let (came, id) = (Instant::now(), message.id);
         let request = message.request.unwrap_or_default();
         let outcome = match self.wait_for_room(&call, came, &request).await {
             Ok(()) => self.classify_one(&call, came, request).await,
@@ -81,9 +85,9 @@ impl Grpc {
         let service = &self.app.service;
         let model = name(request.model.clone());
         let model = service.model(model.as_deref())?;
-        let (priority, deadline) = (priority(request.priority(), call.priority), call.deadline(came));
-        while service.is_full(model, request.images.len().max(1), priority, deadline) {
-            if Instant::now() + LOOK > deadline {
+        let origin = Origin { priority: priority(request.priority(), call.priority), ..call.origin(came) };
+        while service.is_full(model, request.images.len().max(1), origin) {
+            if Instant::now() + LOOK > origin.deadline {
                 return Err(Error::DeadlineExceeded);
             }
             sleep(LOOK).await;
@@ -114,7 +118,8 @@ impl Stage {
                 }
                 message = self.messages.message(), if read => match message {
                     Ok(Some(message)) => {
-                        let work = self.grpc.clone().answer(self.call.clone(), message);
+                        let size = self.call.meter.next_message();
+                        let work = self.grpc.clone().answer(self.call.clone(), (message, size));
                         self.working.push(Box::pin(work));
                     }
                     Ok(None) => self.end = Some(Ok(())),

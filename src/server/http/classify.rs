@@ -9,8 +9,10 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Duration, Instant};
 use tracing::Instrument;
 
+use super::body::client;
 use super::images::images;
 use crate::cores::Priority;
+use crate::preprocess::Origin;
 use crate::server::app::App;
 use crate::server::asked::ask;
 use crate::server::problem::Problem;
@@ -86,14 +88,14 @@ pub(super) async fn classify(
     let classes = app.service.model(parameters.model.as_deref())?.labels.len();
     let ask = ask(parameters.top_k, parameters.min_confidence, classes)?;
 
-    let priority = priority(request.headers());
+    let origin = Origin { priority: priority(request.headers()), client: client(request.extensions()), deadline };
     // Reading a body in order to refuse it would cost the others more than the refusal.
-    app.service.would_admit(parameters.model.as_deref(), priority, deadline)?;
+    app.service.would_admit(parameters.model.as_deref(), origin)?;
 
-    let images = images(&app, request, start, deadline).instrument(spans::stage(Stage::Read)).await?;
+    let images = images(&app, request, start, origin).instrument(spans::stage(Stage::Read)).await?;
     app.metrics.stage(Stage::Read, images.read);
 
-    let scores = ScoresRequest { model: parameters.model, images: images.files, priority, deadline };
+    let scores = ScoresRequest { model: parameters.model, images: images.files, origin };
     let classified = app.service.classify(ClassifyRequest { scores, ask }).await?;
 
     let encoding = app.metrics.begin(Stage::Encode);

@@ -14,13 +14,14 @@ use tokio::time::Instant;
 use tracing::Instrument;
 
 use super::accept::choose;
+use super::body::client;
 use super::classify::{ItemError, ModelRef, SERVER_TIMING, priority, server_timing, stages, timeout};
 use super::images::images;
 use super::layers::Uncompressed;
 use super::tensors::{Dtype, Tensor, json, npz, safetensors};
 use crate::ghostnet::{Cut, Output};
 use crate::picture;
-use crate::preprocess::{Fit, Geometry, ImageInfo};
+use crate::preprocess::{Fit, Geometry, ImageInfo, Origin};
 use crate::server::app::App;
 use crate::server::asked::{ask, invalid, levels, size, tensor_name};
 use crate::server::held::hold;
@@ -154,8 +155,7 @@ pub(super) async fn features(
         fit: asked.fit.unwrap_or_default(),
         ask: wants.then_some(ask),
         element_bytes: dtype.bytes(),
-        priority: priority(request.headers()),
-        deadline: start + timeout(&app, request.headers())?,
+        origin: origin(&app, &request, start)?,
     };
     let style = Style { form, dtype, unit: asked.normalize == Some(true), attention: false };
     answer(app, wanted, style, request, start).await
@@ -200,10 +200,15 @@ pub(super) async fn attention(
         fit: asked.fit.unwrap_or_default(),
         ask: None,
         element_bytes: dtype.bytes(),
-        priority: priority(request.headers()),
-        deadline: start + timeout(&app, request.headers())?,
+        origin: origin(&app, &request, start)?,
     };
     answer(app, wanted, Style { form, dtype, unit: false, attention: true }, request, start).await
+}
+
+/// Whose request it is, how urgent, and until when.
+fn origin(app: &App, request: &Request, start: Instant) -> Result<Origin, Problem> {
+    let deadline = start + timeout(app, request.headers())?;
+    Ok(Origin { priority: priority(request.headers()), client: client(request.extensions()), deadline })
 }
 
 /// The way that both take from here.
@@ -214,10 +219,10 @@ async fn answer(
     request: Request,
     start: Instant,
 ) -> Result<Response, Problem> {
-    let (deadline, priority) = (wanted.deadline, wanted.priority);
+    let origin = wanted.origin;
     // Asked before the body is read, as for classification.
     let plan = Arc::new(app.service.plan_features(wanted)?);
-    let images = images(&app, request, start, deadline).instrument(spans::stage(Stage::Read)).await?;
+    let images = images(&app, request, start, origin).instrument(spans::stage(Stage::Read)).await?;
     app.metrics.stage(Stage::Read, images.read);
     let single = style.attention || style.form == Form::Png;
     if single && images.files.len() > 1 {
@@ -232,10 +237,10 @@ async fn answer(
     let elements: usize = plan.shapes.iter().map(|shape| shape.elements()).sum();
     let large = style.form == Form::Png || elements * style.dtype.bytes() * extracted.results.len() > LARGE_ANSWER;
     let (body, memory) = if large {
+        let cost = plan.encode_cost(extracted.results.len());
         let plan = Arc::clone(&plan);
         let encode = move || (encode(&plan, &extracted, style), extracted.memory);
-        let encoded = tokio::time::timeout_at(deadline, app.service.on_a_core(priority, encode));
-        encoded.await.map_err(|_| Error::DeadlineExceeded)??
+        app.service.off_the_runtime(origin, cost, encode).await?
     } else {
         (encode(&plan, &extracted, style), extracted.memory)
     };

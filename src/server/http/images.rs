@@ -8,14 +8,15 @@ use axum::extract::Request;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use futures::FutureExt;
 use http::{HeaderMap, header};
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use tokio::time::{Duration, Instant};
 
-use super::body::{ReadBody, json_object, read};
+use super::body::{BodyBounds, ReadBody, json_object, off_the_runtime, read};
 use crate::config::RequestLimits;
-use crate::preprocess::Source;
+use crate::preprocess::{Origin, Source};
 use crate::server::app::App;
 use crate::server::problem::Problem;
 use crate::service::{Code, Error};
@@ -80,25 +81,43 @@ impl<'de: 'a, 'a> Deserialize<'de> for Texts<'a> {
     }
 }
 
-/// Reads the images of a request whose handling began at `start` and must end at `deadline`.
-pub(super) async fn images(app: &App, request: Request, start: Instant, deadline: Instant) -> Result<Images, Problem> {
+/// Reads the images of a request whose handling began at `start`.
+pub(super) async fn images(app: &App, request: Request, start: Instant, origin: Origin) -> Result<Images, Problem> {
+    let deadline = origin.deadline;
     let limits = &app.config.request;
     let (parts, body) = request.into_parts();
     let kind = kind(parts.headers.get(header::CONTENT_TYPE).map(|v| v.as_bytes()))?;
     check_encoding(&parts.headers)?;
     let limit = if matches!(kind, Kind::Raw) { limits.max_body } else { limits.max_multi_body };
     let until = start + app.config.time.body;
-    let read_body = read(app, &parts.headers, body, limit, until.min(deadline)).await;
-    let body = read_body.map_err(|problem| match problem.code {
+    let bounds = BodyBounds { limit, until: until.min(deadline) };
+    let read_body = read(app, (origin.client, &parts.headers), body, bounds).await;
+    let mut body = read_body.map_err(|problem| match problem.code {
         // It was the client's patience that ended, not ours.
         Code::BodyTimeout if deadline < until => Error::DeadlineExceeded.into(),
         _ => problem,
     })?;
     let read = start.elapsed();
+    let size = body.bytes.len();
+    let limits = *limits;
     let files = match kind {
         Kind::Raw => vec![Ok(body.bytes.clone().into())],
-        Kind::Multipart { boundary } => from_multipart(body.bytes.clone(), boundary, limits).await?,
-        Kind::Json => from_json(&body.bytes, limits)?,
+        Kind::Multipart { boundary } => {
+            // The parser copies the body into its buffer, and each part out of it.
+            body.memory.grow(2 * size)?;
+            let bytes = std::mem::take(&mut body.bytes);
+            let parse = move || from_multipart(bytes, boundary, &limits);
+            let files = off_the_runtime(app, size, origin, parse).await?;
+            body.memory.shrink(2 * size);
+            files
+        }
+        Kind::Json => {
+            body.memory.grow(size)?;
+            let bytes = std::mem::take(&mut body.bytes);
+            let files = off_the_runtime(app, size, origin, move || from_json(&bytes, &limits)).await?;
+            body.memory.shrink(size);
+            files
+        }
     };
     if files.is_empty() {
         return Err(Error::NoImages.into());
@@ -177,7 +196,17 @@ pub(super) fn from_base64(text: &str) -> Result<Bytes, Error> {
     }
 }
 
-async fn from_multipart(
+/// Files of a multipart body that is in memory as a whole.
+fn from_multipart(
+    body: Bytes,
+    boundary: String,
+    limits: &RequestLimits,
+) -> Result<Vec<Result<Source, Error>>, Problem> {
+    // There is nothing to wait for: the stream is one chunk that is there.
+    multipart_files(body, boundary, limits).now_or_never().unwrap_or_else(|| Err(Error::Internal.into()))
+}
+
+async fn multipart_files(
     body: Bytes,
     boundary: String,
     limits: &RequestLimits,

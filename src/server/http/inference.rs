@@ -5,7 +5,7 @@ mod body;
 
 use axum::Json;
 use axum::Router;
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::extract::{Path, RawQuery, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -15,11 +15,12 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tracing::Instrument;
 
-use super::body::{json_object, read};
+use super::body::{BodyBounds, client, json_object, off_the_runtime, read};
 use super::classify::{priority, timeout};
 use super::images::check_encoding;
 use super::layers::Uncompressed;
 use super::models::no_parameters;
+use crate::preprocess::Origin;
 use crate::server::app::App;
 use crate::server::held::hold;
 use crate::server::oip::{self, InferRequest, Named};
@@ -161,10 +162,16 @@ pub(super) struct IndexRequest {
     ready: bool,
 }
 
-async fn index(State(app): State<App>, body: Bytes) -> Result<Json<Vec<oip::IndexEntry>>, Problem> {
-    let asked = match body.trim_ascii().is_empty() {
+/// Bytes of a request for the index.
+const MAX_INDEX_BODY: usize = 4 << 10;
+
+async fn index(State(app): State<App>, request: Request) -> Result<Json<Vec<oip::IndexEntry>>, Problem> {
+    let (parts, body) = request.into_parts();
+    let bounds = BodyBounds { limit: MAX_INDEX_BODY, until: Instant::now() + app.config.time.body };
+    let body = read(&app, (client(&parts.extensions), &parts.headers), body, bounds).await?;
+    let asked = match body.bytes.trim_ascii().is_empty() {
         true => IndexRequest::default(),
-        false => json_object(&body)
+        false => json_object(&body.bytes)
             .map_err(|e| Problem::new(Code::InvalidJson, format!("expected {{\"ready\": true}} or nothing: {e}")))?,
     };
     Ok(Json(oip::index(&app, asked.ready)))
@@ -183,7 +190,8 @@ async fn infer(State(app): State<App>, Path(asked): Path<Asked>, request: Reques
     let deadline = start + timeout(&app, &parts.headers)?;
     let priority = priority(&parts.headers);
     // Asked before the body is read, as for classification.
-    app.service.would_admit(Some(&model.served.manifest.id), priority, deadline)?;
+    let origin = Origin { priority, client: client(&parts.extensions), deadline };
+    app.service.would_admit(Some(&model.served.manifest.id), origin)?;
     let json_length = match parts.headers.get(JSON_LENGTH) {
         None => None,
         Some(value) => {
@@ -195,23 +203,18 @@ async fn infer(State(app): State<App>, Path(asked): Path<Asked>, request: Reques
     let limit = app.config.request.max_multi_body;
     let until = deadline.min(start + app.config.time.body);
     // The images are slices of the body: its bytes count for as long as they are in use.
-    let body = read(&app, &parts.headers, body, limit, until).instrument(spans::stage(Stage::Read)).await?;
+    let read = read(&app, (client(&parts.extensions), &parts.headers), body, BodyBounds { limit, until });
+    let mut body = read.instrument(spans::stage(Stage::Read)).await?;
     app.metrics.stage(Stage::Read, start.elapsed());
 
-    let Parsed { id, parameters, inputs, outputs, style } = body::parse(&body.bytes, json_length)?;
+    let (bytes, json) = (body.bytes.clone(), json_length.unwrap_or(body.bytes.len()).min(body.bytes.len()));
+    // Numbers take four bytes, and two characters at least; files that were base64 take three quarters of it.
+    body.memory.grow(2 * json)?;
+    let parse = move || body::parse(&bytes, json_length);
+    let Parsed { id, parameters, inputs, outputs, style } = off_the_runtime(&app, json, origin, parse).await?;
     let response = oip::infer(
         &app,
-        InferRequest {
-            model: asked.model,
-            version: asked.version,
-            id,
-            parameters,
-            inputs,
-            outputs,
-            priority,
-            start,
-            deadline,
-        },
+        InferRequest { model: asked.model, version: asked.version, id, parameters, inputs, outputs, origin, start },
     );
     let mut response = response.await?;
     drop(body);

@@ -4,18 +4,15 @@
 //! Bodies are limited where they are read ([`super::body`]), by kind: one image, or several.
 
 use std::any::Any;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::error_handling::HandleErrorLayer;
 use axum::extract::{MatchedPath, Request, State};
-use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::{BoxError, Router};
 use http::{Extensions, HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header};
 use tower::ServiceBuilder;
-use tower::limit::GlobalConcurrencyLimitLayer;
-use tower::load_shed::LoadShedLayer;
 use tower::timeout::TimeoutLayer;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::compression::CompressionLayer;
@@ -26,6 +23,7 @@ use tower_http::set_header::SetResponseHeaderLayer;
 use tower_http::trace::TraceLayer;
 use tracing::Instrument;
 
+use super::body::client;
 use super::linger::linger;
 use crate::server::app::App;
 use crate::server::problem::Problem;
@@ -47,17 +45,14 @@ pub(in crate::server) const BACKSTOP: Duration = Duration::from_secs(1);
 
 /// Sheds requests past the bound on requests in flight, before their body is read.
 pub(super) fn shed_past(routes: Router<App>, app: &App) -> Router<App> {
-    let service = Arc::clone(&app.service);
-    let overloaded = move |_: BoxError| {
-        let retry_after = service.retry_after();
-        async move { Problem::from(Error::Overloaded { limit: "requests in flight", retry_after }) }
-    };
-    routes.route_layer(
-        ServiceBuilder::new()
-            .layer(HandleErrorLayer::new(overloaded))
-            .layer(LoadShedLayer::new())
-            .layer(GlobalConcurrencyLimitLayer::with_semaphore(Arc::clone(&app.requests))),
-    )
+    routes.route_layer(from_fn_with_state(app.clone(), take_slot))
+}
+
+async fn take_slot(State(app): State<App>, request: Request, next: Next) -> Result<Response, Problem> {
+    let client = client(request.extensions());
+    // Held until the handler is done; what is left of the answer then has bounds of its own.
+    let _slot = app.requests.take(client, || app.service.retry_after())?;
+    Ok(next.run(request).await)
 }
 
 /// Puts the common layers around all routes.
@@ -86,7 +81,7 @@ pub(super) fn around(routes: Router<App>, app: &App) -> Router<App> {
         .layer(constant(header::CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"))
         .layer(constant(header::CACHE_CONTROL, "no-store"))
         .layer(from_fn_with_state(app.clone(), observe))
-        .layer(from_fn(linger));
+        .layer(from_fn_with_state(app.clone(), linger));
     routes.layer(inner).layer(outer)
 }
 

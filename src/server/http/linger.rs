@@ -8,14 +8,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
 use axum::body::{Body, HttpBody};
-use axum::extract::Request;
+use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
 use bytes::Bytes;
 use http::header;
 use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
-use tokio::time::{Duration, timeout};
+use tokio::time::{Duration, sleep, timeout};
+
+use super::body::client;
+use crate::fair_share::Client;
+use crate::server::app::App;
 
 /// How long, and how much.
 const LINGER: Duration = Duration::from_secs(1);
@@ -42,21 +46,22 @@ impl HttpBody for Shared {
     }
 }
 
-pub(super) async fn linger(request: Request, next: Next) -> Response {
+pub(super) async fn linger(State(app): State<App>, request: Request, next: Next) -> Response {
     // A client that asks before it sends need not send; reading on would tell it to.
     if request.body().is_end_stream() || request.headers().contains_key(header::EXPECT) {
         return next.run(request).await;
     }
+    let client = client(request.extensions());
     let (parts, body) = request.into_parts();
     let shared = Shared(Arc::new(Mutex::new(body)));
     let response = next.run(Request::from_parts(parts, Body::new(shared.clone()))).await;
     if response.status().is_client_error() || response.status().is_server_error() {
-        let _ = timeout(LINGER, discard(shared)).await;
+        let _ = timeout(LINGER, discard(&app, client, shared)).await;
     }
     response
 }
 
-async fn discard(mut body: Shared) {
+async fn discard(app: &App, client: Client, mut body: Shared) {
     let mut left = LINGER_BYTES;
     while let Some(Ok(frame)) = body.frame().await {
         let length = frame.data_ref().map_or(0, Bytes::len);
@@ -64,5 +69,7 @@ async fn discard(mut body: Shared) {
             return;
         }
         left -= length;
+        // Refusing must not cost more than serving.
+        sleep(app.ingress.received(client, length)).await;
     }
 }

@@ -5,15 +5,15 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::Arc;
 
-use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Duration, Instant, timeout_at};
+use tokio::time::{Duration, Instant};
 
 use super::about::feature_outputs;
 use super::{InputTensor, Named, PROBABILITIES, VERSION, find};
 use crate::cores::Priority;
+use crate::fair_share::Share;
 use crate::ghostnet::{Cut, Output};
 use crate::manifest::OutputKind;
-use crate::preprocess::{Fit, Source};
+use crate::preprocess::{Fit, Origin, Source};
 use crate::server::app::App;
 use crate::server::asked::{invalid, levels, size, tensor_name};
 use crate::server::http::{Dtype, LARGE_ANSWER, write_row};
@@ -31,9 +31,8 @@ pub(in crate::server) struct InferRequest {
     pub(in crate::server) inputs: Vec<InputTensor>,
     /// All outputs if there are none.
     pub(in crate::server) outputs: Vec<Wanted>,
-    pub(in crate::server) priority: Priority,
+    pub(in crate::server) origin: Origin,
     pub(in crate::server) start: Instant,
-    pub(in crate::server) deadline: Instant,
 }
 
 /// The value of a parameter.
@@ -58,7 +57,7 @@ pub(in crate::server) struct InferResponse {
     pub(in crate::server) id: String,
     pub(in crate::server) outputs: Vec<OutputTensor>,
     /// To be kept until the answer is sent.
-    pub(in crate::server) memory: Option<OwnedSemaphorePermit>,
+    pub(in crate::server) memory: Option<Share>,
 }
 
 /// An output.
@@ -95,13 +94,13 @@ impl Options {
                 ("priority", Parameter::Number(priority)) => {
                     // 1 is the highest; 0 says nothing.
                     if *priority > 1.0 {
-                        request.priority = Priority::Background;
+                        request.origin.priority = Priority::Background;
                     }
                 }
                 ("timeout", Parameter::Number(microseconds)) if (0.0..1e15).contains(microseconds) => {
                     if *microseconds > 0.0 {
                         let asked = request.start + Duration::from_micros(*microseconds as u64);
-                        request.deadline = request.deadline.min(asked);
+                        request.origin.deadline = request.origin.deadline.min(asked);
                     }
                 }
                 ("size", Parameter::Text(text)) if features => options.size = Some(size(text)?),
@@ -208,12 +207,8 @@ async fn classify(
         return Err(invalid(format!("`{PROBABILITIES}` is asked for {} times", wanted.len())));
     }
     let served = &model.served;
-    let scores = app.service.scores(ScoresRequest {
-        model: Some(served.manifest.id.clone()),
-        images,
-        priority: request.priority,
-        deadline: request.deadline,
-    });
+    let scores =
+        app.service.scores(ScoresRequest { model: Some(served.manifest.id.clone()), images, origin: request.origin });
     let rows = each(scores.await?.rows)?;
     let encoding = app.metrics.begin(Stage::Encode);
     let output = encode_scores(model, &rows, wanted.first().map_or(0, |wanted| wanted.classification));
@@ -250,7 +245,7 @@ async fn features(
     model: &Named,
     request: &InferRequest,
     (images, options): (Vec<Result<Source, Error>>, Options),
-) -> Result<(Vec<OutputTensor>, OwnedSemaphorePermit), Problem> {
+) -> Result<(Vec<OutputTensor>, Share), Problem> {
     let known: Vec<String> = feature_outputs(model).into_iter().map(tensor_name).collect();
     for wanted in &request.outputs {
         if !known.contains(&wanted.name) {
@@ -272,8 +267,7 @@ async fn features(
         fit: options.fit,
         ask: None,
         element_bytes: dtype.bytes(),
-        priority: request.priority,
-        deadline: request.deadline,
+        origin: request.origin,
     })?);
     let mut extracted = app.service.features(&plan, images).await?;
     let rows = each(std::mem::take(&mut extracted.results))?;
@@ -288,15 +282,13 @@ async fn features(
     let elements: usize = plan.shapes.iter().map(|shape| shape.elements()).sum();
     let large = elements * dtype.bytes() * extracted.results.len() > LARGE_ANSWER;
     let (encode_plan, style) = (Arc::clone(&plan), (dtype, options.unit));
+    let cost = plan.encode_cost(extracted.results.len());
     let encode = move || {
         let tensor = |i: &usize| encode_maps(&encode_plan, &extracted, *i, style);
         (order.iter().map(tensor).collect(), extracted.memory)
     };
     let encoded = match large {
-        true => {
-            let work = timeout_at(request.deadline, app.service.on_a_core(request.priority, encode)).await;
-            work.map_err(|_| Error::DeadlineExceeded)??
-        }
+        true => app.service.off_the_runtime(request.origin, cost, encode).await?,
         false => encode(),
     };
     plan.model.features_statistics.wrote(encoding.end());

@@ -31,6 +31,14 @@ pub(super) const INPUT: &str = "image";
 /// The classifier's output.
 pub(super) const PROBABILITIES: &str = "probabilities";
 
+/// Tensors of a request, in and out: far more than a model here has. Tiny messages and objects become large structs, so they are
+/// counted while they are read.
+pub(super) const MAX_TENSORS: usize = 64;
+/// Parameters of a request or a tensor.
+pub(super) const MAX_PARAMETERS: usize = 64;
+/// Dimensions of a tensor.
+pub(super) const MAX_DIMENSIONS: usize = 16;
+
 /// One of the protocol's models.
 #[derive(Clone)]
 pub(super) struct Named {

@@ -87,7 +87,7 @@ fn side(side: usize) -> Option<u32> {
 fn files(elements: Elements, count: usize) -> Result<Vec<Result<Source, Error>>, Problem> {
     let texts = match elements {
         Elements::Texts(texts) => texts,
-        Elements::Raw(bytes) => texts_of(bytes)?.into_iter().map(Ok).collect(),
+        Elements::Raw(bytes) => texts_of(bytes, count)?.into_iter().map(Ok).collect(),
         Elements::Numbers(_) => return Err(invalid("a tensor of BYTES holds texts, found numbers".to_owned())),
     };
     if texts.len() != count {
@@ -96,10 +96,14 @@ fn files(elements: Elements, count: usize) -> Result<Vec<Result<Source, Error>>,
     Ok(texts.into_iter().map(|text| text.map(Source::File)).collect())
 }
 
-/// The elements of a tensor of BYTES.
-pub(in crate::server) fn texts_of(mut bytes: Bytes) -> Result<Vec<Bytes>, Problem> {
+/// The elements of a tensor of BYTES, which has at most `most`.
+pub(in crate::server) fn texts_of(mut bytes: Bytes, most: usize) -> Result<Vec<Bytes>, Problem> {
     let mut texts = Vec::new();
     while !bytes.is_empty() {
+        // Each of millions of empty elements would take ten times its four bytes.
+        if texts.len() == most {
+            return Err(invalid(format!("the shape of a tensor of BYTES says {most} elements, its data are more")));
+        }
         let broken = || {
             invalid(
                 "the data of a tensor of BYTES must be, for each element, four bytes of length and the element"

@@ -3,17 +3,24 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::marker::PhantomData;
 
 use bytes::Bytes;
 use schemars::JsonSchema;
-use serde::de::{DeserializeSeed, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::server::http::body::json_object;
 use crate::server::http::images::{MAX_JSON_IMAGES, from_base64};
-use crate::server::oip::{Elements, InferResponse, InputTensor, OutputTensor, Parameter, Wanted, texts_of};
+use crate::server::oip::{
+    Elements, InferResponse, InputTensor, MAX_DIMENSIONS, MAX_PARAMETERS, MAX_TENSORS, OutputTensor, Parameter, Wanted,
+    texts_of,
+};
 use crate::server::problem::Problem;
 use crate::service::Code;
+
+/// Numbers of a tensor in JSON: 32 images of 224x224, and more. It is a poor container for more than that.
+const MAX_JSON_NUMBERS: usize = 8 << 20;
 
 /// A request, read.
 pub(super) struct Parsed {
@@ -44,18 +51,18 @@ pub(in crate::server::http) struct JsonRequest<'a> {
     /// Returned with the answer.
     #[serde(default)]
     id: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "parameters")]
     parameters: BTreeMap<String, JsonParameter>,
-    #[serde(borrow)]
+    #[serde(borrow, deserialize_with = "list::<_, _, MAX_TENSORS>")]
     inputs: Vec<JsonInput<'a>>,
     /// All outputs if there are none.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "list::<_, _, MAX_TENSORS>")]
     outputs: Vec<JsonWanted>,
 }
 
 /// A value of a parameter.
-#[derive(Deserialize, JsonSchema)]
-#[serde(untagged)]
+#[derive(JsonSchema)]
+#[schemars(untagged)]
 enum JsonParameter {
     Bool(bool),
     Number(f64),
@@ -68,11 +75,12 @@ enum JsonParameter {
 struct JsonInput<'a> {
     name: String,
     /// The images first.
+    #[serde(deserialize_with = "list::<_, _, MAX_DIMENSIONS>")]
     shape: Vec<i64>,
     /// `BYTES`, `UINT8` or `FP32`.
     datatype: String,
     /// `binary_data_size`, if the data follow the JSON.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "parameters")]
     parameters: BTreeMap<String, JsonParameter>,
     /// In row-major order, nested or not; BYTES as base64.
     #[serde(default, borrow)]
@@ -86,8 +94,93 @@ struct JsonInput<'a> {
 struct JsonWanted {
     name: String,
     /// `classification`, a number of classes instead of all probabilities; `binary_data`.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "parameters")]
     parameters: BTreeMap<String, JsonParameter>,
+}
+
+impl<'de> Deserialize<'de> for JsonParameter {
+    /// What serde derives for untagged values keeps all of a value, however large, before it looks at its type.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Value;
+        impl Visitor<'_> for Value {
+            type Value = JsonParameter;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("true, false, a number or a text")
+            }
+
+            fn visit_bool<E>(self, flag: bool) -> Result<JsonParameter, E> {
+                Ok(JsonParameter::Bool(flag))
+            }
+
+            fn visit_i64<E>(self, number: i64) -> Result<JsonParameter, E> {
+                Ok(JsonParameter::Number(number as f64))
+            }
+
+            fn visit_u64<E>(self, number: u64) -> Result<JsonParameter, E> {
+                Ok(JsonParameter::Number(number as f64))
+            }
+
+            fn visit_f64<E>(self, number: f64) -> Result<JsonParameter, E> {
+                Ok(JsonParameter::Number(number))
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<JsonParameter, E> {
+                Ok(JsonParameter::Text(text.to_owned()))
+            }
+        }
+        deserializer.deserialize_any(Value)
+    }
+}
+
+/// Reads an array of at most `MOST` elements. Two characters can become a hundred bytes of memory.
+fn list<'de, D: Deserializer<'de>, T: Deserialize<'de>, const MOST: usize>(
+    deserializer: D,
+) -> Result<Vec<T>, D::Error> {
+    struct List<T, const MOST: usize>(PhantomData<T>);
+    impl<'de, T: Deserialize<'de>, const MOST: usize> Visitor<'de> for List<T, MOST> {
+        type Value = Vec<T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "an array of at most {MOST} elements")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut array: A) -> Result<Vec<T>, A::Error> {
+            let mut list = Vec::new();
+            while let Some(element) = array.next_element()? {
+                if list.len() == MOST {
+                    return Err(Error::invalid_length(MOST + 1, &self));
+                }
+                list.push(element);
+            }
+            Ok(list)
+        }
+    }
+    deserializer.deserialize_seq(List::<T, MOST>(PhantomData))
+}
+
+/// Reads an object of at most [`MAX_PARAMETERS`] parameters.
+fn parameters<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, JsonParameter>, D::Error> {
+    struct Parameters;
+    impl<'de> Visitor<'de> for Parameters {
+        type Value = BTreeMap<String, JsonParameter>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "an object of at most {MAX_PARAMETERS} parameters")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Self::Value, A::Error> {
+            let mut map = BTreeMap::new();
+            while let Some((name, value)) = object.next_entry()? {
+                if map.len() == MAX_PARAMETERS {
+                    return Err(Error::invalid_length(MAX_PARAMETERS + 1, &self));
+                }
+                map.insert(name, value);
+            }
+            Ok(map)
+        }
+    }
+    deserializer.deserialize_map(Parameters)
 }
 
 /// The elements of a tensor, flat.
@@ -109,8 +202,13 @@ impl<'de: 'a, 'a> Deserialize<'de> for Data<'a> {
 struct Flat<'d, 'a>(&'d mut Data<'a>);
 
 impl<'a> Flat<'_, 'a> {
-    fn number<E: serde::de::Error>(self, number: f64) -> Result<(), E> {
+    fn number<E: Error>(self, number: f64) -> Result<(), E> {
         match self.0 {
+            Data::Numbers(numbers) if numbers.len() == MAX_JSON_NUMBERS => {
+                return Err(E::custom(format!(
+                    "a tensor of more than {MAX_JSON_NUMBERS} numbers; send it as binary data"
+                )));
+            }
             Data::Numbers(numbers) => numbers.push(number as f32),
             Data::Empty => *self.0 = Data::Numbers(vec![number as f32]),
             Data::Texts(_) => return Err(E::custom("a tensor holds either numbers or texts")),
@@ -118,7 +216,7 @@ impl<'a> Flat<'_, 'a> {
         Ok(())
     }
 
-    fn text<E: serde::de::Error>(self, text: Cow<'a, str>) -> Result<(), E> {
+    fn text<E: Error>(self, text: Cow<'a, str>) -> Result<(), E> {
         match self.0 {
             // Counted here: millions of empty texts would take ten times the body's memory.
             Data::Texts(texts) if texts.len() == MAX_JSON_IMAGES => {
@@ -152,23 +250,23 @@ impl<'de: 'a, 'a> Visitor<'de> for Flat<'_, 'a> {
         Ok(())
     }
 
-    fn visit_f64<E: serde::de::Error>(self, number: f64) -> Result<(), E> {
+    fn visit_f64<E: Error>(self, number: f64) -> Result<(), E> {
         self.number(number)
     }
 
-    fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<(), E> {
+    fn visit_u64<E: Error>(self, number: u64) -> Result<(), E> {
         self.number(number as f64)
     }
 
-    fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<(), E> {
+    fn visit_i64<E: Error>(self, number: i64) -> Result<(), E> {
         self.number(number as f64)
     }
 
-    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<(), E> {
+    fn visit_str<E: Error>(self, text: &str) -> Result<(), E> {
         self.text(Cow::Owned(text.to_owned()))
     }
 
-    fn visit_borrowed_str<E: serde::de::Error>(self, text: &'de str) -> Result<(), E> {
+    fn visit_borrowed_str<E: Error>(self, text: &'de str) -> Result<(), E> {
         self.text(Cow::Borrowed(text))
     }
 }
@@ -328,7 +426,7 @@ fn data(output: &OutputTensor) -> Result<OutputData, Problem> {
             Ok(OutputData::Numbers(output.data.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()))
         }
         "BYTES" => {
-            let texts = texts_of(Bytes::copy_from_slice(&output.data))?;
+            let texts = texts_of(Bytes::copy_from_slice(&output.data), usize::MAX)?;
             Ok(OutputData::Texts(texts.iter().map(|text| String::from_utf8_lossy(text).into_owned()).collect()))
         }
         other => Err(invalid(format!("{other} cannot be written as JSON: ask for `binary_data`"))),

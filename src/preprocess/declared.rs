@@ -1,0 +1,223 @@
+//! What an image file declares, read from its first bytes: enough to know what decoding it would take, before any of it is done.
+//!
+//! This is no decoder and trusts nobody: a file that is not understood here is left to its decoder, which has limits of its own.
+
+use super::scan::{gif_frame, jpeg_scans, png_walk, webp_extent};
+use super::tiff_check::{self, TiffLimits};
+use super::{Format, ImageError};
+
+/// What a header says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Declared {
+    pub(super) format: Format,
+    pub(super) width: u32,
+    pub(super) height: u32,
+    /// Of the pixels as they are stored, before compression.
+    pub(super) bits_per_pixel: u32,
+    /// Of a progressive JPEG; 1 of every other file.
+    pub(super) scans: usize,
+    /// The most pixels that so long a file can code. Formats that can code any number of equal pixels in no bits have no such limit.
+    codable: Option<u64>,
+}
+
+/// Files this much shorter than their format's limit are let through: headers count, too, and decoders read on past the end.
+const SLACK: u64 = 1 << 16;
+
+impl Declared {
+    /// Reads what there is of a header.
+    pub(super) fn of(file: &[u8]) -> Option<Self> {
+        let format = Format::sniff(file).ok()?;
+        let length = file.len() as u64;
+        let known = |(width, height): (u32, u32), bits_per_pixel: u32, codable| {
+            Some(Self { format, width, height, bits_per_pixel, scans: 1, codable })
+        };
+        match format {
+            Format::Png => {
+                let header = file.get(16..26)?;
+                let channels = match header[9] {
+                    2 => 3,
+                    4 => 2,
+                    6 => 4,
+                    _ => 1,
+                };
+                let bits = channels * u32::from(header[8]);
+                // Deflate makes at most 1,032 bytes of one.
+                let codable = length.saturating_mul(8 * 1032) / u64::from(bits.max(1));
+                known((big(&header[..4])?, big(&header[4..8])?), bits, Some(codable))
+            }
+            Format::Gif => {
+                let side = |at: usize| Some(u32::from(u16::from_le_bytes([*file.get(at)?, *file.get(at + 1)?])));
+                // A code has 12 bits in the end and stands for at most 4,096 pixels.
+                known((side(6)?, side(8)?), 8, Some(length.saturating_mul(4096 * 8 / 12)))
+            }
+            Format::Bmp => {
+                let header = file.get(14..34)?;
+                let little = |at: usize| {
+                    header.get(at..at + 4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]]).unsigned_abs())
+                };
+                if little(0)? == 12 {
+                    let side = |at: usize| u32::from(u16::from_le_bytes([header[at], header[at + 1]]));
+                    return known((side(4), side(6)), 24, None);
+                }
+                let bits = u32::from(u16::from_le_bytes([header[14], header[15]]));
+                // Run lengths: two bytes for at most 255 pixels.
+                let codable = matches!(little(16)?, 1 | 2).then(|| length.saturating_mul(128));
+                known((little(4)?, little(8)?), bits.max(8), codable)
+            }
+            Format::WebP => known(webp_extent(file).ok()?, 32, None),
+            Format::Jpeg => {
+                let (kind, size) = jpeg_frame(file)?;
+                let progressive = kind == 0xC2;
+                let scans = if progressive { jpeg_scans(file, 1000).max(1) } else { 1 };
+                // A block of 64 pixels takes a bit at the very least.
+                let codable = Some(length.saturating_mul(8 * 64));
+                known(size, 24, codable).map(|declared| Self { scans, ..declared })
+            }
+            Format::Tiff => {
+                // Its own limits come when it is opened.
+                let any = TiffLimits { max_side: u32::MAX, max_pixels: u64::MAX };
+                let header = tiff_check::check(file, &any).ok()?;
+                known((header.width, header.height), header.bits_per_pixel, None)
+            }
+        }
+    }
+
+    pub(super) fn pixels(&self) -> u64 {
+        u64::from(self.width) * u64::from(self.height)
+    }
+
+    /// Refuses a file that is too short for what it declares, which its decoder would find out only at the end.
+    pub(super) fn check(&self, file: &[u8]) -> Result<(), ImageError> {
+        let undecodable = |detail: String| Err(ImageError::Undecodable { format: self.format, detail });
+        let Self { width, height, .. } = *self;
+        if let Some(codable) = self.codable
+            && self.pixels() > codable.saturating_add(SLACK)
+        {
+            let bytes = file.len();
+            return undecodable(format!("{bytes} bytes cannot hold the {width}x{height} pixels that it declares"));
+        }
+        match self.format {
+            Format::Gif => {
+                let Some((w, h)) = gif_frame(file) else { return Ok(()) };
+                let frame = u64::from(w) * u64::from(h);
+                // Files of animations begin with a whole picture; this is a canvas that nothing is painted on.
+                if self.pixels() > MAX_EMPTY_CANVAS && self.pixels() > 16 * frame {
+                    return undecodable(format!(
+                        "its first frame, {w}x{h}, is a small part of the {width}x{height} pixels that it declares"
+                    ));
+                }
+                Ok(())
+            }
+            Format::Png => match png_walk(file) {
+                Ok(()) => Ok(()),
+                Err(detail) => undecodable(detail.to_owned()),
+            },
+            Format::Jpeg if self.scans > 1 && self.pixels().saturating_mul(self.scans as u64) > MAX_SCANNED_PIXELS => {
+                Err(ImageError::TooManyScans((MAX_SCANNED_PIXELS / self.pixels().max(1)) as usize))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Pixels of a GIF's canvas, most of which no frame need cover.
+const MAX_EMPTY_CANVAS: u64 = 1 << 20;
+
+/// Pixels of a progressive JPEG, times its scans. Encoders write about ten scans.
+const MAX_SCANNED_PIXELS: u64 = 1_000_000_000;
+
+fn big(bytes: &[u8]) -> Option<u32> {
+    bytes.first_chunk().map(|bytes| u32::from_be_bytes(*bytes))
+}
+
+/// The marker and the size of a JPEG's first frame header.
+fn jpeg_frame(file: &[u8]) -> Option<(u8, (u32, u32))> {
+    let mut rest = file.get(2..)?;
+    loop {
+        let at = rest.iter().position(|&b| b == 0xFF)?;
+        let marker = *rest.get(at + 1)?;
+        match marker {
+            0xFF => rest = &rest[at + 1..],
+            0x00 | 0x01 | 0xD0..=0xD8 => rest = &rest[at + 2..],
+            0xD9 | 0xDA => return None,
+            _ => {
+                let segment = rest.get(at + 2..)?;
+                let length = usize::from(u16::from_be_bytes([*segment.first()?, *segment.get(1)?]));
+                // All but DHT, JPG and DAC, which have numbers of the same row.
+                if matches!(marker, 0xC0..=0xCF) && !matches!(marker, 0xC4 | 0xC8 | 0xCC) {
+                    let side =
+                        |at: usize| Some(u32::from(u16::from_be_bytes([*segment.get(at)?, *segment.get(at + 1)?])));
+                    return Some((marker, (side(5)?, side(3)?)));
+                }
+                rest = segment.get(length.max(2)..)?;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::preprocess::{ImageLimits, probe};
+
+    /// For every golden, what is read here is what its decoder says.
+    #[test]
+    fn sizes_are_what_the_decoders_find() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/images");
+        let mut checked = 0;
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let file = std::fs::read(&path).unwrap();
+            let Ok(header) = probe(&file, ImageLimits::default()) else { continue };
+            let declared = Declared::of(&file).unwrap();
+            let info = header.info();
+            let (mut found, mut expected) = ([declared.width, declared.height], [info.width, info.height]);
+            // One is as stored, the other as displayed.
+            found.sort_unstable();
+            expected.sort_unstable();
+            assert_eq!((found, Some(declared.format)), (expected, info.format), "{}", path.display());
+            assert_eq!(declared.check(&file), Ok(()), "{}", path.display());
+            checked += 1;
+        }
+        assert!(checked > 20, "{checked}");
+    }
+
+    #[test]
+    fn files_that_are_too_short_for_their_pixels_are_refused() {
+        let gif = |width: u16, height: u16, length: usize| {
+            let mut file = b"GIF89a".to_vec();
+            for side in [width, height] {
+                file.extend(side.to_le_bytes());
+            }
+            file.extend([0; 3]);
+            file.extend(b",\0\0\0\0");
+            for side in [width, height] {
+                file.extend(side.to_le_bytes());
+            }
+            file.resize(length, 0);
+            file
+        };
+        let check = |file: &[u8]| Declared::of(file).unwrap().check(file);
+        assert!(check(&gif(7000, 7142, 35)).is_err());
+        assert!(check(&gif(7000, 7142, 20_000)).is_ok());
+        assert!(check(&gif(16, 16, 35)).is_ok());
+        let mut png = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\x1b\x58\0\0\x1b\x58\x01\0\0\0\0\0\0\0\0".to_vec();
+        assert!(check(&png).is_err());
+        png.resize(8000, 0);
+        assert!(check(&png).is_ok(), "49 million pixels of one bit, 1,032 to one");
+    }
+
+    #[test]
+    fn every_truncation_is_survived() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/images");
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let file = std::fs::read(entry.unwrap().path()).unwrap();
+            for end in 0..file.len().min(600) {
+                if let Some(declared) = Declared::of(&file[..end]) {
+                    let _ = declared.check(&file[..end]);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,459 @@
+//! Checks protobuf messages while their bytes arrive, before they are decoded.
+//!
+//! Two bytes on the wire (an empty sub-message) become a struct of hundreds of bytes in memory, so a limit on a message's size is
+//! no limit on what decoding it takes. A [`Walker`] goes over the wire format with the message's descriptor beside it and counts
+//! what decoding would allocate. It works on pieces of any length and keeps nothing of them.
+
+use std::collections::HashMap;
+
+use prost_types::field_descriptor_proto::{Label, Type};
+use prost_types::{DescriptorProto, FileDescriptorSet};
+
+/// The fields of every message type, by index.
+#[derive(Debug, Default)]
+pub(super) struct Schema {
+    messages: Vec<HashMap<u32, Field>>,
+    by_name: HashMap<String, usize>,
+}
+
+/// What is known of a field.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Field {
+    kind: Kind,
+    repeated: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// A number that takes so many bytes in memory; on the wire a varint, or fixed bytes.
+    Number { memory: usize, fixed: Option<usize> },
+    /// Characters are copied out of the message.
+    String,
+    /// Bytes stay where they are.
+    Bytes,
+    /// A message type, by index.
+    Message(usize),
+}
+
+/// How much of what a message may have, with all that is nested in it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Elements of repeated `bytes` fields: images, tensors.
+    pub(super) blobs: usize,
+    /// Elements of repeated messages and strings, and entries of maps.
+    pub(super) items: usize,
+    /// Elements of repeated numbers.
+    pub(super) numbers: usize,
+    /// Fields that the schema does not have: a newer client may send a few.
+    pub(super) unknown: usize,
+    /// Fields of any kind, but for elements of repeated numbers.
+    pub(super) fields: usize,
+}
+
+/// Messages in messages. The services' own types are not recursive and stay far below.
+const MAX_DEPTH: usize = 16;
+
+/// What an element of a repeated message, a string or an entry of a map takes at most, with what a growing list reserves.
+const ITEM_BYTES: usize = 1024;
+
+/// Why a message is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum WireError {
+    #[error("the message is not valid protobuf")]
+    Malformed,
+    #[error("the message uses groups, which proto3 does not have")]
+    Group,
+    #[error("the message nests deeper than {MAX_DEPTH} levels")]
+    TooDeep,
+    #[error("the message holds more than {0} images or tensors; send several requests")]
+    Blobs(usize),
+    #[error("the message holds more than {0} elements, texts and parameters")]
+    Items(usize),
+    #[error("the message holds more than {0} numbers; send tensors as raw contents")]
+    Numbers(usize),
+    #[error("the message holds more than {0} fields that the service does not know")]
+    Unknown(usize),
+    #[error("the message holds more than {0} fields")]
+    Fields(usize),
+}
+
+impl Schema {
+    /// The message types of some files.
+    pub(super) fn of(sets: &[FileDescriptorSet]) -> Self {
+        let mut all: Vec<(String, &DescriptorProto)> = Vec::new();
+        for file in sets.iter().flat_map(|set| &set.file) {
+            let package = if file.package().is_empty() { String::new() } else { format!(".{}", file.package()) };
+            collect(&package, &file.message_type, &mut all);
+        }
+        let by_name: HashMap<String, usize> = all.iter().enumerate().map(|(i, (name, _))| (name.clone(), i)).collect();
+        let field = |field: &prost_types::FieldDescriptorProto| {
+            let number = |memory, fixed| Kind::Number { memory, fixed };
+            let kind = match field.r#type() {
+                Type::Bool => number(1, None),
+                Type::Int32 | Type::Uint32 | Type::Sint32 | Type::Enum => number(4, None),
+                Type::Int64 | Type::Uint64 | Type::Sint64 => number(8, None),
+                Type::Float | Type::Fixed32 | Type::Sfixed32 => number(4, Some(4)),
+                Type::Double | Type::Fixed64 | Type::Sfixed64 => number(8, Some(8)),
+                Type::String => Kind::String,
+                Type::Bytes => Kind::Bytes,
+                // A type that is not among the files cannot be: the compiler of `proto/` resolves names.
+                Type::Message | Type::Group => Kind::Message(*by_name.get(field.type_name())?),
+            };
+            Some((u32::try_from(field.number()).ok()?, Field { kind, repeated: field.label() == Label::Repeated }))
+        };
+        let messages = all.iter().map(|(_, message)| message.field.iter().filter_map(field).collect()).collect();
+        Self { messages, by_name }
+    }
+
+    /// The index of a message type, by its full name with a dot before it.
+    pub(super) fn message(&self, name: &str) -> Option<usize> {
+        self.by_name.get(name).copied()
+    }
+}
+
+fn collect<'a>(scope: &str, messages: &'a [DescriptorProto], all: &mut Vec<(String, &'a DescriptorProto)>) {
+    for message in messages {
+        let name = format!("{scope}.{}", message.name());
+        collect(&name, &message.nested_type, all);
+        all.push((name, message));
+    }
+}
+
+/// Goes over one message.
+#[derive(Debug)]
+pub(super) struct Walker {
+    limits: Limits,
+    /// The messages that are open, outermost first: type, and bytes that are left.
+    open: Vec<(usize, usize)>,
+    expects: Expects,
+    /// A varint that has begun: its bits, and how many there are.
+    varint: (u64, u32),
+    found: Found,
+}
+
+/// What was found so far.
+#[derive(Clone, Copy, Debug, Default)]
+struct Found {
+    blobs: usize,
+    items: usize,
+    numbers: usize,
+    unknown: usize,
+    fields: usize,
+    /// Memory beside the message's own bytes that decoding it takes.
+    memory: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Expects {
+    /// The key of a field.
+    Key,
+    /// A number as a varint, whose value does not matter.
+    Varint,
+    /// The length of what follows, for a field.
+    Length(Option<Field>),
+    /// Bytes that are not looked at.
+    Skip(usize),
+    /// Packed varints of so many bytes, each of which takes some memory.
+    Packed { left: usize, memory: usize },
+}
+
+impl Walker {
+    /// For a message of a type, which has so many bytes.
+    pub(super) fn new(message: usize, bytes: usize, limits: Limits) -> Self {
+        let mut walker =
+            Self { limits, open: Vec::new(), expects: Expects::Key, varint: (0, 0), found: Found::default() };
+        walker.open.push((message, bytes));
+        walker
+    }
+
+    /// Memory that decoding takes beside the bytes that came.
+    pub(super) fn memory(&self) -> usize {
+        self.found.memory
+    }
+
+    /// Takes the next bytes of the message; never more than it has.
+    ///
+    /// # Errors
+    /// The message is not to be decoded.
+    pub(super) fn feed(&mut self, schema: &Schema, mut bytes: &[u8]) -> Result<(), WireError> {
+        while !bytes.is_empty() {
+            match self.expects {
+                Expects::Skip(left) => {
+                    let part = left.min(bytes.len());
+                    bytes = &bytes[part..];
+                    self.expects = if part == left { Expects::Key } else { Expects::Skip(left - part) };
+                    self.consume(part)?;
+                }
+                Expects::Packed { left, memory } => {
+                    let part = left.min(bytes.len());
+                    // Every number ends with a byte whose first bit is not set.
+                    let numbers = bytes[..part].iter().filter(|byte| **byte < 0x80).count();
+                    bytes = &bytes[part..];
+                    self.numbers(numbers, memory)?;
+                    let rest = Expects::Packed { left: left - part, memory };
+                    self.expects = if part == left { Expects::Key } else { rest };
+                    self.consume(part)?;
+                }
+                Expects::Key | Expects::Varint | Expects::Length(_) => {
+                    let byte = bytes[0];
+                    bytes = &bytes[1..];
+                    self.consume(1)?;
+                    let (value, length) = &mut self.varint;
+                    *value |= u64::from(byte & 0x7F).checked_shl(7 * *length).unwrap_or(0);
+                    *length += 1;
+                    if byte >= 0x80 {
+                        if *length == 10 {
+                            return Err(WireError::Malformed);
+                        }
+                        continue;
+                    }
+                    let value = std::mem::take(&mut self.varint).0;
+                    self.expects = match self.expects {
+                        Expects::Key => self.key(schema, value)?,
+                        Expects::Length(field) => {
+                            self.begin(field, usize::try_from(value).map_err(|_| WireError::Malformed)?)?
+                        }
+                        _ => Expects::Key,
+                    };
+                }
+            }
+            self.close()?;
+        }
+        Ok(())
+    }
+
+    /// Takes bytes off the innermost message, whose end they may not pass.
+    fn consume(&mut self, bytes: usize) -> Result<(), WireError> {
+        let (_, left) = self.open.last_mut().ok_or(WireError::Malformed)?;
+        *left = left.checked_sub(bytes).ok_or(WireError::Malformed)?;
+        Ok(())
+    }
+
+    /// Closes messages that are complete.
+    fn close(&mut self) -> Result<(), WireError> {
+        while self.open.len() > 1 && self.open.last().is_some_and(|(_, left)| *left == 0) {
+            if !matches!(self.expects, Expects::Key) || self.varint.1 > 0 {
+                return Err(WireError::Malformed);
+            }
+            self.open.pop();
+        }
+        Ok(())
+    }
+
+    /// A field begins.
+    fn key(&mut self, schema: &Schema, key: u64) -> Result<Expects, WireError> {
+        let number = u32::try_from(key >> 3).ok().filter(|number| *number > 0).ok_or(WireError::Malformed)?;
+        let (message, _) = self.open.last().ok_or(WireError::Malformed)?;
+        let field = schema.messages.get(*message).and_then(|fields| fields.get(&number)).copied();
+        match field {
+            Some(Field { kind: Kind::Number { memory, .. }, repeated: true }) if key & 7 != 2 => {
+                self.numbers(1, memory)?;
+            }
+            _ => count(&mut self.found.fields, 1, self.limits.fields, WireError::Fields)?,
+        }
+        if field.is_none() {
+            count(&mut self.found.unknown, 1, self.limits.unknown, WireError::Unknown)?;
+        }
+        match key & 7 {
+            0 => Ok(Expects::Varint),
+            1 => Ok(Expects::Skip(8)),
+            2 => Ok(Expects::Length(field)),
+            3 | 4 => Err(WireError::Group),
+            5 => Ok(Expects::Skip(4)),
+            _ => Err(WireError::Malformed),
+        }
+    }
+
+    /// Something of a known length begins.
+    fn begin(&mut self, field: Option<Field>, length: usize) -> Result<Expects, WireError> {
+        let left = self.open.last().map_or(0, |(_, left)| *left);
+        if length > left {
+            return Err(WireError::Malformed);
+        }
+        let Some(Field { kind, repeated }) = field else { return Ok(skip(length)) };
+        match kind {
+            Kind::Bytes if repeated => {
+                count(&mut self.found.blobs, 1, self.limits.blobs, WireError::Blobs)?;
+                self.found.memory += 2 * size_of::<bytes::Bytes>();
+            }
+            Kind::Bytes => {}
+            Kind::String => {
+                if repeated {
+                    count(&mut self.found.items, 1, self.limits.items, WireError::Items)?;
+                }
+                self.found.memory += length + if repeated { ITEM_BYTES } else { 0 };
+            }
+            Kind::Number { memory, fixed: Some(width) } => {
+                self.numbers(length / width, memory)?;
+            }
+            Kind::Number { memory, fixed: None } if length > 0 => return Ok(Expects::Packed { left: length, memory }),
+            Kind::Number { .. } => {}
+            Kind::Message(message) => {
+                if repeated {
+                    count(&mut self.found.items, 1, self.limits.items, WireError::Items)?;
+                }
+                self.found.memory += ITEM_BYTES;
+                if self.open.len() == MAX_DEPTH {
+                    return Err(WireError::TooDeep);
+                }
+                self.consume(length)?;
+                self.open.push((message, length));
+                return Ok(Expects::Key);
+            }
+        }
+        Ok(skip(length))
+    }
+
+    fn numbers(&mut self, numbers: usize, memory: usize) -> Result<(), WireError> {
+        count(&mut self.found.numbers, numbers, self.limits.numbers, WireError::Numbers)?;
+        // A growing list has room for as many again.
+        self.found.memory += 2 * numbers * memory;
+        Ok(())
+    }
+}
+
+fn skip(length: usize) -> Expects {
+    if length == 0 { Expects::Key } else { Expects::Skip(length) }
+}
+
+fn count(found: &mut usize, more: usize, most: usize, error: fn(usize) -> WireError) -> Result<(), WireError> {
+    *found += more;
+    if *found > most { Err(error(most)) } else { Ok(()) }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use bytes::Bytes;
+    use proptest::prelude::*;
+    use prost::Message;
+
+    use super::*;
+    use crate::proto::inference::infer_parameter::ParameterChoice;
+    use crate::proto::inference::model_infer_request::{InferInputTensor, InferRequestedOutputTensor};
+    use crate::proto::inference::{InferParameter, InferTensorContents, ModelInferRequest};
+    use crate::proto::{DESCRIPTORS, v1};
+
+    const LIMITS: Limits = Limits { blobs: 8, items: 16, numbers: 1000, unknown: 4, fields: 100 };
+
+    fn schema() -> Schema {
+        Schema::of(&[FileDescriptorSet::decode(DESCRIPTORS).unwrap()])
+    }
+
+    /// What comes of a message in pieces of a length, and the memory that was counted.
+    fn walk(name: &str, message: &[u8], limits: Limits, piece: usize) -> Result<usize, WireError> {
+        let schema = schema();
+        let mut walker = Walker::new(schema.message(name).unwrap(), message.len(), limits);
+        message.chunks(piece.max(1)).try_for_each(|piece| walker.feed(&schema, piece))?;
+        Ok(walker.memory())
+    }
+
+    fn infer(message: &[u8]) -> Result<usize, WireError> {
+        walk(".inference.ModelInferRequest", message, LIMITS, usize::MAX)
+    }
+
+    #[test]
+    fn millions_of_empty_messages_are_refused_after_a_few() {
+        for (field, expected) in [
+            (0x2a, WireError::Items(LIMITS.items)),
+            (0x32, WireError::Items(LIMITS.items)),
+            (0x22, WireError::Items(LIMITS.items)),
+            (0x3a, WireError::Blobs(LIMITS.blobs)),
+            // A name that is given again and again takes no memory, but time.
+            (0x0a, WireError::Fields(LIMITS.fields)),
+        ] {
+            assert_eq!(infer(&[field, 0].repeat(1_000_000)), Err(expected), "{field:x}");
+        }
+        let images = [0x12, 0].repeat(1_000_000);
+        assert_eq!(walk(".ghostserve.v1.ClassifyRequest", &images, LIMITS, 99), Err(WireError::Blobs(8)));
+        let levels = [0x1a, 0].repeat(1_000_000);
+        assert_eq!(walk(".ghostserve.v1.ExtractFeaturesRequest", &levels, LIMITS, 99), Err(WireError::Items(16)));
+    }
+
+    #[test]
+    fn numbers_are_counted_packed_or_not() {
+        let packed = |numbers: usize| {
+            let contents = InferTensorContents { uint_contents: vec![1; numbers], ..InferTensorContents::default() };
+            let input = InferInputTensor { contents: Some(contents), ..InferInputTensor::default() };
+            ModelInferRequest { inputs: vec![input], ..ModelInferRequest::default() }.encode_to_vec()
+        };
+        assert_eq!(infer(&packed(1000)), Ok(2 * ITEM_BYTES + 2 * 1000 * 4));
+        assert_eq!(infer(&packed(1001)), Err(WireError::Numbers(1000)));
+        // Field 3 of the tensor in field 5: its shape, an element at a time.
+        let shape = [0x18, 1].repeat(1001);
+        let mut message = vec![0x2a];
+        prost::encoding::encode_varint(shape.len() as u64, &mut message);
+        message.extend(shape);
+        assert_eq!(infer(&message), Err(WireError::Numbers(1000)));
+    }
+
+    #[test]
+    fn what_the_schema_does_not_have_is_bounded() {
+        assert_eq!(infer(&[0xA0, 0x06, 1].repeat(4)), Ok(0));
+        assert_eq!(infer(&[0xA0, 0x06, 1].repeat(5)), Err(WireError::Unknown(4)));
+        assert_eq!(infer(&[0xA3, 0x06]), Err(WireError::Group));
+    }
+
+    #[test]
+    fn lengths_past_the_end_are_malformed() {
+        // A sub-message, and one in it, that are longer than what is around them.
+        for message in [&[0x2a, 5, 0][..], &[0x2a, 2, 0x0a, 9], &[0x2a, 2, 0x0a, 0x80, 0], &[0, 0], &[0x2f, 0]] {
+            assert_eq!(infer(message), Err(WireError::Malformed), "{message:x?}");
+        }
+        let endless = [0xFF; 11];
+        assert_eq!(infer(&endless), Err(WireError::Malformed));
+    }
+
+    #[test]
+    fn structs_are_no_larger_than_they_are_counted() {
+        let growing = 2;
+        assert!(growing * size_of::<InferInputTensor>() <= ITEM_BYTES);
+        assert!(growing * size_of::<InferRequestedOutputTensor>() <= ITEM_BYTES);
+        assert!(growing * 2 * (size_of::<String>() + size_of::<InferParameter>()) <= ITEM_BYTES);
+        assert!(growing * size_of::<v1::ClassifyRequest>() <= ITEM_BYTES);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Messages within the limits pass, however they are cut into pieces.
+        #[test]
+        fn honest_messages_pass(
+            images in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..300), 0..8),
+            shape in prop::collection::vec(any::<i64>(), 0..5),
+            numbers in prop::collection::vec(any::<u32>(), 0..200),
+            floats in prop::collection::vec(any::<f32>(), 0..200),
+            name in ".{0,20}",
+            piece in 1usize..400,
+        ) {
+            let contents = InferTensorContents { uint_contents: numbers, fp32_contents: floats, ..InferTensorContents::default() };
+            let parameter = InferParameter { parameter_choice: Some(ParameterChoice::DoubleParam(0.5)) };
+            let input = InferInputTensor {
+                name: name.clone(),
+                datatype: "FP32".to_owned(),
+                shape,
+                parameters: [(name.clone(), parameter)].into(),
+                contents: Some(contents),
+            };
+            let request = ModelInferRequest {
+                model_name: name,
+                inputs: vec![input.clone(), input],
+                raw_input_contents: images.into_iter().map(Bytes::from).collect(),
+                ..ModelInferRequest::default()
+            };
+            let walked = walk(".inference.ModelInferRequest", &request.encode_to_vec(), LIMITS, piece);
+            prop_assert!(walked.is_ok(), "{walked:?}");
+        }
+
+        /// Random bytes are refused or pass; what passes is decoded without surprises, and the cut makes no difference.
+        #[test]
+        fn any_bytes_are_survived(message in prop::collection::vec(any::<u8>(), 0..200), piece in 1usize..20) {
+            let walked = infer(&message);
+            prop_assert_eq!(walked, walk(".inference.ModelInferRequest", &message, LIMITS, piece));
+            if walked.is_err() {
+                return Ok(());
+            }
+            let _ = ModelInferRequest::decode(&message[..]);
+        }
+    }
+}
