@@ -95,6 +95,10 @@ test-balance: runtime $(SERVER) $(DEPLOY_PYTHON) ## Restart and kill servers beh
 test-observe: runtime $(SERVER) $(DEPLOY_PYTHON) ## Have Prometheus watch a live server: every expression, and an overload's alert.
 	$(DEPLOY_PYTHON) tests/deploy/observe.py $(SERVER)
 
+.PHONY: test-hostile
+test-hostile: runtime $(SERVER) ## Attack the server over loopback and print what another client sees (ARGS="--only NAME", "--list").
+	$(PYTHON) tests/hostile/run.py $(SERVER) $(ARGS)
+
 .PHONY: test-deploy
 test-deploy: $(DEPLOY_PYTHON) ## Check everything in deploy/: linters, schemas, rules; the image; its server under balance and observe.
 	$(DEPLOY_PYTHON) tests/deploy/static.py
