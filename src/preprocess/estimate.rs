@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::declared::Declared;
-use super::{Format, Source, Transform};
+use super::{Format, ImageLimits, Source, Transform};
 
 /// What an image is expected to cost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,10 +136,14 @@ impl Default for Costs {
 }
 
 impl Costs {
-    /// What a source is expected to cost with a transform.
-    pub(super) fn estimate(&self, transform: &Transform, source: &Source) -> Estimate {
+    /// What a source is expected to cost with a transform. One that is going to be refused by its header costs next to nothing.
+    pub(super) fn estimate(&self, transform: &Transform, source: &Source, limits: ImageLimits) -> Estimate {
+        let acceptable = |declared: &Declared, file: &[u8]| {
+            let side = declared.width.max(declared.height);
+            side <= limits.max_side && declared.pixels() <= limits.max_pixels && declared.check(file).is_ok()
+        };
         let (kind, nominal, bytes) = match source {
-            Source::File(file) => match Declared::of(file) {
+            Source::File(file) => match Declared::of(file).filter(|declared| acceptable(declared, file)) {
                 Some(declared) => {
                     let kind = Kind::of(&declared);
                     let factor = transform.scale(declared.width, declared.height).factor();
@@ -192,13 +196,15 @@ mod tests {
         file.extend(width.to_be_bytes());
         file.extend(height.to_be_bytes());
         file.extend([8, 2, 0, 0, 0]);
+        // As long as so many pixels must be at least.
+        file.resize(200 + (3 * u64::from(width) * u64::from(height) / 1000) as usize, 0);
         Source::File(file.into())
     }
 
     #[test]
     fn costs_follow_declared_pixels() {
         let costs = Costs::default();
-        let estimate = |width, height| costs.estimate(&transform(), &png(width, height));
+        let estimate = |width, height| costs.estimate(&transform(), &png(width, height), ImageLimits::default());
         let (small, large) = (estimate(500, 375), estimate(7000, 7000));
         assert_eq!(
             [small, estimate(2000, 1000), large].map(|e| e.class()),
@@ -206,19 +212,21 @@ mod tests {
         );
         assert!(large.time() > 100 * small.time(), "{small:?} {large:?}");
         let unknown = Source::File(vec![0xFF; 100_000].into());
-        assert_eq!(costs.estimate(&transform(), &unknown).class(), Class::Small);
+        assert_eq!(costs.estimate(&transform(), &unknown, ImageLimits::default()).class(), Class::Small);
+        // Its header is refused.
+        assert_eq!(estimate(16_000, 16_000).class(), Class::Small);
     }
 
     #[test]
     fn what_images_took_corrects_the_estimate_within_bounds() {
         let costs = Costs::default();
-        let before = costs.estimate(&transform(), &png(1000, 1000));
+        let before = costs.estimate(&transform(), &png(1000, 1000), ImageLimits::default());
         (0..100).for_each(|_| costs.record(&before, 3 * before.time()));
-        let after = costs.estimate(&transform(), &png(1000, 1000));
+        let after = costs.estimate(&transform(), &png(1000, 1000), ImageLimits::default());
         let ratio = after.time().as_secs_f64() / before.time().as_secs_f64();
         assert!((2.9..3.1).contains(&ratio), "{ratio}");
         // Other kinds are not concerned, and nobody makes one look a thousand times as expensive.
         (0..100).for_each(|_| costs.record(&before, 1000 * before.time()));
-        assert!(costs.estimate(&transform(), &png(1000, 1000)).time() <= 5 * before.time());
+        assert!(costs.estimate(&transform(), &png(1000, 1000), ImageLimits::default()).time() <= 5 * before.time());
     }
 }

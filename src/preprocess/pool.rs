@@ -24,11 +24,11 @@ pub struct PoolConfig {
     pub max_decoded_bytes: u64,
     /// What one image may be.
     pub limits: ImageLimits,
-    /// Expensive images that wait or are decoded.
+    /// Expensive images that wait or are decoded; a quarter of as many large ones.
     pub max_waiting_images: usize,
     /// The longest that one waits, unless it takes long itself.
     pub max_wait: Duration,
-    /// Fraction of them that one client has while it is alone.
+    /// Fraction of the places for large ones that one client has while it is alone.
     pub max_client_share: f64,
 }
 
@@ -136,13 +136,15 @@ impl Preprocessor {
     #[must_use]
     pub fn new(config: PoolConfig, cores: Arc<Cores>) -> Self {
         let small = config.max_decoded_bytes / 4;
-        let places = FairPool::new(config.max_waiting_images.max(1), config.max_client_share);
+        let places = FairPool::new(config.max_waiting_images.max(1), 1.0);
+        // They wait longest: the rest of the places is for images that do not, and other clients have a part of these.
+        let large_places = FairPool::new((config.max_waiting_images / 4).max(1), config.max_client_share);
         let (all, half) = (cores.total(), cores.total().div_ceil(2));
         Self {
             limits: config.limits,
             // Photographs from phones may be all that a server gets: they have all cores if nobody else needs them.
             medium: Line::new(all, all, &places),
-            large: Line::new(half, half.div_ceil(2), &places),
+            large: Line::new(half, half.div_ceil(2), &large_places),
             max_wait: config.max_wait,
             cores,
             costs: Arc::default(),
@@ -160,7 +162,7 @@ impl Preprocessor {
     /// What an image will cost, by its header.
     #[must_use]
     pub fn estimate(&self, transform: &Transform, source: &Source) -> Estimate {
-        self.costs.estimate(transform, source)
+        self.costs.estimate(transform, source, self.limits)
     }
 
     /// Decodes one image and takes it through `transform`. Waits for a core, and for memory if there is not enough; an expensive one

@@ -40,7 +40,7 @@ use app::App;
 use connection::Listener;
 pub use grpc::DescriptorError;
 use model::start_model;
-use shutdown::{Lifecycle, Phase};
+use shutdown::{Lifecycle, Phase, Signals};
 
 /// A server whose listeners are bound.
 pub struct Server {
@@ -52,6 +52,7 @@ pub struct Server {
     grpc: Option<TcpListener>,
     calls: axum::Router,
     workers: Vec<thread::JoinHandle<()>>,
+    signals: Signals,
 }
 
 /// Why a server could not start.
@@ -77,6 +78,9 @@ pub enum StartError {
     /// The model fails on its first image.
     #[error("the model fails on its first image: {0}")]
     FirstRun(#[from] ModelFailure),
+    /// Signals cannot be received, so the server could not be stopped well.
+    #[error("cannot receive signals: {0}")]
+    Signals(io::Error),
     /// A thread cannot be started.
     #[error("cannot start a worker thread: {0}")]
     Thread(io::Error),
@@ -106,6 +110,8 @@ impl Server {
     /// Whatever is wrong first; the message says what to change.
     pub async fn start(config: Config, runtime: &Runtime) -> Result<Self, StartError> {
         config.validate()?;
+        // From here on none of them ends the process at once.
+        let signals = Signals::receive().map_err(StartError::Signals)?;
         let metrics = Arc::new(Metrics::new()?);
         let revision = option_env!("GHOSTSERVE_BUILD_REVISION").unwrap_or("unknown");
         metrics.build_info.with_label_values(&[env!("CARGO_PKG_VERSION"), revision, runtime.version()]).set(1);
@@ -126,8 +132,7 @@ impl Server {
         let pool = PoolConfig {
             max_decoded_bytes: config.load.max_decoded_bytes,
             limits: config.image,
-            // They wait longest: the rest of the places is for images that do not.
-            max_waiting_images: (config.load.max_images / 4).max(1),
+            max_waiting_images: config.load.max_images,
             max_wait: config.load.max_wait,
             max_client_share: config.load.max_client_share,
         };
@@ -149,7 +154,7 @@ impl Server {
         let lifecycle = Lifecycle::new();
         let app = App::new(service, metrics, Arc::clone(&config), lifecycle.clone());
         let calls = grpc::router(&app)?;
-        Ok(Self { config, app, lifecycle, public, admin, grpc, calls, workers })
+        Ok(Self { config, app, lifecycle, public, admin, grpc, calls, workers, signals })
     }
 
     /// Where clients connect; the port is the real one if 0 was asked for.
@@ -181,7 +186,7 @@ impl Server {
     /// Serves until SIGTERM, SIGINT or [`StopHandle::stop`]; then drains. Returns when everything admitted has been
     /// answered, or the drain time is over.
     pub async fn run(self) {
-        let Self { config, app, lifecycle, public, admin, grpc, calls, workers } = self;
+        let Self { config, app, lifecycle, public, admin, grpc, calls, workers, signals } = self;
         let listener = |http, grpc| Listener {
             http,
             grpc,
@@ -194,23 +199,17 @@ impl Server {
         let grpc = grpc.map(|socket| tokio::spawn(listener(app.nothing(), Some(calls)).serve(socket)));
         let admin = admin.map(|socket| tokio::spawn(listener(app.private(), None).serve(socket)));
 
-        let signals = tokio::spawn(async {
-            if let Err(error) = shutdown::survive_other_signals().await {
-                tracing::error!(%error, "SIGHUP cannot be received and would stop the server without a drain");
-            }
-        });
+        let Signals { mut stop, other } = signals;
+        let survive = tokio::spawn(other.survive());
         let told = lifecycle.clone();
         tokio::select! {
-            signal = shutdown::signal() => match signal {
-                Ok(signal) => tracing::info!(signal, grace = ?config.time.drain_grace, "draining"),
-                Err(error) => tracing::error!(%error, "signals cannot be received; stopping"),
-            },
+            signal = stop.next() => tracing::info!(signal, grace = ?config.time.drain_grace, "draining"),
             () = told.reached(Phase::Draining) => tracing::info!(grace = ?config.time.drain_grace, "draining"),
         }
         lifecycle.advance(Phase::Draining);
         tokio::select! {
             () = tokio::time::sleep(config.time.drain_grace) => {}
-            _ = shutdown::signal() => tracing::info!("a second signal: no longer accepting"),
+            _ = stop.next() => tracing::info!("a second signal: no longer accepting"),
         }
         lifecycle.advance(Phase::Stopping);
         let deadline = Instant::now() + config.time.drain;
@@ -225,7 +224,7 @@ impl Server {
         if timeout_at(deadline.max(Instant::now() + Duration::from_secs(1)), ended).await.is_err() {
             tracing::warn!("a worker did not end in time");
         }
-        signals.abort();
+        survive.abort();
         tracing::info!("stopped");
     }
 }

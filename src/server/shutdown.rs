@@ -46,45 +46,100 @@ impl Lifecycle {
     }
 }
 
-/// Waits for a signal to stop: SIGTERM, SIGINT (Ctrl-C) or SIGQUIT.
-pub(crate) async fn signal() -> std::io::Result<&'static str> {
-    #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        let [mut term, mut int, mut quit] =
-            [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?, signal(SignalKind::quit())?];
-        tokio::select! {
-            _ = term.recv() => Ok("SIGTERM"),
-            _ = int.recv() => Ok("SIGINT"),
-            _ = quit.recv() => Ok("SIGQUIT"),
-        }
-    }
-    #[cfg(not(unix))]
-    {
-        tokio::signal::ctrl_c().await.map(|()| "Ctrl-C")
+/// The signals that the process receives, from when this is made.
+pub(crate) struct Signals {
+    pub(crate) stop: StopSignals,
+    pub(crate) other: OtherSignals,
+}
+
+impl Signals {
+    pub(crate) fn receive() -> std::io::Result<Self> {
+        Ok(Self { stop: StopSignals::receive()?, other: OtherSignals::receive()? })
     }
 }
 
-/// Catches the signals that would end the process at once, without a drain, and logs them instead. A closed terminal sends
-/// SIGHUP; log rotation and operators' habits send the others. Runs until it is dropped.
-pub(crate) async fn survive_other_signals() -> std::io::Result<()> {
-    #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        let kinds =
-            [SignalKind::hangup(), SignalKind::user_defined1(), SignalKind::user_defined2(), SignalKind::alarm()];
-        let [mut hangup, mut first, mut second, mut alarm] =
-            [signal(kinds[0])?, signal(kinds[1])?, signal(kinds[2])?, signal(kinds[3])?];
-        loop {
-            let signal = tokio::select! {
-                _ = hangup.recv() => "SIGHUP",
-                _ = first.recv() => "SIGUSR1",
-                _ = second.recv() => "SIGUSR2",
-                _ = alarm.recv() => "SIGALRM",
-            };
-            tracing::info!(signal, "there is nothing to reload; the server goes on, SIGTERM stops it");
+#[cfg(unix)]
+mod received {
+    use tokio::signal::unix::{Signal, SignalKind, signal};
+
+    /// SIGTERM, SIGINT (Ctrl-C) and SIGQUIT: drain and end.
+    pub(crate) struct StopSignals([Signal; 3]);
+
+    impl StopSignals {
+        pub(super) fn receive() -> std::io::Result<Self> {
+            Ok(Self([signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?, signal(SignalKind::quit())?]))
+        }
+
+        /// The next of them.
+        pub(crate) async fn next(&mut self) -> &'static str {
+            let [term, int, quit] = &mut self.0;
+            tokio::select! {
+                _ = term.recv() => "SIGTERM",
+                _ = int.recv() => "SIGINT",
+                _ = quit.recv() => "SIGQUIT",
+            }
         }
     }
-    #[cfg(not(unix))]
-    std::future::pending().await
+
+    /// Signals that by themselves would end the process at once, without a drain. A closed terminal sends SIGHUP; log rotation and
+    /// operators' habits send the others.
+    pub(crate) struct OtherSignals([Signal; 4]);
+
+    impl OtherSignals {
+        pub(super) fn receive() -> std::io::Result<Self> {
+            Ok(Self([
+                signal(SignalKind::hangup())?,
+                signal(SignalKind::user_defined1())?,
+                signal(SignalKind::user_defined2())?,
+                signal(SignalKind::alarm())?,
+            ]))
+        }
+
+        /// Logs them. Runs until it is dropped.
+        pub(crate) async fn survive(mut self) {
+            let [hangup, first, second, alarm] = &mut self.0;
+            loop {
+                let signal = tokio::select! {
+                    _ = hangup.recv() => "SIGHUP",
+                    _ = first.recv() => "SIGUSR1",
+                    _ = second.recv() => "SIGUSR2",
+                    _ = alarm.recv() => "SIGALRM",
+                };
+                tracing::info!(signal, "there is nothing to reload; the server goes on, SIGTERM stops it");
+            }
+        }
+    }
 }
+
+#[cfg(not(unix))]
+mod received {
+    /// Ctrl-C: drain and end.
+    pub(crate) struct StopSignals;
+
+    impl StopSignals {
+        pub(super) fn receive() -> std::io::Result<Self> {
+            Ok(Self)
+        }
+
+        /// The next of them.
+        pub(crate) async fn next(&mut self) -> &'static str {
+            let _ = tokio::signal::ctrl_c().await;
+            "Ctrl-C"
+        }
+    }
+
+    /// There are no others.
+    pub(crate) struct OtherSignals;
+
+    impl OtherSignals {
+        pub(super) fn receive() -> std::io::Result<Self> {
+            Ok(Self)
+        }
+
+        pub(crate) async fn survive(self) {
+            std::future::pending().await
+        }
+    }
+}
+
+pub(crate) use received::{OtherSignals, StopSignals};
