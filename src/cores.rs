@@ -1,9 +1,9 @@
 //! The cores as tokens: whoever computes holds one, so that hardly more threads compute than there are cores.
 //!
 //! More would only slice time between them: each image would be finished later, none earlier. A few more there are, so that
-//! no core stands idle while a token changes hands. The tokens also say what a core that becomes free does next ([`Rank`]): a full batch runs before another image is decoded, and an image is decoded
-//! before a batch runs that is not full. So batches grow just as far as there is work to grow by, and nothing waits by a
-//! clock.
+//! no core stands idle while a token changes hands. The tokens also say what a core that becomes free does next ([`Rank`]): a full
+//! batch runs before another image is decoded, and an image is decoded before a batch runs that is not full. So batches grow just
+//! as far as there is work to grow by, and nothing waits by a clock.
 //!
 //! This module orders work; it uses no timers. What a rank is passed over for is counted, and after sixteen grants to better
 //! ranks, fewer if they are expensive, it is its turn: a flood of one kind of work slows every other kind down and stops none.
@@ -172,6 +172,11 @@ impl Cores {
         self.wait_for(rank, 1, Some((client, cost))).await
     }
 
+    /// Notes that work of a client took more of the cores' time than it was expected to.
+    pub fn charge(&self, client: Client, more: Duration) {
+        self.lock().shares.charge(client, more.as_nanos() as u64);
+    }
+
     async fn wait_for(self: &Arc<Self>, rank: Rank, count: usize, work: Option<(Client, Duration)>) -> Held {
         let count = count.min(self.total);
         let (granted, grant) = oneshot::channel();
@@ -186,7 +191,7 @@ impl Cores {
             let weight = (cost.as_nanos() / GRANT.as_nanos()).min(u128::from(PATIENCE)) as u32;
             waiting.insert(at, Waiter { id, tag, weight, cores: count, granted });
             self.grant(&mut state);
-            Place { cores: self, rank, id, count, grant, settled: false }
+            Place { cores: self, rank, id, count, work, grant, settled: false }
         };
         // The sender stays in the list until it sends.
         let _ = (&mut place.grant).await;
@@ -226,6 +231,17 @@ impl Cores {
     fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing that runs under the lock can leave the state half changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Does work that may take milliseconds on a thread of the runtime, which hands its other tasks over first if the work is `large`.
+pub fn in_place<O>(large: bool, work: impl FnOnce() -> O) -> O {
+    use tokio::runtime::{Handle, RuntimeFlavor};
+    // On a runtime of one thread there is nobody to hand over to.
+    let several = || Handle::try_current().is_ok_and(|runtime| runtime.runtime_flavor() == RuntimeFlavor::MultiThread);
+    match large && several() {
+        true => tokio::task::block_in_place(work),
+        false => work(),
     }
 }
 
@@ -269,6 +285,7 @@ struct Place<'a> {
     rank: Rank,
     id: u64,
     count: usize,
+    work: Option<(Client, Duration)>,
     grant: oneshot::Receiver<()>,
     settled: bool,
 }
@@ -281,7 +298,12 @@ impl Drop for Place<'_> {
         let mut state = self.cores.lock();
         let rank = self.rank.index();
         match state.waiting[rank].iter().position(|waiter| waiter.id == self.id) {
-            Some(at) => drop(state.waiting[rank].remove(at)),
+            Some(at) => {
+                drop(state.waiting[rank].remove(at));
+                if let Some((client, cost)) = self.work {
+                    state.shares.refund(client, cost.as_nanos() as u64);
+                }
+            }
             None => {
                 state.notice(self.rank, self.count);
                 state.free += self.count;

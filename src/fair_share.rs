@@ -164,6 +164,8 @@ pub struct FairOrder {
     now: u64,
     /// Where each client's work ends; only those that are ahead of the clock.
     ends: HashMap<Client, u64>,
+    /// Clients at which the list is gone through next.
+    most: usize,
 }
 
 /// Clients that are remembered before the list is gone through for those that the clock has passed.
@@ -173,14 +175,29 @@ impl FairOrder {
     /// The start tag of new work of a client that takes some cost, in any unit; of work of nobody in particular, now.
     pub fn tag(&mut self, work: Option<(Client, u64)>) -> u64 {
         let Some((client, cost)) = work else { return self.now };
-        if self.ends.len() >= REMEMBERED {
+        if self.ends.len() >= self.most.max(REMEMBERED) {
             let now = self.now;
             self.ends.retain(|_, end| *end > now);
+            // So that going through the list costs nothing per piece of work, however many clients there are.
+            self.most = 2 * self.ends.len();
         }
         let end = self.ends.entry(client).or_default();
         let tag = self.now.max(*end);
         *end = tag.saturating_add(cost.max(1));
         tag
+    }
+
+    /// Work of a client took more than it was said to.
+    pub fn charge(&mut self, client: Client, more: u64) {
+        let end = self.ends.entry(client).or_default();
+        *end = self.now.max(*end).saturating_add(more);
+    }
+
+    /// Work of a client is not going to be done.
+    pub fn refund(&mut self, client: Client, cost: u64) {
+        if let Some(end) = self.ends.get_mut(&client) {
+            *end = end.saturating_sub(cost);
+        }
     }
 
     /// Work with this tag begins.
@@ -231,6 +248,19 @@ mod tests {
         assert_eq!(pool.check(client(2), 4), Ok(()));
         drop(held);
         assert_eq!(pool.check(client(1), 8), Ok(()), "whoever holds nothing may have all that is there");
+    }
+
+    #[test]
+    fn turns_are_paid_for_by_what_was_really_done() {
+        let mut order = FairOrder::default();
+        let tag = |order: &mut FairOrder, who, cost| order.tag(Some((client(who), cost)));
+        assert_eq!((tag(&mut order, 1, 10), tag(&mut order, 1, 10), tag(&mut order, 2, 5)), (0, 10, 0));
+        order.charge(client(2), 30);
+        order.refund(client(1), 10);
+        assert_eq!((tag(&mut order, 1, 1), tag(&mut order, 2, 1)), (10, 35));
+        // Whoever has had nothing for a while begins now, not with what he has saved.
+        order.serve(100);
+        assert_eq!(tag(&mut order, 3, 1), 100);
     }
 
     #[test]

@@ -1,8 +1,6 @@
-//! What the process may take of the system: memory, open files.
+//! What the process may take of the system: memory and open files.
 //!
-//! When its memory nears the limit, new work is refused before the system kills it.
-//!
-//! Every queue and buffer has a bound of its own; this is for what those bounds do not see: allocators that keep pages, sessions'
+//! When the process's memory nears its limit, new work is refused before the system kills it. Every queue and buffer has a bound of its own; this is for what those bounds do not see: allocators that keep pages, sessions'
 //! arenas, and limits that are larger together than the container they run in.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -47,11 +45,16 @@ impl MemoryGuard {
     }
 }
 
+/// How often the allocator is asked for free pages while memory stays short: it takes the locks of all heaps.
+const TRIM_EVERY: u32 = 30;
+
 fn watch(guard: &Weak<MemoryGuard>) {
+    let mut looks_over = 0;
     while let Some(guard) = guard.upgrade() {
         let resident = resident().unwrap_or(0);
         let mut over = resident > guard.limit;
-        if over {
+        looks_over = if over { looks_over + 1 } else { 0 };
+        if looks_over % TRIM_EVERY == 1 {
             // Part of it may be free pages that the allocator kept.
             trim();
             over = self::resident().unwrap_or(0) > guard.limit;

@@ -171,6 +171,9 @@ impl<T: Task> Waiting<'_, T> {
         let jobs = &mut state.jobs[self.priority as usize];
         let at = jobs.iter().position(|job| job.id == self.id)?;
         let job = jobs.remove(at);
+        if let Some(job) = &job {
+            state.shares.refund(job.permit.client(), job.permit.work());
+        }
         self.queue.metrics.queue_depth.set(state.depth() as i64);
         job
     }

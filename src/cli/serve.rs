@@ -257,8 +257,8 @@ struct TimeArgs {
     #[arg(long, env = "GHOSTSERVE_MIN_UPLOAD_RATE", default_value = "8KiB", value_parser = values::bytes, value_name = "SIZE")]
     min_upload_rate: u64,
 
-    /// Bytes a second at which a client must take an answer of more than 256 KiB, on average over ten seconds; a slower one is cut
-    /// off. 0 is no limit.
+    /// Bytes a second at which a client must take an answer of more than 16 KiB, on average over ten seconds; a slower one is cut off.
+    /// 0 is no limit.
     #[arg(long, env = "GHOSTSERVE_MIN_DOWNLOAD_RATE", default_value = "32KiB", value_parser = values::bytes, value_name = "SIZE")]
     min_download_rate: u64,
 

@@ -64,7 +64,7 @@ impl Declared {
                 let codable = matches!(little(16)?, 1 | 2).then(|| length.saturating_mul(128));
                 known((little(4)?, little(8)?), bits.max(8), codable)
             }
-            Format::WebP => known(webp_extent(file).ok()?, 32, None),
+            Format::WebP => known(webp_extent(file), 32, None),
             Format::Jpeg => {
                 let (kind, size) = jpeg_frame(file)?;
                 let progressive = kind == 0xC2;
@@ -77,7 +77,11 @@ impl Declared {
                 // Its own limits come when it is opened.
                 let any = TiffLimits { max_side: u32::MAX, max_pixels: u64::MAX };
                 let header = tiff_check::check(file, &any).ok()?;
-                known((header.width, header.height), header.bits_per_pixel, None)
+                // Tiles may be much larger than the picture.
+                let pixels = u64::from(header.width) * u64::from(header.height);
+                let unpacked =
+                    u32::try_from(header.unpacked_bytes.saturating_mul(8) / pixels.max(1)).unwrap_or(u32::MAX);
+                known((header.width, header.height), header.bits_per_pixel.max(unpacked), None)
             }
         }
     }

@@ -16,7 +16,7 @@ use image::{DynamicImage, GrayImage, ImageDecoder, ImageResult, RgbImage};
 use super::cpu::{CpuLimit, LimitedReader};
 use super::declared::Declared;
 use super::jpeg::{Decoded, Jpeg, JpegError, Scale};
-use super::scan::{jpeg_scans, png_picture, webp_extent};
+use super::scan::{jpeg_scans, png_picture, webp_check, webp_extent};
 use super::tiff_check::{self, TiffLimits};
 use super::{Format, ImageError, ImageInfo, ImageLimits};
 
@@ -127,9 +127,9 @@ pub(super) fn probe_within(bytes: &[u8], limits: ImageLimits, time: Duration) ->
         return Err(ImageError::TooManyScans(limits.max_jpeg_scans));
     }
     if format == Format::WebP {
-        let extent = webp_extent(bytes);
-        let (width, height) = extent.map_err(|detail| ImageError::Undecodable { format, detail: detail.to_owned() })?;
+        let (width, height) = webp_extent(bytes);
         check_upper_limits(width, height, limits)?;
+        webp_check(bytes).map_err(|detail| ImageError::Undecodable { format, detail: detail.to_owned() })?;
     }
     if let Some(declared) = Declared::of(bytes) {
         check_upper_limits(declared.width, declared.height, limits)?;

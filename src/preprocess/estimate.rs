@@ -50,13 +50,13 @@ pub enum Class {
 }
 
 /// What a small image takes at most. Ordinary photographs take one or two milliseconds.
-pub(super) const SMALL_TIME: Duration = Duration::from_millis(6);
+pub(super) const SMALL_TIME: Duration = Duration::from_millis(8);
 
 /// What a medium one takes at most.
 const MEDIUM_TIME: Duration = Duration::from_millis(50);
 
-/// Decoded bytes of images that are not large: 5.6 megapixels of RGB.
-pub(super) const LARGE_BYTES: u64 = 16 << 20;
+/// Memory that decoding an image takes which is not large: 11 megapixels of RGB, or 2.8 of WebP.
+pub(super) const LARGE_BYTES: u64 = 32 << 20;
 
 impl Estimate {
     /// Time that decoding and resizing is expected to take.
@@ -150,11 +150,17 @@ impl Costs {
                     let scale = if declared.format == Format::Jpeg { factor } else { 1.0 };
                     let Cost { pixel, byte } = kind.cost(&declared, scale);
                     let pixels = declared.pixels() as f64;
-                    let stored = f64::from(declared.bits_per_pixel.max(24)) / 8.0;
+                    let native = f64::from(declared.bits_per_pixel.div_ceil(8));
+                    let with_rgb = if native == 3.0 { 3.0 } else { native + 3.0 };
+                    // As the decoders' headers count it (`Header::decoded_bytes`).
                     let bytes = match kind {
+                        Kind::Jpeg => pixels * 3.0 * scale * scale,
                         // Coefficients of the whole picture, two bytes each.
-                        Kind::ProgressiveJpeg => pixels * (3.0 + stored * scale * scale),
-                        _ => pixels * stored * scale * scale,
+                        Kind::ProgressiveJpeg => pixels * (3.0 + 3.0 * scale * scale),
+                        Kind::Gif => pixels * 9.0,
+                        Kind::WebP => pixels * 12.0,
+                        Kind::Tiff => pixels * with_rgb.max(2.0 * native),
+                        Kind::Png | Kind::Bmp | Kind::Other => pixels * with_rgb,
                     };
                     (kind, pixels * pixel + file.len() as f64 * byte, bytes as u64)
                 }

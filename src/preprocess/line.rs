@@ -169,8 +169,12 @@ impl Drop for Ticket {
             line.tickets -= 1;
             line.work = line.work.saturating_sub(self.cost);
             line.waiting.retain(|waiting| !waiting.is_closed());
-            if line.tickets == 0 && line.running == 0 {
+            // A client stands among the turns once, and only while it has images that wait.
+            let (idle, gone) = (line.waiting.is_empty(), line.tickets == 0 && line.running == 0);
+            if gone {
                 state.clients.remove(&self.client);
+            }
+            if idle || gone {
                 state.turns.retain(|client| *client != self.client);
             }
         }
@@ -193,11 +197,26 @@ impl Drop for Slot {
     }
 }
 
-/// Runs something on a thread that the system prefers less than those of ordinary work.
-pub(super) async fn on_a_thread<O: Send + 'static>(work: impl FnOnce() -> O + Send + 'static) -> Option<O> {
+/// How much less the system prefers a thread, in steps of about a fifth of its weight. Threads that decode small images and run the model
+/// are at five.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Niceness(i32);
+
+impl Niceness {
+    /// For medium images: half the weight of small ones. They have somebody waiting for them, too.
+    pub(super) const MEDIUM: Self = Self(8);
+    /// For large images: a tenth.
+    pub(super) const LARGE: Self = Self(15);
+}
+
+/// Runs something on a thread of its own.
+pub(super) async fn on_a_thread<O: Send + 'static>(
+    niceness: Niceness,
+    work: impl FnOnce() -> O + Send + 'static,
+) -> Option<O> {
     let (sender, receiver) = oneshot::channel();
     let run = move || {
-        lower_priority();
+        lower_priority(niceness);
         // Whoever has stopped waiting does not want it.
         let _ = sender.send(work());
     };
@@ -205,16 +224,14 @@ pub(super) async fn on_a_thread<O: Send + 'static>(work: impl FnOnce() -> O + Se
     receiver.await.ok()
 }
 
-fn lower_priority() {
+fn lower_priority(niceness: Niceness) {
     #[cfg(target_os = "linux")]
-    if let Err(error) = rustix::process::nice(NICENESS) {
+    if let Err(error) = rustix::process::nice(niceness.0) {
         tracing::debug!(%error, "a thread for expensive images keeps its priority");
     }
+    #[cfg(not(target_os = "linux"))]
+    let _ = niceness;
 }
-
-/// A thirtieth of the weight of threads that move bytes, a tenth of that of threads that decode small images and run the model.
-#[cfg(target_os = "linux")]
-const NICENESS: i32 = 15;
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -255,6 +272,21 @@ mod tests {
             tokio::task::yield_now().await;
         }
         assert_eq!(*log.lock().unwrap(), [1, 2, 3, 1, 1, 1].map(client));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_leaves_and_comes_again_has_one_turn() {
+        let line = Line::new(1, 1, &FairPool::new(100, 1.0));
+        let running = enter(&line, 1, 100).unwrap();
+        let _slot = running.turn().await;
+        for _ in 0..3 {
+            let leaving = enter(&line, 1, 100).unwrap();
+            assert!(leaving.turn().now_or_never().is_none());
+        }
+        let waiting = enter(&line, 1, 100).unwrap();
+        assert!(waiting.turn().now_or_never().is_none());
+        let turns = line.lock().turns.clone();
+        assert!(turns.len() <= 1, "{turns:?}");
     }
 
     #[tokio::test(start_paused = true)]

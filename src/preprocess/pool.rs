@@ -10,7 +10,7 @@ use tracing::{Instrument, Span};
 use super::cpu::thread_time;
 use super::decode::probe_within;
 use super::estimate::{Class, Costs, LARGE_BYTES, SMALL_TIME};
-use super::line::{Line, LineRefused, on_a_thread};
+use super::line::{Line, LineRefused, Niceness, on_a_thread};
 use super::source::{check_values, pixels};
 use super::{Crop, Estimate, ImageError, ImageInfo, ImageLimits, Pixels, Source, Transform, decode};
 use crate::cores::{Cores, Priority, Rank, Work, give_way};
@@ -57,6 +57,8 @@ pub struct Prepared {
     pub decode: Duration,
     /// Time spent on resize and crop.
     pub resize: Duration,
+    /// The line in which it was decoded.
+    pub class: Class,
 }
 
 /// Pre-processing for every model: the bounds are the machine's, not a model's.
@@ -127,8 +129,10 @@ enum Attempt {
     Done(Result<Prepared, ImageError>),
     /// It needs so much memory first; nothing has been decoded.
     NeedsMemory(u64),
-    /// It turned out to be large, and goes to their line.
-    IsLarge,
+    /// It turned out to be large, and goes to their line: because it takes so much memory, or because it took too long.
+    IsLarge {
+        too_slow: bool,
+    },
 }
 
 impl Preprocessor {
@@ -180,13 +184,14 @@ impl Preprocessor {
             return Ok(given(transform, (width, height), values)?);
         }
         let mut class = estimate.class();
+        let mut too_slow = false;
         if class == Class::Small {
             let mut permits = Permits { memory: None, class };
             loop {
                 let rank = Rank { priority: origin.priority, work: Work::Prepare };
                 let core = self.cores.take_for(rank, origin.client, estimate.time());
                 let core = core.instrument(spans::wait_for_core()).await;
-                let attempt = self.task(transform, (&source, estimate), permits);
+                let attempt = self.task(transform, (&source, estimate), permits, origin.client);
                 let work = tokio::task::spawn_blocking(move || {
                     let _core = core;
                     give_way();
@@ -199,18 +204,25 @@ impl Preprocessor {
                     Attempt::NeedsMemory(bytes) => {
                         permits = Permits { memory: self.memory.acquire(bytes).await, class };
                     }
-                    Attempt::IsLarge => break,
+                    Attempt::IsLarge { too_slow: slow } => {
+                        too_slow = slow;
+                        break;
+                    }
                 }
             }
             class = Class::Large;
         }
         if class == Class::Medium {
-            match self.run_in_line(transform, (&source, estimate), class, origin).await? {
+            match self.run_in_line(transform, (&source, estimate), (class, estimate.time()), origin).await? {
                 Some(prepared) => return Ok(prepared),
                 None => class = Class::Large,
             }
+            too_slow = true;
         }
-        self.run_in_line(transform, (&source, estimate), class, origin).await?.ok_or(ImageError::Internal.into())
+        // An image that was not as cheap as it looked is not believed again.
+        let cost = if too_slow { estimate.time().max(estimate.limit(Class::Small)) } else { estimate.time() };
+        let prepared = self.run_in_line(transform, (&source, estimate), (class, cost), origin).await?;
+        prepared.ok_or(ImageError::Internal.into())
     }
 
     /// Decodes an expensive image when it is its client's turn; `None` if it belongs in the next line.
@@ -218,27 +230,27 @@ impl Preprocessor {
         &self,
         transform: &Arc<Transform>,
         image: (&Source, Estimate),
-        class: Class,
+        (class, cost): (Class, Duration),
         origin: Origin,
     ) -> Result<Option<Prepared>, PrepareError> {
         let large = class == Class::Large;
         let (line, memory) = if large { (&self.large, &self.large_memory) } else { (&self.medium, &self.memory) };
-        let cost = image.1.time();
         // Whoever sends what takes half a second expects to wait for some seconds.
         let longest = self.max_wait.max(8 * cost);
         let ticket = line.enter(origin.client, cost, (longest, origin.deadline)).map_err(PrepareError::Line)?;
         let mut permits = Permits { memory: None, class };
         loop {
             let slot = ticket.turn().instrument(spans::wait_for_core()).await;
-            let attempt = self.task(transform, image, permits);
-            let work = on_a_thread(move || {
+            let attempt = self.task(transform, image, permits, origin.client);
+            let niceness = if large { Niceness::LARGE } else { Niceness::MEDIUM };
+            let work = on_a_thread(niceness, move || {
                 let _slot = slot;
                 attempt()
             });
             match work.await.ok_or(ImageError::Internal)? {
                 Attempt::Done(result) => return Ok(Some(result?)),
                 Attempt::NeedsMemory(bytes) => permits = Permits { memory: memory.acquire(bytes).await, class },
-                Attempt::IsLarge => return Ok(None),
+                Attempt::IsLarge { .. } => return Ok(None),
             }
         }
     }
@@ -254,15 +266,15 @@ impl Preprocessor {
         work: impl FnOnce() -> O + Send + 'static,
     ) -> Result<O, PrepareError> {
         if cost > SMALL_TIME {
-            let longest = self.max_wait.max(8 * cost);
-            let ticket =
-                self.medium.enter(origin.client, cost, (longest, origin.deadline)).map_err(PrepareError::Line)?;
+            // It belongs to a request that was admitted: it waits for as long as that does.
+            let patience = (Duration::MAX, origin.deadline);
+            let ticket = self.medium.enter(origin.client, cost, patience).map_err(PrepareError::Line)?;
             let slot = ticket.turn().await;
             let run = move || {
                 let _slot = slot;
                 work()
             };
-            return on_a_thread(run).await.ok_or(ImageError::Internal.into());
+            return on_a_thread(Niceness::MEDIUM, run).await.ok_or(ImageError::Internal.into());
         }
         let rank = Rank { priority: origin.priority, work: Work::Prepare };
         let core = self.cores.take_for(rank, origin.client, cost).await;
@@ -280,15 +292,26 @@ impl Preprocessor {
         transform: &Arc<Transform>,
         (source, estimate): (&Source, Estimate),
         permits: Permits,
+        client: Client,
     ) -> impl FnOnce() -> Attempt + Send + 'static {
         let (this, transform, source, span) = (self.clone(), Arc::clone(transform), source.clone(), Span::current());
         move || {
             let _span = span.entered();
-            let start = thread_time();
+            let (start, class) = (thread_time(), permits.class);
             let attempt = this.attempt(&transform, (&source, estimate), permits);
-            // A refused header says nothing of what decoding takes.
-            if matches!(attempt, Attempt::Done(Ok(_)) | Attempt::IsLarge) {
-                this.costs.record(&estimate, thread_time().saturating_sub(start));
+            let took = thread_time().saturating_sub(start);
+            let learn = match &attempt {
+                Attempt::Done(Ok(_)) | Attempt::IsLarge { too_slow: true } => true,
+                // A header that is refused says nothing of what decoding takes; damage that is found late does.
+                Attempt::Done(Err(_)) => took > estimate.time(),
+                Attempt::NeedsMemory(_) | Attempt::IsLarge { too_slow: false } => false,
+            };
+            if learn {
+                this.costs.record(&estimate, took);
+            }
+            if class == Class::Small {
+                // Whoever sends what takes longer than it looks waits for longer.
+                this.cores.charge(client, took.saturating_sub(estimate.time()));
             }
             attempt
         }
@@ -303,7 +326,7 @@ impl Preprocessor {
         let estimate = self.estimate(transform, &file);
         match self.attempt(transform, (&file, estimate), Permits { memory: None, class: Class::Large }) {
             Attempt::Done(result) => result,
-            Attempt::NeedsMemory(_) | Attempt::IsLarge => Err(ImageError::Internal),
+            Attempt::NeedsMemory(_) | Attempt::IsLarge { .. } => Err(ImageError::Internal),
         }
     }
 
@@ -334,7 +357,7 @@ impl Preprocessor {
         };
         match attempt {
             // It has more time there.
-            Attempt::Done(Err(ImageError::TooSlow(_))) if class != Class::Large => Attempt::IsLarge,
+            Attempt::Done(Err(ImageError::TooSlow(_))) if class != Class::Large => Attempt::IsLarge { too_slow: true },
             attempt => attempt,
         }
     }
@@ -348,9 +371,10 @@ impl Preprocessor {
         decode: impl FnOnce() -> Result<Pixels, ImageError>,
     ) -> Attempt {
         let start = Instant::now();
-        let large = permits.class == Class::Large;
+        let class = permits.class;
+        let large = class == Class::Large;
         if !large && bytes > LARGE_BYTES {
-            return Attempt::IsLarge;
+            return Attempt::IsLarge { too_slow: false };
         }
         let memory = if large { &self.large_memory } else { &self.memory };
         let Some(_memory) = permits.memory.or_else(|| memory.try_acquire(bytes)) else {
@@ -359,7 +383,7 @@ impl Preprocessor {
         Attempt::Done(spans::stage(Stage::Decode).in_scope(decode).map(|pixels| {
             let decoded = Instant::now();
             let crop = spans::stage(Stage::Resize).in_scope(|| Crop::new(transform, &pixels));
-            Prepared { crop, info, decode: decoded - start, resize: decoded.elapsed() }
+            Prepared { crop, info, decode: decoded - start, resize: decoded.elapsed(), class }
         }))
     }
 }
@@ -380,5 +404,5 @@ fn given(transform: &Arc<Transform>, sides: (u32, u32), values: Bytes) -> Result
     check_values(sides, &values, transform.size())?;
     let info = ImageInfo { format: None, width: sides.0, height: sides.1 };
     let crop = Crop::of_values(transform, values);
-    Ok(Prepared { crop, info, decode: Duration::ZERO, resize: Duration::ZERO })
+    Ok(Prepared { crop, info, decode: Duration::ZERO, resize: Duration::ZERO, class: Class::Small })
 }

@@ -108,80 +108,111 @@ pub(super) fn gif_frame(file: &[u8]) -> Option<(u32, u32)> {
 
 /// The largest width and height that any part of a WebP file declares: the canvas, the still image, every animation
 /// frame. The decoder allocates by the parts' own sizes, which need not agree with the canvas.
-///
-/// # Errors
-/// The file has a chunk that is made to use up memory; says which.
-pub(super) fn webp_extent(file: &[u8]) -> Result<(u32, u32), &'static str> {
+pub(super) fn webp_extent(file: &[u8]) -> (u32, u32) {
     let mut extent = (0, 0);
-    webp_chunks(file.get(12..).unwrap_or_default(), &[(0, 0)], &mut extent)?;
-    Ok(extent)
+    for chunk in webp_chunks(file.get(12..).unwrap_or_default()) {
+        let inner = match chunk.kind {
+            b"ANMF" => webp_chunks(chunk.data.get(16..).unwrap_or_default()).take(FRAME_CHUNKS).collect(),
+            _ => Vec::new(),
+        };
+        for (width, height) in std::iter::once(chunk).chain(inner).filter_map(|chunk| chunk.size()) {
+            extent = (extent.0.max(width), extent.1.max(height));
+        }
+    }
+    extent
 }
+
+/// Sub-chunks of an animation frame that the decoder reads: an alpha plane and a picture.
+const FRAME_CHUNKS: usize = 2;
 
 /// Groups of prefix codes of a lossless picture. Encoders make at most 2,600; each takes up to 68 KB in the decoder.
 const MAX_PREFIX_GROUPS: u32 = 4096;
 
-/// Sub-chunks of an animation frame that the decoder reads: an alpha plane and a picture. It reads them to the end of the file,
-/// whatever length the frame has.
-const FRAME_CHUNKS: usize = 2;
-
-/// `around`: the sizes of what the chunks are in, the canvas first; an alpha plane has one of them. Frames hold images, not frames;
-/// whoever nests them wants the stack to end.
-fn webp_chunks(mut rest: &[u8], around: &[(u32, u32)], extent: &mut (u32, u32)) -> Result<(), &'static str> {
-    let mut canvas_size = around[0];
-    let in_frame = around.len() > 1;
-    let mut left = if in_frame { FRAME_CHUNKS } else { usize::MAX };
-    while let Some((header, body)) = rest.split_at_checked(8).filter(|_| left > 0) {
-        left -= 1;
-        let size = u32::from_le_bytes([header[4], header[5], header[6], header[7]]) as usize;
-        let chunk = &body[..size.min(body.len())];
-        // The decoder allocates what a chunk of metadata declares before it reads it.
-        if size > body.len() && matches!(&header[..4], b"EXIF" | b"ICCP" | b"XMP ") {
+/// Looks for what the decoder would use up memory on: chunks of metadata, of which it allocates what they declare, and lossless
+/// pictures, of which it builds all codes before the first pixel. Goes over the parts that the decoder reads and no others: the first
+/// picture and the first alpha plane, and those of the first frame. So the time is linear in the length of the file.
+///
+/// # Errors
+/// There is such a thing; says which.
+pub(super) fn webp_check(file: &[u8]) -> Result<(), &'static str> {
+    let (mut canvas_size, mut frame) = ((0, 0), None);
+    let (mut picture, mut alpha) = (false, false);
+    let mut parts: Vec<WebpChunk<'_>> = Vec::new();
+    for chunk in webp_chunks(file.get(12..).unwrap_or_default()) {
+        let WebpChunk { kind, declared, data, body } = chunk;
+        if declared > body.len() && matches!(kind, b"EXIF" | b"ICCP" | b"XMP ") {
             return Err("a chunk of its metadata is longer than the file");
         }
-        let mut groups = Some(1);
-        let found = match &header[..4] {
-            b"VP8X" => chunk.get(4..10).map(canvas),
-            b"ANMF" if !in_frame => {
-                let size = chunk.get(6..12).map(canvas).unwrap_or_default();
-                webp_chunks(body.get(16..).unwrap_or_default(), &[canvas_size, size], extent)?;
-                Some(size)
+        match kind {
+            b"VP8X" => canvas_size = data.get(4..10).map(canvas).unwrap_or_default(),
+            b"ANMF" if frame.is_none() => {
+                frame = Some(data.get(6..12).map(canvas).unwrap_or_default());
+                // The decoder reads the frame's chunks to the end of the file, whatever length the frame has.
+                parts.extend(webp_chunks(body.get(16..).unwrap_or_default()).take(FRAME_CHUNKS));
             }
+            b"VP8L" if !std::mem::replace(&mut picture, true) => parts.push(chunk),
+            b"ALPH" if !std::mem::replace(&mut alpha, true) => parts.push(chunk),
+            _ => {}
+        }
+    }
+    let groups = |part: &WebpChunk<'_>| match part.kind {
+        b"VP8L" => prefix_groups(part.data),
+        // Compressed as a lossless picture is, if the two lowest bits say so. Its size is the canvas's or the frame's.
+        b"ALPH" if part.data.first().is_some_and(|flags| flags & 3 == 1) => {
+            let sizes = std::iter::once(canvas_size).chain(frame);
+            sizes.filter_map(|(width, height)| alpha_prefix_groups(&part.data[1..], width, height)).max()
+        }
+        _ => None,
+    };
+    // A stream that cannot be read so far cannot be decoded either; its decoder says what is wrong.
+    match parts.iter().filter_map(groups).any(|groups| groups > MAX_PREFIX_GROUPS) {
+        true => Err("its lossless picture has more than 4096 groups of prefix codes; save it again"),
+        false => Ok(()),
+    }
+}
+
+/// A chunk of a WebP file.
+#[derive(Clone, Copy)]
+struct WebpChunk<'a> {
+    kind: &'a [u8; 4],
+    /// Bytes that it says it has.
+    declared: usize,
+    /// As far as they are there.
+    data: &'a [u8],
+    /// All that follows its header.
+    body: &'a [u8],
+}
+
+fn webp_chunks(mut rest: &[u8]) -> impl Iterator<Item = WebpChunk<'_>> {
+    std::iter::from_fn(move || {
+        let (kind, after) = rest.split_first_chunk::<4>()?;
+        let (length, body) = after.split_first_chunk::<4>()?;
+        let declared = u32::from_le_bytes(*length) as usize;
+        // Chunks are padded to an even length.
+        rest = body.get(declared.saturating_add(declared % 2)..).unwrap_or_default();
+        Some(WebpChunk { kind, declared, data: &body[..declared.min(body.len())], body })
+    })
+}
+
+impl WebpChunk<'_> {
+    /// Width and height that it declares.
+    fn size(&self) -> Option<(u32, u32)> {
+        match self.kind {
+            b"VP8X" => self.data.get(4..10).map(canvas),
+            b"ANMF" => self.data.get(6..12).map(canvas),
             // Lossy: after a three-byte frame tag and a start code, 14 bits each.
-            b"VP8 " => chunk.get(6..10).map(|b| {
+            b"VP8 " => self.data.get(6..10).map(|b| {
                 let side = |low, high| u32::from(u16::from_le_bytes([low, high]) & 0x3FFF);
                 (side(b[0], b[1]), side(b[2], b[3]))
             }),
             // Lossless: after a signature byte, 14 bits each, less one.
-            b"VP8L" => {
-                groups = prefix_groups(chunk);
-                chunk.get(1..5).map(|b| {
-                    let bits = u32::from_le_bytes([b[0], b[1], b[2], b[3]]);
-                    ((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)
-                })
-            }
-            // Compressed as a lossless picture is, if the two lowest bits say so.
-            b"ALPH" if chunk.first().is_some_and(|flags| flags & 3 == 1) => {
-                let stream = chunk.get(1..).unwrap_or_default();
-                let sizes = std::iter::once(&canvas_size).chain(around);
-                groups = sizes.filter_map(|(width, height)| alpha_prefix_groups(stream, *width, *height)).max();
-                None
-            }
+            b"VP8L" => self.data.get(1..5).map(|b| {
+                let bits = u32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+                ((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)
+            }),
             _ => None,
-        };
-        // A stream that cannot be read so far cannot be decoded either; its decoder says what is wrong.
-        if groups.is_some_and(|groups| groups > MAX_PREFIX_GROUPS) {
-            return Err("its lossless picture has more than 4096 groups of prefix codes; save it again");
         }
-        if let Some((width, height)) = found {
-            if header[..4] == *b"VP8X" {
-                canvas_size = (width, height);
-            }
-            *extent = (extent.0.max(width), extent.1.max(height));
-        }
-        // Chunks are padded to an even length.
-        rest = body.get(size.saturating_add(size % 2)..).unwrap_or_default();
     }
-    Ok(())
 }
 
 /// Two 24-bit sizes, each less one.
@@ -215,28 +246,41 @@ mod tests {
     fn frames_in_frames_do_not_use_up_the_stack() {
         let mut file = b"RIFF\0\0\0\0WEBP".to_vec();
         file.extend(b"ANMF\xff\xff\xff\xff................".repeat(400_000));
-        assert!(webp_extent(&file).unwrap().0 > 0);
+        assert!(webp_extent(&file).0 > 0);
+        let _ = webp_check(&file);
     }
 
     #[test]
     fn the_largest_part_of_a_webp_counts() {
         let mut file = b"RIFF\0\0\0\0WEBP".to_vec();
         file.extend(b"VP8X\x0a\0\0\0\0\0\0\0\x0f\0\0\x0f\0\0");
-        assert_eq!(webp_extent(&file), Ok((16, 16)));
+        assert_eq!(webp_extent(&file), (16, 16));
         let size = 9999u32 | (4999 << 14);
         file.extend(b"VP8L\x05\0\0\0\x2f");
         file.extend(size.to_le_bytes());
-        assert_eq!(webp_extent(&file), Ok((10_000, 5_000)));
-        (0..file.len()).for_each(|end| assert!(webp_extent(&file[..end]).unwrap().0 <= 10_000));
+        assert_eq!(webp_extent(&file), (10_000, 5_000));
+        (0..file.len()).for_each(|end| assert!(webp_extent(&file[..end]).0 <= 10_000));
     }
 
     #[test]
     fn a_chunk_of_metadata_longer_than_the_file_is_refused() {
         let mut file = b"RIFF\0\0\0\0WEBPVP8X\x0a\0\0\0\x08\0\0\0\x0f\0\0\x0f\0\0".to_vec();
         file.extend(b"EXIF\x04\0\0\0abcd");
-        assert_eq!(webp_extent(&file), Ok((16, 16)));
+        assert_eq!((webp_extent(&file), webp_check(&file)), ((16, 16), Ok(())));
         file.truncate(file.len() - 1);
-        assert!(webp_extent(&file).is_err());
+        assert!(webp_check(&file).is_err());
+    }
+
+    /// Frames that each look like the beginning of a lossless picture which reaches to the end of the file.
+    #[test]
+    fn a_webp_of_many_frames_is_gone_over_once() {
+        let mut file = b"RIFF\0\0\0\0WEBPVP8X\x0a\0\0\0\x02\0\0\0\xff\x3f\0\xff\x3f\0".to_vec();
+        let mut frame = b"ANMF\x2a\0\0\0\0\0\0\0\0\0\xff\x3f\0\xff\x0b\0\0\0\0\0".to_vec();
+        frame.extend(b"VP8L\xff\xff\xff\x7f\x2f\xff\xff\xff\x02\x11\x88\x88\x08\x55\x55\x55\x55\x55");
+        file.extend(frame.repeat(40_000));
+        let start = std::time::Instant::now();
+        let _ = (webp_extent(&file), webp_check(&file));
+        assert!(start.elapsed() < std::time::Duration::from_secs(2), "{:?}", start.elapsed());
     }
 
     fn png_chunk(kind: &[u8; 4], data: &[u8]) -> Vec<u8> {

@@ -31,6 +31,22 @@ pub enum Source {
     },
 }
 
+impl Source {
+    /// Bytes that it came in.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        match self {
+            Self::File(bytes) | Self::Pixels { rgb: bytes, .. } | Self::Values { values: bytes, .. } => bytes.len(),
+        }
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
 impl From<Bytes> for Source {
     fn from(file: Bytes) -> Self {
         Self::File(file)

@@ -106,7 +106,7 @@ impl Listener {
         };
         // An answer is small and complete: waiting for more to send only delays it.
         let _ = stream.set_nodelay(true);
-        let watch = Watch::new(self.time.header, self.time.idle);
+        let watch = Watch::new(&self.time);
         let io = TokioIo::new(WatchedStream { stream, watch: Arc::clone(&watch), preface: Some(0) });
 
         let http = TowerToHyperService::new(self.http.clone());
@@ -146,7 +146,8 @@ impl Listener {
 
         let (metrics, lifecycle) = (Arc::clone(&self.metrics), self.lifecycle.clone());
         open.spawn(async move {
-            let _slot: (OwnedSemaphorePermit, Share) = (slot, share);
+            // The share first: whoever gets the slot must find the share free.
+            let _slot: (Share, OwnedSemaphorePermit) = (share, slot);
             let _open = GaugeGuard::one(&metrics.http_connections);
             let mut connection = pin!(builder.serve_connection(io, service));
             let mut stop = pin!(async {
@@ -223,12 +224,16 @@ fn is_about_the_peer(error: &io::Error) -> bool {
 #[derive(Debug)]
 struct Watch {
     state: Mutex<WatchState>,
+    /// Since when the client's system takes no bytes that are to be sent.
+    blocked: Mutex<Option<Instant>>,
     /// Told of every change that somebody may wait for.
     changed: Notify,
     /// Over HTTP/2 bytes also come between requests (pings, settings), and heads have no beginning of their own.
     http2: AtomicBool,
     header: Duration,
     idle: Duration,
+    /// For a client to take any bytes at all; zero if it need not.
+    unread: Duration,
 }
 
 #[derive(Debug)]
@@ -244,13 +249,30 @@ enum WatchState {
 }
 
 impl Watch {
-    fn new(header: Duration, idle: Duration) -> Arc<Self> {
+    fn new(time: &TimeLimits) -> Arc<Self> {
+        let TimeLimits { header, idle, .. } = *time;
+        let unread = if time.min_download_rate > 0 { DOWNLOAD_WINDOW } else { Duration::ZERO };
         let state = Mutex::new(WatchState::Header(Instant::now() + header));
-        Arc::new(Self { state, changed: Notify::new(), http2: AtomicBool::new(false), header, idle })
+        let (blocked, changed, http2) = (Mutex::default(), Notify::new(), AtomicBool::new(false));
+        Arc::new(Self { state, blocked, changed, http2, header, idle, unread })
     }
 
     fn update(&self, change: impl FnOnce(&mut WatchState)) {
         change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Notes whether bytes could be sent, or have to wait.
+    fn sent<T>(&self, result: Poll<T>) -> Poll<T> {
+        let mut blocked = self.blocked.lock().unwrap_or_else(PoisonError::into_inner);
+        match (&result, *blocked) {
+            (Poll::Ready(_), Some(_)) => *blocked = None,
+            (Poll::Pending, None) => *blocked = Some(Instant::now()),
+            // It stays as it is, and nobody has to be told.
+            _ => return result,
+        }
+        drop(blocked);
+        self.changed.notify_waiters();
+        result
     }
 
     /// Notes that bytes came between requests, or that they make the connection one of HTTP/2.
@@ -290,6 +312,12 @@ impl Watch {
                 WatchState::Idle(at) => deadline = Some((*at, "idle")),
                 WatchState::Busy(_) => {}
             });
+            let blocked = *self.blocked.lock().unwrap_or_else(PoisonError::into_inner);
+            // Requests have timeouts of their own, but not once hyper holds an answer that it cannot send.
+            if let Some(since) = blocked.filter(|_| self.unread > Duration::ZERO) {
+                let at = since + self.unread;
+                deadline = Some(deadline.filter(|(other, _)| *other <= at).unwrap_or((at, "response")));
+            }
             match deadline {
                 _ if closing => return None,
                 None => changed.await,
@@ -377,7 +405,8 @@ impl AsyncRead for WatchedStream {
 
 impl AsyncWrite for WatchedStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let result = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.watch.sent(result)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -393,7 +422,8 @@ impl AsyncWrite for WatchedStream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        let result = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.watch.sent(result)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -34,6 +34,8 @@ pub(crate) struct Ingress {
 struct State {
     /// Bytes that each client may still send at a time.
     buckets: HashMap<Client, (f64, Instant)>,
+    /// Clients at which the list is gone through next.
+    most: usize,
     last: Option<Client>,
     /// When bytes of another client than before came.
     changed: Option<Instant>,
@@ -53,8 +55,9 @@ impl Ingress {
             state.changed = Some(now);
         }
         let alone = state.changed.is_none_or(|changed| now - changed > MEMORY);
-        if state.buckets.len() >= REMEMBERED {
+        if state.buckets.len() >= state.most.max(REMEMBERED) {
             state.buckets.retain(|_, (_, at)| now - *at < MEMORY);
+            state.most = 2 * state.buckets.len();
         }
         let full = self.rate * BURST;
         let (tokens, at) = state.buckets.entry(client).or_insert((full, now));

@@ -14,11 +14,12 @@ use tokio::time::sleep;
 
 use crate::config::DOWNLOAD_WINDOW;
 
-/// Chunks up to this size are handed on as they are: they fit the buffers of a socket.
-pub(super) const LARGE_CHUNK: usize = 256 << 10;
+/// Chunks up to this size are handed on as they are. What is handed on counts against no budget any more, but stays in memory until the
+/// client has read it, and a client may have a hundred answers open on each of its connections.
+pub(super) const LARGE_CHUNK: usize = 16 << 10;
 
 /// What hyper gets of a larger one at a time.
-const PIECE: usize = 64 << 10;
+const PIECE: usize = 16 << 10;
 
 /// What happens to clients that take an answer too slowly.
 pub(super) struct SlowReaders {
@@ -39,15 +40,15 @@ struct State {
     body: Option<Body>,
     /// What is left of the chunk that is being handed out.
     chunk: Bytes,
-    /// Bytes handed out of large chunks.
-    taken: u64,
+    /// Bytes of large chunks that were handed to hyper.
+    handed: u64,
     /// Whether a timer looks after the chunk.
     timed: bool,
 }
 
 impl Outgoing {
     pub(super) fn new(body: Body, readers: SlowReaders) -> Self {
-        let state = State { body: Some(body), chunk: Bytes::new(), taken: 0, timed: false };
+        let state = State { body: Some(body), chunk: Bytes::new(), handed: 0, timed: false };
         Self { state: Arc::new(Mutex::new(state)), readers: Arc::new(readers) }
     }
 }
@@ -69,7 +70,7 @@ async fn time_out(state: Weak<Mutex<State>>, readers: Arc<SlowReaders>) {
             state.timed = false;
             return;
         }
-        if state.taken - before < readers.least {
+        if state.handed - before < readers.least {
             // What the body holds is given back: memory, gauges, the request's end.
             let dropped = (state.body.take(), std::mem::take(&mut state.chunk));
             drop(state);
@@ -77,7 +78,7 @@ async fn time_out(state: Weak<Mutex<State>>, readers: Arc<SlowReaders>) {
             (readers.on_cut)();
             return;
         }
-        before = state.taken;
+        before = state.handed;
     }
 }
 
@@ -98,7 +99,7 @@ impl HttpBody for Outgoing {
                         state.chunk = data;
                         if !state.timed && self.readers.least > 0 {
                             state.timed = true;
-                            state.taken = 0;
+                            state.handed = 0;
                             tokio::spawn(time_out(Arc::downgrade(&self.state), Arc::clone(&self.readers)));
                         }
                     }
@@ -109,7 +110,7 @@ impl HttpBody for Outgoing {
             }
         }
         let piece = PIECE.min(state.chunk.len());
-        state.taken += piece as u64;
+        state.handed += piece as u64;
         Poll::Ready(Some(Ok(Frame::data(state.chunk.split_to(piece)))))
     }
 

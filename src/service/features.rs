@@ -7,9 +7,10 @@ use image::RgbImage;
 use tokio::time::{Duration, Instant};
 use tracing::Instrument;
 
-use super::scores::decode_time;
+use super::scores::{decode_time, is_large};
 use super::{Ask, Error, How, Prediction, Ran, ServedModel, Service, Sort, Times, gather, predict, whole_seconds};
 use crate::batch::{Demand, ONE_RUN};
+use crate::cores::in_place;
 use crate::fair_share::{Refused, Share};
 use crate::ghostnet::{Output, OutputShape, Size};
 use crate::model::Variant;
@@ -176,15 +177,13 @@ impl Service {
             shed.with_label_values(&[&model.manifest.id[..], "memory"]).inc_by(images.len() as u64);
             Error::Overloaded { limit, retry_after: Duration::from_secs(1) }
         })?;
-        let images: Vec<Result<(Source, Estimate), Error>> = images
-            .into_iter()
-            .map(|image| {
-                image.map(|source| {
-                    let estimate = self.preprocessor.estimate(&plan.transform, &source);
-                    (source, estimate)
-                })
-            })
-            .collect();
+        let estimate = |source: Source| {
+            let estimate = self.preprocessor.estimate(&plan.transform, &source);
+            (source, estimate)
+        };
+        let large = is_large(&images);
+        let images: Vec<Result<(Source, Estimate), Error>> =
+            in_place(large, || images.into_iter().map(|image| image.map(estimate)).collect());
         let good = images.iter().filter_map(|image| image.as_ref().ok());
         let (to_do, decode) =
             good.fold((0, Duration::ZERO), |(count, sum), (_, estimate)| (count + 1, sum + decode_time(estimate)));

@@ -250,8 +250,7 @@ impl Service {
         how: How<'_>,
     ) -> Result<(Ran, Times), Error> {
         // An expensive image waits in a line of its own, where it keeps nobody from the cores and the model.
-        let small = estimate.class() == Class::Small;
-        permit.set_aside(!small);
+        permit.set_aside(estimate.class() != Class::Small);
         let prepared = self.preprocessor.run(how.transform, (source, estimate), how.origin);
         let prepared = match tokio::time::timeout_at(how.origin.deadline, prepared).await {
             Ok(Ok(prepared)) => prepared,
@@ -267,7 +266,7 @@ impl Service {
         permit.set_aside(false);
         self.metrics.stage(Stage::Decode, prepared.decode);
         self.metrics.stage(Stage::Resize, prepared.resize);
-        if small {
+        if prepared.class == Class::Small {
             model.queue.record_prepare(prepared.decode + prepared.resize);
         }
         let view = prepared.crop.pixels().cloned();

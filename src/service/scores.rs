@@ -10,6 +10,7 @@ use tracing::Instrument;
 use super::cache::{Key, Lookup, ScoreCache, Scored};
 use super::{Error, How, ServedModel, Service, Times, gather};
 use crate::batch::{Demand, ONE_RUN, Permit};
+use crate::cores::in_place;
 use crate::preprocess::{Class, Estimate, Origin, Source};
 use crate::telemetry::spans;
 
@@ -53,6 +54,11 @@ fn demand(images: usize, decode: Option<Duration>, origin: Origin) -> Demand {
 /// What an image's decoding keeps the cores busy for: expensive ones get what others leave.
 pub(super) fn decode_time(estimate: &Estimate) -> Duration {
     if estimate.class() == Class::Small { estimate.time() } else { Duration::ZERO }
+}
+
+/// Whether images are so long together that looking at all of their bytes takes milliseconds.
+pub(super) fn is_large(images: &[Result<Source, Error>]) -> bool {
+    images.iter().flatten().map(Source::len).sum::<usize>() > 256 << 10
 }
 
 impl Service {
@@ -104,7 +110,10 @@ impl Service {
             return Err(Error::NotReady);
         }
         let origin = request.origin;
-        let images: Vec<Asked> = request.images.into_iter().map(|image| self.ask(model, image)).collect();
+        // Headers are gone over, and files are hashed for the cache.
+        let large = is_large(&request.images);
+        let ask = || request.images.into_iter().map(|image| self.ask(model, image)).collect();
+        let images: Vec<Asked> = in_place(large, ask);
         let estimates = images.iter().filter_map(|image| match image {
             Asked::New(_, estimate, _) => Some(decode_time(estimate)),
             _ => None,

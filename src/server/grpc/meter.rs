@@ -104,6 +104,8 @@ pub(super) struct Metered {
     pace: Pace,
     /// When the client will have been too slow; none while it is not waited for.
     until: Option<Instant>,
+    /// No message has begun yet.
+    first: bool,
     /// No more is read before: the client sends more than its share.
     paused: Option<Instant>,
     clock: Pin<Box<Sleep>>,
@@ -169,6 +171,7 @@ impl Metered {
             walker: None,
             pace: Pace::new(bounds.rate),
             until: Some(bounds.first),
+            first: true,
             paused: None,
             clock: Box::pin(sleep_until(bounds.first)),
             bounds,
@@ -176,8 +179,9 @@ impl Metered {
         }
     }
 
-    /// Counts some bytes of the body, and what will be made of them.
-    fn check(&mut self, mut bytes: &[u8]) -> Result<(), Problem> {
+    /// Counts some bytes of the body, and what will be made of them. Says whether a message began in them.
+    fn check(&mut self, mut bytes: &[u8]) -> Result<bool, Problem> {
+        let mut began = false;
         while let Some(piece) = self.framing.next(&mut bytes) {
             match piece {
                 Piece::Prefix(bytes) => self.meter.grow(bytes)?,
@@ -190,6 +194,7 @@ impl Metered {
                         return Err(Problem::new(Code::BodyTooLarge, detail));
                     }
                     self.meter.grow(bytes)?;
+                    began = true;
                     let walker = || Walker::new(self.bounds.message_type, length, self.bounds.limits);
                     self.walker = (!compressed).then(walker);
                 }
@@ -213,7 +218,7 @@ impl Metered {
                 self.meter.complete();
             }
         }
-        Ok(())
+        Ok(began)
     }
 
     fn refuse(&self, problem: Problem) -> Poll<Option<Result<Frame<Bytes>, tonic::Status>>> {
@@ -235,18 +240,22 @@ impl HttpBody for Metered {
         match Pin::new(&mut this.body).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 let Some(data) = frame.data_ref() else { return Poll::Ready(Some(Ok(frame))) };
-                let middle = !this.framing.between_messages();
-                if let Err(problem) = this.check(data) {
-                    return this.refuse(problem);
-                }
+                let began = match this.check(data) {
+                    Ok(began) => began,
+                    Err(problem) => return this.refuse(problem),
+                };
                 this.pace.received(data.len());
                 let wait = this.bounds.ingress.received(this.bounds.client, data.len());
                 this.paused = (!wait.is_zero()).then(|| Instant::now() + wait);
                 if this.framing.between_messages() {
                     this.until = None;
-                } else if !middle || this.until.is_none() {
-                    let first = this.until.take();
-                    this.until = Some(first.unwrap_or(Instant::now() + this.bounds.body));
+                    this.first = false;
+                } else if began || this.until.is_none() {
+                    // The first message has its time from the call's beginning on. Of later ones each has its own, whether or not
+                    // frames end where messages do.
+                    if !std::mem::take(&mut this.first) {
+                        this.until = Some(Instant::now() + this.bounds.body);
+                    }
                     this.pace = Pace::new(this.bounds.rate);
                 }
                 Poll::Ready(Some(Ok(frame)))
