@@ -388,6 +388,7 @@ ATTACKS = {
     "tiff-tiles": file("a small picture in a huge tile", bombs.tiff_tiles),
     "tiff-wide-tiles": file("a small picture in 16,384 huge tiles", bombs.tiff_wide_tiles),
     "tiff-jpeg": file("a small picture in 100 huge JPEGs", bombs.tiff_jpeg),
+    "webp-frames": file("200,000 frames that each reach to the end of the file", bombs.webp_frames),
     "webp-groups": file("65,536 groups of codes for one pixel", bombs.webp_groups),
     "webp-lossless": file("50 megapixels of no bits", bombs.webp_lossless, growth=DECODED),
     "jpeg-progressive": file("50 megapixels, 99 scans", bombs.jpeg_progressive),

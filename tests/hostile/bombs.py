@@ -323,6 +323,15 @@ def webp_groups():
     return webp(1, 1, bits)
 
 
+def webp_frames(count=200_000):
+    """An animation of frames of 50 bytes, each with a lossless picture that has the rest of the file for its data."""
+    frame = bytes.fromhex("414e4d46 2a000000 000000000000 ff3f00 ff0900 000000 00")
+    picture = b"VP8L" + struct.pack("<I", 0x7FFFFFFF) + bytes.fromhex("2fffff7f02 1188888808 5555555555")
+    canvas = b"VP8X" + struct.pack("<I", 10) + bytes.fromhex("02000000 ff3f00 ff0900")
+    body = b"WEBP" + canvas + (frame + picture) * count
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
 # JPEG
 
 
