@@ -27,7 +27,7 @@ use crate::cores::Priority;
 use crate::fair_share::{Client, Share};
 use crate::preprocess::Origin;
 use crate::server::http::layers::{BACKSTOP, REQUEST_ID, sane_request_id};
-use crate::server::http::priority;
+use crate::server::http::{client, priority};
 use crate::server::oip::{MAX_PARAMETERS, MAX_TENSORS};
 use crate::server::problem::Problem;
 use crate::service::{Code, Error};
@@ -163,7 +163,7 @@ fn enter(
     let start = Instant::now();
     let asked = asked(request.headers())?.map(|wait| start + wait);
     let priority = priority(request.headers());
-    let client = request.extensions().get::<Client>().copied().unwrap_or(Client::LOCAL);
+    let client = client(request.extensions());
     let slot = match method.works {
         false => None,
         true => Some(app.requests.take(client, || app.service.retry_after())?),

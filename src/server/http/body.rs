@@ -24,7 +24,7 @@ pub(super) fn json_object<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, s
 }
 
 /// The client at the other end of a request's connection.
-pub(super) fn client(extensions: &Extensions) -> Client {
+pub(in crate::server) fn client(extensions: &Extensions) -> Client {
     // Every connection says so; a request without one was made inside the process.
     extensions.get::<Client>().copied().unwrap_or(Client::LOCAL)
 }

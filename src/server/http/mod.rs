@@ -13,6 +13,7 @@ mod models;
 mod openapi;
 mod tensors;
 
+pub(in crate::server) use body::client;
 pub(in crate::server) use classify::priority;
 pub(in crate::server) use features::LARGE_ANSWER;
 pub(in crate::server) use tensors::{Dtype, write_row};
