@@ -125,13 +125,22 @@ impl TestServer {
 impl TestServer {
     /// Waits until a series has a value: what a server does after its answer is not over when the answer arrives.
     pub(crate) async fn settles(&self, series: &str, value: f64) {
+        self.wait_for(series, &format!("{value}"), |found| found == value).await;
+    }
+
+    /// Waits until a series is at least a value.
+    pub(crate) async fn reaches(&self, series: &str, value: f64) {
+        self.wait_for(series, &format!("at least {value}"), |found| found >= value).await;
+    }
+
+    async fn wait_for(&self, series: &str, expected: &str, accepts: impl Fn(f64) -> bool) {
         let start = std::time::Instant::now();
         loop {
             let found = self.metric(series).await;
-            if found == value {
+            if accepts(found) {
                 return;
             }
-            assert!(start.elapsed() < Duration::from_secs(10), "{series}: expected {value}, found {found}");
+            assert!(start.elapsed() < Duration::from_secs(10), "{series}: expected {expected}, found {found}");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
