@@ -14,12 +14,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ghostserve::cores::Cores;
-use ghostserve::load::{
-    Endpoint, Images, Load, Measurement, Progress, RequestStyle, Settings, Target, Watch, measure, median,
-};
 use ghostserve::model::ModelFolder;
 use ghostserve::preprocess::{PoolConfig, Preprocessor, Transform};
 use ghostserve::runtime::{Backend, LIBRARY_ENV, Runtime, Session, SessionSpec};
+use ghostserve_loadtest::{
+    Endpoint, Images, Load, Measurement, Progress, RequestStyle, Settings, Target, Watch, measure, median,
+};
 use support::{SIDE, photos, random_model};
 use tokio_util::sync::CancellationToken;
 

@@ -10,11 +10,11 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use ghostserve::ghostnet::{Form, Network, Output, Size, Target, preset};
-use ghostserve::kernels::native_block;
 use ghostserve::model::OnnxSource;
 use ghostserve::runtime::{Backend, LIBRARY_ENV, Precision, Prepared, Provider, Runtime, Session, SessionSpec};
-use ghostserve::weights::{Synthetic, synthetic_tensor};
+use ghostserve_ghostnet::{Form, Network, Output, Size, Target, preset};
+use ghostserve_kernels::native_block;
+use ghostserve_weights::{Synthetic, synthetic_tensor};
 
 const NETWORK: &str = "ghostnetv2_100";
 const SIDE: usize = 224;

@@ -12,10 +12,10 @@ use std::sync::Arc;
 
 use criterion::{BatchSize, Criterion, Throughput};
 use ghostserve::batch::Row;
-use ghostserve::manifest::InputSpec;
 use ghostserve::model::ModelFolder;
 use ghostserve::preprocess::{Crop, ImageLimits, Pixels, Transform, decode, probe};
 use ghostserve::runtime::{Backend, LIBRARY_ENV, Runtime, SessionSpec};
+use ghostserve_manifest::InputSpec;
 use support::{SIDE, photos, random_model};
 
 fn main() {

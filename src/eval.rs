@@ -11,11 +11,11 @@ use serde::Serialize;
 
 use crate::batch::ModelFailure;
 use crate::cores::Cores;
-use crate::manifest::Label;
 use crate::model::LoadedModel;
 use crate::preprocess::{ImageError, ImageInfo, PoolConfig, Preprocessor, Transform};
 use crate::runtime::{Backend, Prepared, Runtime, RuntimeError, Session, SessionSpec};
 use crate::service::{Ask, Prediction, predict, top};
+use ghostserve_manifest::Label;
 
 /// Images that one run of the model takes.
 const BATCH: usize = 4;

@@ -1,25 +1,24 @@
-//! GhostServe: an HTTP server that classifies images with GhostNetV2 on ONNX Runtime, on plain CPUs.
+//! GhostServe: an HTTP and gRPC server that classifies images with GhostNetV2 on ONNX Runtime, on plain CPUs.
 //!
-//! # The story of a request
+//! # A request
 //!
-//! 1. A connection is accepted and watched ([`server`]); a handler reads the body within its limits and makes one call to
-//!    [`service`].
-//! 2. The service takes a permit for every image *before* anything is decoded; past the bound the request is shed here.
-//! 3. [`preprocess`] turns each file into a row of the network's input, on a bounded number of threads, or into an error
-//!    that is about this image alone.
-//! 4. [`batch`] queues the row; an idle worker takes what is there, runs the model ([`runtime`]), and sends each row of
-//!    scores to whoever waits for it.
-//! 5. The service turns scores into predictions, or hands on feature maps; the handler encodes them, or has a [`picture`] drawn. Times are recorded in [`telemetry`] where they
-//!    happen.
+//! 1. [`server`] accepts a connection, enforces its timeouts, and routes the request to a handler. The handler plans the
+//!    request, reads its body within the limits, and calls [`service`].
+//! 2. [`service`] acquires a permit for every image before anything is decoded. Requests beyond the limits are rejected.
+//! 3. [`preprocess`] decodes each image, resizes it and crops it to the size of the model's input. One bad image is an
+//!    error of that image alone.
+//! 4. [`batch`] queues the crops. An idle worker takes the waiting ones as one batch and runs the model ([`runtime`]).
+//! 5. [`service`] turns scores into predictions, or returns feature maps. The handler encodes the answer. [`telemetry`]
+//!    records times where they occur.
 //!
-//! # The story of a model
+//! # A model
 //!
-//! A folder with a [`manifest`], or the one in the binary ([`model`]); [`hub`] makes such folders of published weights. Its
-//! architecture is data ([`ghostnet`]); with the folder's [`weights`], read strictly, it is lowered to an ONNX [`graph`],
-//! plain or in the runtime's blocked layout, where our own [`kernels`] do what stands between the convolutions. The
-//! runtime loads it from memory.
+//! A model folder holds a manifest ([`ghostserve_manifest`]), labels and weights. [`model`] loads it: a network of
+//! [`ghostserve_ghostnet`] with the values of [`ghostserve_weights`] becomes an ONNX graph, plain or in ONNX Runtime's
+//! blocked layout, where [`ghostserve_kernels`] computes what stands between the convolutions. [`runtime`] opens sessions
+//! on it. [`ghostserve_hub`] makes model folders of published weights.
 //!
-//! `docs/ARCHITECTURE.md` says who may import whom.
+//! `docs/ARCHITECTURE.md` lists which module may import which; `tests/imports.rs` checks it.
 
 pub mod batch;
 pub mod cli;
@@ -27,20 +26,12 @@ pub mod config;
 pub mod cores;
 pub mod eval;
 pub mod fair_share;
-pub mod ghostnet;
-pub mod graph;
-pub mod hub;
-pub mod kernels;
-pub mod load;
-pub mod manifest;
 pub mod memory;
 pub mod model;
 pub mod picture;
 pub mod plan;
 pub mod preprocess;
-pub mod proto;
 pub mod runtime;
 pub mod server;
 pub mod service;
 pub mod telemetry;
-pub mod weights;

@@ -11,11 +11,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::ghostnet::{self, BuildError, Config, ConfigError, Cost, Form, Network, Output, Size, Target};
-use crate::graph::{ExternalDataError, check_external_data};
-use crate::kernels::native_block;
-use crate::manifest::{Architecture, Digest, Label, MANIFEST_FILE, Manifest, ManifestError, parse_labels};
-use crate::weights;
+use ghostserve_ghostnet::graph::{ExternalDataError, check_external_data};
+use ghostserve_ghostnet::{BuildError, Config, ConfigError, Cost, Form, Network, Output, Size, Target};
+use ghostserve_kernels::native_block;
+use ghostserve_manifest::{Architecture, Digest, Label, MANIFEST_FILE, Manifest, ManifestError, parse_labels};
 
 /// The model that is part of the binary.
 pub const EMBEDDED_MODEL: &str = "ghostnetv2-cifar10";
@@ -79,7 +78,7 @@ impl Backbone {
     /// The network has not the output, or the input is too small for it.
     pub fn lower(&self, variant: &Variant, form: Form) -> Result<OnnxSource, ModelError> {
         let error = |source| ModelError::Build { path: self.path.clone(), source };
-        let file = weights::open(&self.weights).map_err(|e| error(e.into()))?;
+        let file = ghostserve_weights::open(&self.weights).map_err(|e| error(e.into()))?;
         let [height, width] = variant.input;
         let target = Target { size: Size { height, width }, outputs: &variant.outputs, form };
         let lowered = self.network.lower(&*file, &target).map_err(error)?;
@@ -284,10 +283,10 @@ impl ModelFolder {
         let mut config = if name.ends_with(".toml") {
             let text = self.text(name)?;
             Config::parse(&text).map_err(|source| ModelError::Config { path: self.path(name), source })?
-        } else if let Some(config) = ghostnet::preset(name) {
+        } else if let Some(config) = ghostserve_ghostnet::preset(name) {
             config
         } else {
-            let expected = ghostnet::PRESETS.join(", ") + ", a .toml file in the folder, onnx";
+            let expected = ghostserve_ghostnet::PRESETS.join(", ") + ", a .toml file in the folder, onnx";
             let path = self.path(MANIFEST_FILE);
             return Err(ModelError::Architecture { path, expected, found: name.to_owned() });
         };

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::runtime::{Prepared, Runtime, RuntimeError, Session, SessionSpec};
-use crate::weights::synthetic_tensor;
+use ghostserve_weights::synthetic_tensor;
 
 /// Images in a batch where nothing is given and nothing is measured.
 pub const DEFAULT_BATCH: usize = 4;

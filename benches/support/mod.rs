@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use ghostserve::ghostnet::{Form, Network, Output, Size, Target, preset};
-use ghostserve::manifest::Digest;
-use ghostserve::weights::{Synthetic, TensorSource, WeightsError};
+use ghostserve_ghostnet::{Form, Network, Output, Size, Target, preset};
+use ghostserve_manifest::Digest;
+use ghostserve_weights::{Synthetic, TensorSource, WeightsError};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 

@@ -13,8 +13,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tokio_util::sync::CancellationToken;
 
 use super::values;
-use crate::load::report::Figure;
-use crate::load::{Endpoint, Event, Images, Load, Plan, Report, RequestStyle, Settings, Target, campaign};
+use ghostserve_loadtest::report::Figure;
+use ghostserve_loadtest::{Endpoint, Event, Images, Load, Plan, Report, RequestStyle, Settings, Target, campaign};
 
 /// Load-test an HTTP server that takes an image as its body: this one or any other.
 ///

@@ -8,10 +8,10 @@ use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 
 use super::values;
-use crate::ghostnet::{Config, Form, Network, Output, PRESETS, Size, Target, preset};
-use crate::kernels::native_block;
-use crate::manifest::Digest;
-use crate::weights::{self, Seeded, TensorSource};
+use ghostserve_ghostnet::{Config, Form, Network, Output, PRESETS, Size, Target, preset};
+use ghostserve_kernels::native_block;
+use ghostserve_manifest::Digest;
+use ghostserve_weights::{Seeded, TensorSource};
 
 /// Write a network as an ONNX file.
 ///
@@ -92,7 +92,7 @@ impl BuildArgs {
             Some(path) => {
                 bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
                 origin = Digest::of(&bytes).to_string();
-                file = weights::open(&bytes).with_context(|| path.display().to_string())?;
+                file = ghostserve_weights::open(&bytes).with_context(|| path.display().to_string())?;
                 &*file
             }
             None if self.init.is_none() => {

@@ -8,10 +8,10 @@ use anyhow::bail;
 use clap::Args;
 
 use super::{build, values};
-use crate::ghostnet::{Form, ModuleNote, Network, Output, PRESETS, Size, Target, preset};
-use crate::kernels::native_block;
 use crate::model::ModelFolder;
-use crate::weights::Synthetic;
+use ghostserve_ghostnet::{Form, ModuleNote, Network, Output, PRESETS, Size, Target, preset};
+use ghostserve_kernels::native_block;
+use ghostserve_weights::Synthetic;
 
 /// What the published networks were trained at.
 const PRESET_SIZE: Size = Size { height: 224, width: 224 };

@@ -9,8 +9,8 @@ use anyhow::Context;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::ghostnet::PRESETS;
-use crate::hub::{
+use ghostserve_ghostnet::PRESETS;
+use ghostserve_hub::{
     CATALOGUE, DEFAULT_ENDPOINT, Event, Hub, HubSettings, Limits, Outcome, Proxies, PullRequest, Reference, Token,
 };
 

@@ -15,10 +15,10 @@ use image::{DynamicImage, GrayImage, ImageDecoder, ImageResult, RgbImage};
 
 use super::cpu::{CpuLimit, LimitedReader};
 use super::declared::Declared;
-use super::jpeg::{Decoded, Jpeg, JpegError, Scale};
 use super::scan::{jpeg_scans, png_picture, webp_check, webp_extent};
 use super::tiff_check::{self, TiffLimits};
 use super::{Format, ImageError, ImageInfo, ImageLimits};
+use ghostserve_jpeg::{Decoded, Jpeg, JpegError, Scale};
 
 /// An image file whose header has been read and found within the limits.
 pub struct Header<'a> {

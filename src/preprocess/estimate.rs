@@ -191,7 +191,7 @@ impl Costs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::manifest::InputSpec;
+    use ghostserve_manifest::InputSpec;
 
     fn transform() -> Transform {
         Transform::new(InputSpec { crop: [224, 224], source: None, resize: 256, mean: [0.5; 3], std: [0.25; 3] })

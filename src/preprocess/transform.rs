@@ -21,7 +21,7 @@ use super::decode::displayed;
 use super::geometry::{Geometry, Placement, Steps};
 use super::{Fit, Pixels, Scale};
 use crate::batch::Row;
-use crate::manifest::InputSpec;
+use ghostserve_manifest::InputSpec;
 
 /// How many pixels of a reduced picture there must be for one of the resized one, along each axis.
 ///

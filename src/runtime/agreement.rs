@@ -8,9 +8,9 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{Backend, Precision, Prepared, Runtime, RuntimeError, SessionSpec};
-use crate::manifest::{InputSpec, OutputKind};
 use crate::model::LoadedModel;
-use crate::weights::synthetic_tensor;
+use ghostserve_manifest::{InputSpec, OutputKind};
+use ghostserve_weights::synthetic_tensor;
 
 /// Pictures that are compared at least; more if the batch sizes need more to be filled.
 const INPUTS: usize = 16;

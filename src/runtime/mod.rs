@@ -33,8 +33,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ort::session::builder::GraphOptimizationLevel;
 use ort::value::TensorRef;
 
-use crate::graph::BATCH_DIM;
 use crate::model::OnnxSource;
+use ghostserve_ghostnet::graph::BATCH_DIM;
 
 /// The environment variable that names the library, or the folder it is in.
 pub const LIBRARY_ENV: &str = "GHOSTSERVE_ONNXRUNTIME";

@@ -1,4 +1,4 @@
-//! The operators of [`crate::kernels`], as ONNX Runtime calls them.
+//! The operators of [`ghostserve_kernels`], as ONNX Runtime calls them.
 //!
 //! Each reads its attributes once, takes its operands as slices, and hands both to a kernel; sizes are checked there.
 
@@ -7,8 +7,8 @@ use std::marker::PhantomData;
 use ort::operator::{ComputeContext, Kernel, KernelContext, Operator, OperatorDomain, OperatorInput, OperatorOutput};
 use ort::value::{TensorElementType, ValueRef};
 
-use crate::graph::OPERATOR_DOMAIN;
-use crate::kernels::{self, GateKind, KernelError, Pixels};
+use ghostserve_ghostnet::graph::OPERATOR_DOMAIN;
+use ghostserve_kernels::{self as kernels, GateKind, KernelError, Pixels};
 
 /// All operators, for a session to be given.
 ///

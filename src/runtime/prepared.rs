@@ -8,9 +8,9 @@ use ort::session::builder::PrepackedWeights;
 use ort::value::DynValue;
 
 use super::{Agreement, Backend, NamedTensor, Runtime, RuntimeError, SessionSpec};
-use crate::graph::initializers;
 use crate::model::{LoadedModel, ModelGraph, OnnxSource};
-use crate::weights::synthetic_tensor;
+use ghostserve_ghostnet::graph::initializers;
+use ghostserve_weights::synthetic_tensor;
 
 impl Runtime {
     /// Picks the form of a model for `spec`'s backend: as [`Runtime::prepare`] does for the default one. Another takes the

@@ -10,9 +10,9 @@ use std::time::Instant;
 
 use super::{Backend, Prepared, RowOutputs, Runs, Runtime, RuntimeError, Session, SessionSpec};
 use crate::batch::{Model, ModelFailure, Row, Task};
-use crate::ghostnet::Form;
-use crate::kernels::native_block;
 use crate::model::{Backbone, Variant};
+use ghostserve_ghostnet::Form;
+use ghostserve_kernels::native_block;
 
 /// A task that says which of a model's graphs it is for.
 pub trait ForVariant: Task<Output = RowOutputs> + Row + Sync {

@@ -1,8 +1,8 @@
 //! What clients of every protocol may ask for, from the words they use to what the service takes.
 
 use super::problem::Problem;
-use crate::ghostnet::{Cut, Output};
 use crate::service::{Ask, Code};
+use ghostserve_ghostnet::{Cut, Output};
 
 /// Predictions for an image if nothing is said.
 const DEFAULT_TOP_K: usize = 5;

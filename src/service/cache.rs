@@ -12,8 +12,8 @@ use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use sha2::{Digest, Sha256};
 
-use crate::manifest::Manifest;
 use crate::preprocess::ImageInfo;
+use ghostserve_manifest::Manifest;
 
 /// The scores of an image: what is remembered of it.
 #[derive(Clone, Debug, PartialEq)]

@@ -12,11 +12,11 @@ use super::{Ask, Error, How, Prediction, Ran, ServedModel, Service, Sort, Times,
 use crate::batch::{Demand, ONE_RUN};
 use crate::cores::in_place;
 use crate::fair_share::{Refused, Share};
-use crate::ghostnet::{Output, OutputShape, Size};
 use crate::model::Variant;
 use crate::preprocess::{Estimate, Fit, Geometry, ImageInfo, Origin, PrepareError, Source, Transform};
 use crate::runtime::{Claim, RowOutputs};
 use crate::telemetry::spans;
+use ghostserve_ghostnet::{Output, OutputShape, Size};
 
 /// The smallest side of an input: below it, attention at the last stride has nothing to pool.
 const MIN_SIDE: usize = 64;

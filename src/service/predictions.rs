@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::manifest::{Label, OutputKind};
+use ghostserve_manifest::{Label, OutputKind};
 
 /// A class and how probable it is.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]

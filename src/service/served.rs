@@ -8,11 +8,11 @@ use serde::Serialize;
 use super::{ImageTask, Statistics};
 use crate::batch::{Queue, WorkerState};
 use crate::config::FeatureLimits;
-use crate::ghostnet::{Cost, Network};
-use crate::manifest::{Label, Manifest};
 use crate::plan::{Measurement, Origin};
 use crate::preprocess::Transform;
 use crate::runtime::{Agreement, Precision, Provider, Runs, Variants};
+use ghostserve_ghostnet::{Cost, Network};
+use ghostserve_manifest::{Label, Manifest};
 
 /// A model that is being served.
 #[derive(Debug)]

@@ -1,4 +1,4 @@
-"""Writes checkpoints/: small files of torch.save in the forms that weights come in, and what is in them.
+"""Writes crates/weights/tests/checkpoints/: small files of torch.save in the forms that weights come in, and what is in them.
 
 `expected.safetensors` has `<file>/<key>` for every tensor a reader should find, as float32 under timm's name,
 read back by PyTorch. The values come from `synthetic.py`, so that a mix-up of tensors shows. `malicious.pth`
@@ -21,7 +21,7 @@ from torch import nn
 
 from synthetic import synthetic
 
-OUT = Path(__file__).resolve().parent / "checkpoints"
+OUT = Path(__file__).resolve().parents[2] / "crates/weights/tests/checkpoints"
 
 
 def tensor(key: str, *shape: int) -> torch.Tensor:

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use ghostserve::load::report::Figure;
-use ghostserve::load::{
+use ghostserve_loadtest::report::Figure;
+use ghostserve_loadtest::{
     Endpoint, ErrorKind, Event, Images, Load, Measurement, Plan, RequestStyle, Settings, Target, Watch, campaign,
     measure,
 };

@@ -67,7 +67,7 @@ fn build_writes_a_model_that_is_served_like_any_other() {
     assert!(ok && out.contains("64x64, logits"), "{out}{err}");
     let bytes = std::fs::read(path("model.onnx")).unwrap();
     std::fs::write(path("labels.txt"), "a\nb\nc\n").unwrap();
-    let digest = ghostserve::manifest::Digest::of(&bytes);
+    let digest = ghostserve_manifest::Digest::of(&bytes);
     let manifest = format!(
         "id = \"built\"\n[network]\narchitecture = \"onnx\"\nweights = \"model.onnx\"\ndigest = \"{digest}\"\n[input]\n\
          size = [64, 64]\nresize = 64\nmean = [0.5, 0.5, 0.5]\nstd = [0.5, 0.5, 0.5]\n[labels]\nfile = \"labels.txt\"\n"

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use ghostserve::hub::{Event, Hub, HubError, HubSettings, Limits, Proxies, PullRequest, Pulled, Reference};
-use ghostserve::manifest::Digest;
+use ghostserve_hub::{Event, Hub, HubError, HubSettings, Limits, Proxies, PullRequest, Pulled, Reference};
+use ghostserve_manifest::Digest;
 use serde_json::{Value, json};
 use sha1::Digest as _;
 

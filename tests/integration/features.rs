@@ -10,7 +10,7 @@ use std::io::Cursor;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use futures::StreamExt;
-use ghostserve::weights::{SafetensorsFile, TensorSource};
+use ghostserve_weights::{SafetensorsFile, TensorSource};
 use half::f16;
 use image::{ImageFormat, Rgb, RgbImage};
 use reqwest::multipart::{Form, Part};

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
-use ghostserve::proto::v1;
-use ghostserve::proto::v1::classify_result::Outcome;
-use ghostserve::proto::v1::inference_service_client::InferenceServiceClient;
+use ghostserve_proto::v1;
+use ghostserve_proto::v1::classify_result::Outcome;
+use ghostserve_proto::v1::inference_service_client::InferenceServiceClient;
 use serde_json::Value;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};

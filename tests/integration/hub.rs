@@ -4,8 +4,8 @@ use std::io::Write;
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use ghostserve::hub::{Outcome, Proxies, Token};
-use ghostserve::manifest::{Digest, MANIFEST_FILE, Manifest, parse_labels};
+use ghostserve_hub::{Outcome, Proxies, Token};
+use ghostserve_manifest::{Digest, MANIFEST_FILE, Manifest, parse_labels};
 use serde_json::json;
 
 use crate::fake_hub::{COMMIT, FakeHub, Repository, Request, User, head, reply};

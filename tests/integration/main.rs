@@ -4,13 +4,11 @@
 
 mod attacks;
 mod bench;
-mod checkpoints;
 mod classify;
 mod cli;
 mod clients;
 mod fake_hub;
 mod features;
-mod goodbye;
 mod grpc;
 mod hostile;
 mod hub;
@@ -25,6 +23,7 @@ mod pull;
 mod scaled;
 mod scheduling;
 mod server;
+mod shutdown;
 mod slow;
 #[path = "../../benches/support/mod.rs"]
 mod support;

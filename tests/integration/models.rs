@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use ghostserve::graph::{Conv2d, Graph, Tensor};
-use ghostserve::manifest::Digest;
 use ghostserve::model::{EMBEDDED_MODEL, ModelFolder};
 use ghostserve::server::{Server, StartError};
+use ghostserve_ghostnet::graph::{Conv2d, Graph, Tensor};
+use ghostserve_manifest::Digest;
 use serde_json::{Value, json};
 
 use crate::images::JPEG;

@@ -7,11 +7,11 @@
 
 use std::collections::BTreeMap;
 
-use ghostserve::ghostnet::{Config, Cost, Form, Network, Output, PRESETS, Size, Target, preset};
-use ghostserve::kernels::native_block;
 use ghostserve::model::{ModelGraph, OnnxSource};
 use ghostserve::runtime::{Backend, NamedTensor, Prepared, SessionSpec};
-use ghostserve::weights::{SafetensorsFile, Seeded, Synthetic, TensorSource, synthetic_tensor};
+use ghostserve_ghostnet::{Config, Cost, Form, Network, Output, PRESETS, Size, Target, preset};
+use ghostserve_kernels::native_block;
+use ghostserve_weights::{SafetensorsFile, Seeded, Synthetic, TensorSource, synthetic_tensor};
 
 use crate::runtime;
 

@@ -7,8 +7,8 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use ghostserve::manifest::InputSpec;
 use ghostserve::preprocess::{Format, ImageError, ImageLimits, Transform, decode, probe};
+use ghostserve_manifest::InputSpec;
 use image::RgbImage;
 use serde::Deserialize;
 

@@ -4,10 +4,10 @@ use std::cell::RefCell;
 use std::path::Path;
 use std::process::Command;
 
-use ghostserve::ghostnet::{Form, Network, Output, Size, Target, preset};
 use ghostserve::model::ModelFolder;
 use ghostserve::runtime::LIBRARY_ENV;
-use ghostserve::weights::{Synthetic, TensorSource, WeightsError};
+use ghostserve_ghostnet::{Form, Network, Output, Size, Target, preset};
+use ghostserve_weights::{Synthetic, TensorSource, WeightsError};
 use safetensors::tensor::{Dtype, TensorView};
 
 use crate::fake_hub::{FakeHub, Repository};
@@ -85,7 +85,7 @@ fn what_the_program_pulls_classifies() {
     assert!(ok, "{err}");
     let line: serde_json::Value = serde_json::from_str(&out).unwrap();
     let wnid = line["predictions"][0]["wnid"].as_str().unwrap();
-    assert!(ghostserve::hub::IMAGENET_LABELS.contains(&format!("{wnid}\t")), "{out}");
+    assert!(ghostserve_hub::IMAGENET_LABELS.contains(&format!("{wnid}\t")), "{out}");
 
     let offline = |value: &str| {
         let mut command = ghostserve(home.path(), &hub.url());

@@ -5,10 +5,10 @@
 
 use std::path::Path;
 
-use ghostserve::manifest::InputSpec;
 use ghostserve::model::{EMBEDDED_MODEL, ModelFolder};
 use ghostserve::preprocess::{ImageLimits, Scale, Transform, decode, probe};
 use ghostserve::runtime::{Backend, SessionSpec};
+use ghostserve_manifest::InputSpec;
 use image::RgbImage;
 
 use crate::runtime;

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use crate::proto::inference as proto;
 use crate::server::oip;
+use ghostserve_proto::inference as proto;
 
 impl From<oip::ModelMetadata> for proto::ModelMetadataResponse {
     fn from(metadata: oip::ModelMetadata) -> Self {

@@ -7,14 +7,14 @@ use tonic::Response;
 use super::Grpc;
 use super::call::{Call, Kept};
 use super::messages::{geometry, image, image_error, images, model, name, prediction, priority, timing};
-use crate::ghostnet::{Cut, Output};
 use crate::preprocess::{Fit, Origin};
-use crate::proto::v1;
 use crate::server::asked::{ask, levels, tensor_name};
 use crate::server::http::{Dtype, LARGE_ANSWER, write_row};
 use crate::server::problem::Problem;
 use crate::service::{Error, Extracted, FeaturePlan, FeaturesRequest};
 use crate::telemetry::Stage;
+use ghostserve_ghostnet::{Cut, Output};
+use ghostserve_proto::v1;
 
 impl Grpc {
     pub(super) async fn extract(
@@ -82,7 +82,7 @@ fn encode(plan: &FeaturePlan, extracted: &Extracted, (dtype, unit): (Dtype, bool
     use v1::features_result::Outcome;
     let outputs = &plan.request().outputs;
     let good: Vec<_> = extracted.results.iter().filter_map(|result| result.as_ref().ok()).collect();
-    let tensor = |(i, (output, shape)): (usize, (&Output, &crate::ghostnet::OutputShape))| {
+    let tensor = |(i, (output, shape)): (usize, (&Output, &ghostserve_ghostnet::OutputShape))| {
         let mut data = Vec::with_capacity(good.len() * shape.elements() * dtype.bytes());
         for extraction in &good {
             let unit = unit && *output == Output::Embedding;

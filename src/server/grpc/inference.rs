@@ -12,14 +12,14 @@ use tonic::{Request, Response, Status, Streaming};
 use super::Grpc;
 use super::call::{Call, Kept};
 use super::service::open;
-use crate::proto::inference as proto;
-use crate::proto::inference::grpc_inference_service_server::GrpcInferenceService;
-use crate::proto::inference::infer_parameter::ParameterChoice;
-use crate::proto::inference::model_infer_response::InferOutputTensor;
 use crate::server::oip::{self, Elements, InferRequest, InferResponse, InputTensor, Parameter, Wanted};
 use crate::server::problem::Problem;
 use crate::server::shutdown::Phase;
 use crate::service::{Code, Error};
+use ghostserve_proto::inference as proto;
+use ghostserve_proto::inference::grpc_inference_service_server::GrpcInferenceService;
+use ghostserve_proto::inference::infer_parameter::ParameterChoice;
+use ghostserve_proto::inference::model_infer_response::InferOutputTensor;
 
 /// Tensors of more numbers are not copied where connections are served.
 const LARGE_TENSOR: usize = 64 << 10;

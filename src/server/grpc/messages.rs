@@ -4,9 +4,9 @@ use bytes::Bytes;
 
 use crate::cores::Priority;
 use crate::preprocess::{Fit, Geometry, ImageInfo};
-use crate::proto::v1;
 use crate::server::problem::Problem;
 use crate::service::{Classified, Error, ImageResult, Prediction, ServedModel, Times};
+use ghostserve_proto::v1;
 
 /// Priorities; the metadata's counts where the message says nothing.
 pub(super) fn priority(of_message: v1::Priority, of_metadata: Priority) -> Priority {

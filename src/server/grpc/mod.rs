@@ -25,9 +25,9 @@ use tonic_health::pb::health_server::HealthServer;
 use tonic_reflection::server::Builder;
 
 use super::app::App;
-use crate::proto::DESCRIPTORS;
-use crate::proto::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
-use crate::proto::v1::inference_service_server::InferenceServiceServer;
+use ghostserve_proto::DESCRIPTORS;
+use ghostserve_proto::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
+use ghostserve_proto::v1::inference_service_server::InferenceServiceServer;
 use wire::Schema;
 
 /// The methods that run the network: they count against the requests in flight.

@@ -9,14 +9,14 @@ use tonic::{Request, Response, Status, Streaming};
 use super::Grpc;
 use super::call::Call;
 use super::messages::{classified, images, name, priority};
-use crate::ghostnet::{Cut, Output};
 use crate::preprocess::Origin;
-use crate::proto::v1;
-use crate::proto::v1::inference_service_server::InferenceService;
 use crate::server::asked::ask;
 use crate::server::problem::Problem;
 use crate::service::{ClassifyRequest, Code, Error, ScoresRequest, ServedModel};
 use crate::telemetry::Stage;
+use ghostserve_ghostnet::{Cut, Output};
+use ghostserve_proto::v1;
+use ghostserve_proto::v1::inference_service_server::InferenceService;
 
 /// A call's circumstances, and its message.
 pub(super) fn open<M>(request: Request<M>) -> Result<(Call, M), Status> {

@@ -15,11 +15,11 @@ use super::Grpc;
 use super::call::Call;
 use super::messages::{name, priority, problem};
 use crate::preprocess::Origin;
-use crate::proto::v1;
-use crate::proto::v1::classify_stream_response::Outcome;
 use crate::server::problem::Problem;
 use crate::server::shutdown::Phase;
 use crate::service::{Code, Error};
+use ghostserve_proto::v1;
+use ghostserve_proto::v1::classify_stream_response::Outcome;
 
 /// While there is no room, it is looked for this often.
 const LOOK: Duration = Duration::from_millis(2);

@@ -329,10 +329,10 @@ mod tests {
     use prost::Message;
 
     use super::*;
-    use crate::proto::inference::infer_parameter::ParameterChoice;
-    use crate::proto::inference::model_infer_request::{InferInputTensor, InferRequestedOutputTensor};
-    use crate::proto::inference::{InferParameter, InferTensorContents, ModelInferRequest};
-    use crate::proto::{DESCRIPTORS, v1};
+    use ghostserve_proto::inference::infer_parameter::ParameterChoice;
+    use ghostserve_proto::inference::model_infer_request::{InferInputTensor, InferRequestedOutputTensor};
+    use ghostserve_proto::inference::{InferParameter, InferTensorContents, ModelInferRequest};
+    use ghostserve_proto::{DESCRIPTORS, v1};
 
     const LIMITS: Limits = Limits { blobs: 8, items: 16, numbers: 1000, unknown: 4, fields: 100 };
 

@@ -19,7 +19,6 @@ use super::classify::{ItemError, ModelRef, SERVER_TIMING, priority, server_timin
 use super::images::images;
 use super::layers::Uncompressed;
 use super::tensors::{Dtype, Tensor, json, npz, safetensors};
-use crate::ghostnet::{Cut, Output};
 use crate::picture;
 use crate::preprocess::{Fit, Geometry, ImageInfo, Origin};
 use crate::server::app::App;
@@ -28,6 +27,7 @@ use crate::server::held::hold;
 use crate::server::problem::Problem;
 use crate::service::{Code, Error, Extracted, FeaturePlan, FeaturesRequest, Prediction};
 use crate::telemetry::{Stage, spans};
+use ghostserve_ghostnet::{Cut, Output};
 
 /// Answers from this size on are written on one of the cores that compute, not where connections are served.
 pub(in crate::server) const LARGE_ANSWER: usize = 256 << 10;
@@ -375,7 +375,7 @@ fn layers(plan: &FeaturePlan) -> Vec<Layer> {
 }
 
 /// The bottlenecks with attention, and how their gates look at an input size.
-pub(super) fn attention_layers(network: &crate::ghostnet::Network, size: crate::ghostnet::Size) -> Vec<Layer> {
+pub(super) fn attention_layers(network: &ghostserve_ghostnet::Network, size: ghostserve_ghostnet::Size) -> Vec<Layer> {
     let shapes = network.shapes(size);
     let of = |output: Output| {
         let shape = shapes.of(output)?;

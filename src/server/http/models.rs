@@ -6,11 +6,11 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::features::{Layer, attention_layers};
-use crate::ghostnet::{Cut, Output, Size};
-use crate::manifest::{InputSpec, Label};
 use crate::server::app::App;
 use crate::server::problem::Problem;
 use crate::service::{Code, Features, Plan, ServedModel};
+use ghostserve_ghostnet::{Cut, Output, Size};
+use ghostserve_manifest::{InputSpec, Label};
 
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "Models")]

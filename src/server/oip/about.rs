@@ -8,11 +8,11 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{INPUT, Named, PROBABILITIES, VERSION, all};
-use crate::ghostnet::{Cut, Output, Size};
 use crate::runtime::RunCounts;
 use crate::server::app::App;
 use crate::server::asked::tensor_name;
 use crate::service::Spent;
+use ghostserve_ghostnet::{Cut, Output, Size};
 
 /// The parts of the protocol that are served beyond its core.
 const EXTENSIONS: [&str; 5] =

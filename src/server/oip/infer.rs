@@ -11,8 +11,6 @@ use super::about::feature_outputs;
 use super::{InputTensor, Named, PROBABILITIES, VERSION, find};
 use crate::cores::Priority;
 use crate::fair_share::Share;
-use crate::ghostnet::{Cut, Output};
-use crate::manifest::OutputKind;
 use crate::preprocess::{Fit, Origin, Source};
 use crate::server::app::App;
 use crate::server::asked::{invalid, levels, size, tensor_name};
@@ -20,6 +18,8 @@ use crate::server::http::{Dtype, LARGE_ANSWER, write_row};
 use crate::server::problem::Problem;
 use crate::service::{Code, Error, Extracted, FeaturePlan, FeaturesRequest, Scored, ScoresRequest, probabilities, top};
 use crate::telemetry::Stage;
+use ghostserve_ghostnet::{Cut, Output};
+use ghostserve_manifest::OutputKind;
 
 /// A request, from either encoding.
 #[derive(Debug)]

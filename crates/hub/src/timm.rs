@@ -1,0 +1,273 @@
+//! timm's `config.json` becomes the parts of a manifest: architecture, pre-processing, labels. What our pre-processing or
+//! networks would do differently from timm is refused with the reason: a model that is a little off looks as if it worked.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::catalogue::{CATALOGUE_OWNER, IMAGENET_CLASSES, IMAGENET_LABELS};
+use super::{HubError, Reference};
+use ghostserve_manifest::InputSpec;
+
+/// timm's defaults, where a configuration is silent.
+const DEFAULT_CROP: f64 = 0.875;
+const DEFAULT_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
+const DEFAULT_STD: [f32; 3] = [0.229, 0.224, 0.225];
+
+/// No classifier has more classes than that; a number beyond is not allocated.
+const MAX_CLASSES: usize = 100_000;
+
+/// Arguments of timm's model constructors that do not change what is computed.
+const HARMLESS_ARGUMENTS: [&str; 5] = ["num_classes", "in_chans", "drop_rate", "drop_path_rate", "pretrained"];
+
+/// What a repository's configuration says, as far as a manifest holds it.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Recipe {
+    /// One of those that can be served.
+    pub(super) architecture: String,
+    /// The evaluation transform.
+    pub(super) input: InputSpec,
+    /// The text of a labels file.
+    pub(super) labels: String,
+    /// What was assumed.
+    pub(super) notes: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct RawConfig {
+    architecture: String,
+    num_classes: Option<usize>,
+    global_pool: Option<String>,
+    #[serde(default)]
+    model_args: Map<String, Value>,
+    #[serde(alias = "labels")]
+    label_names: Option<LabelNames>,
+    label_descriptions: Option<BTreeMap<String, String>>,
+    /// Missing in old exports, which keep its fields at the top.
+    pretrained_cfg: Option<Pretrained>,
+}
+
+#[derive(Deserialize)]
+struct Pretrained {
+    tag: Option<String>,
+    num_classes: Option<usize>,
+    input_size: Option<[usize; 3]>,
+    interpolation: Option<String>,
+    crop_pct: Option<f64>,
+    crop_mode: Option<String>,
+    mean: Option<[f32; 3]>,
+    std: Option<[f32; 3]>,
+    label_offset: Option<i64>,
+    label_names: Option<LabelNames>,
+    label_descriptions: Option<BTreeMap<String, String>>,
+}
+
+/// A list, or an object from index to name, which may have gaps.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum LabelNames {
+    List(Vec<String>),
+    ByIndex(BTreeMap<String, String>),
+}
+
+impl Recipe {
+    /// Reads the text of a `config.json`.
+    pub(super) fn parse(text: &str, reference: &Reference, architectures: &[&str]) -> Result<Self, HubError> {
+        read(text, reference, architectures)
+            .map_err(|reason| HubError::Config { repository: reference.repository(), reason })
+    }
+}
+
+fn read(text: &str, reference: &Reference, architectures: &[&str]) -> Result<Recipe, String> {
+    let syntax = |e: serde_json::Error| format!("not a timm configuration: {e}");
+    let config: RawConfig = serde_json::from_str(text).map_err(syntax)?;
+    let RawConfig { architecture, num_classes, global_pool, model_args, label_names, label_descriptions, .. } = config;
+    let pretrained = match config.pretrained_cfg {
+        Some(pretrained) => pretrained,
+        None => serde_json::from_str(text).map_err(syntax)?,
+    };
+
+    if !architectures.contains(&&architecture[..]) {
+        return Err(format!(
+            "`architecture`: expected one of {}, found `{}`",
+            architectures.join(", "),
+            architecture.escape_debug()
+        ));
+    }
+    if let Some(key) = model_args.keys().find(|key| !HARMLESS_ARGUMENTS.contains(&&key[..])) {
+        return Err(format!("`model_args.{}` changes the network: not supported", key.escape_debug()));
+    }
+    if global_pool.as_deref().is_some_and(|pool| !matches!(pool, "avg" | "fast" | "fastavg")) {
+        return Err(expected("global_pool", "avg", global_pool));
+    }
+    if pretrained.label_offset.unwrap_or(0) != 0 {
+        return Err("`label_offset` shifts the classes: not supported".to_owned());
+    }
+    let input = input(&pretrained)?;
+    let classes = num_classes.or(pretrained.num_classes).unwrap_or(IMAGENET_CLASSES);
+    if !(1..=MAX_CLASSES).contains(&classes) {
+        return Err(format!("`num_classes`: expected 1 to {MAX_CLASSES}, found {classes}"));
+    }
+
+    let mut notes = Vec::new();
+    let imagenet = reference.repository().starts_with(&format!("{CATALOGUE_OWNER}/"))
+        || [reference.repository(), pretrained.tag.unwrap_or_default()]
+            .iter()
+            .any(|hint| hint.contains("in1k") || hint.contains("imagenet"));
+    let labels = match label_names.or(pretrained.label_names) {
+        Some(names) => {
+            let descriptions = label_descriptions.or(pretrained.label_descriptions).unwrap_or_default();
+            own_labels(&names, &descriptions, classes)?
+        }
+        None if classes == IMAGENET_CLASSES && imagenet => IMAGENET_LABELS.to_owned(),
+        None => {
+            notes.push("the repository names no classes: labels.txt numbers them, put their names there".to_owned());
+            (0..classes).map(|i| format!("class {i}\n")).collect()
+        }
+    };
+    Ok(Recipe { architecture, input, labels, notes })
+}
+
+fn expected(field: &str, wanted: &str, found: Option<String>) -> String {
+    let found = found.unwrap_or_default();
+    format!("`{field}`: expected {wanted}, found `{}`: our pre-processing has no other", found.escape_debug())
+}
+
+fn input(pretrained: &Pretrained) -> Result<InputSpec, String> {
+    let Pretrained { interpolation, crop_mode, .. } = pretrained;
+    if interpolation.as_deref().is_some_and(|kind| kind != "bicubic") {
+        return Err(expected("interpolation", "bicubic", interpolation.clone()));
+    }
+    if crop_mode.as_deref().is_some_and(|mode| mode != "center") {
+        return Err(expected("crop_mode", "center", crop_mode.clone()));
+    }
+    let [channels, height, width] = pretrained.input_size.unwrap_or([3, 224, 224]);
+    if channels != 3 || height != width {
+        return Err(format!("`input_size`: expected 3 channels and a square, found {channels}x{height}x{width}"));
+    }
+    let crop = pretrained.crop_pct.unwrap_or(DEFAULT_CROP);
+    if !(crop > 0.0 && crop <= 1.0) {
+        return Err(format!("`crop_pct`: expected more than 0, at most 1, found {crop}"));
+    }
+    Ok(InputSpec {
+        crop: [height, width],
+        source: None,
+        // In f64 and rounded down, as timm does it. The cast saturates; the manifest's check refuses what is too large.
+        resize: (height as f64 / crop).floor() as usize,
+        mean: pretrained.mean.unwrap_or(DEFAULT_MEAN),
+        std: pretrained.std.unwrap_or(DEFAULT_STD),
+    })
+}
+
+/// A labels file from the names that the configuration gives: WordNet ids go in front of the description.
+fn own_labels(names: &LabelNames, descriptions: &BTreeMap<String, String>, classes: usize) -> Result<String, String> {
+    let name = |index: usize| match names {
+        LabelNames::List(list) => list.get(index),
+        LabelNames::ByIndex(map) => map.get(&index.to_string()),
+    };
+    if let LabelNames::List(list) = names
+        && list.len() != classes
+    {
+        return Err(format!("`label_names`: expected {classes}, one a class, found {}", list.len()));
+    }
+    // A label is one line, and a tab ends an id.
+    let line = |text: &str| text.split(|c: char| c.is_control()).collect::<Vec<_>>().join(" ").trim().to_owned();
+    let label = |index: usize| {
+        let name = name(index).map(|n| line(n)).filter(|n| !n.is_empty());
+        let name = name.unwrap_or_else(|| format!("class {index}"));
+        let description = descriptions.get(&name).map(|d| line(d)).filter(|d| !d.is_empty());
+        match description {
+            Some(description) if is_wnid(&name) => format!("{name}\t{description}\n"),
+            Some(description) => format!("{description}\n"),
+            None if is_wnid(&name) => match IMAGENET_LABELS.lines().find(|line| line.starts_with(&name)) {
+                Some(known) => format!("{known}\n"),
+                None => format!("{name}\t{name}\n"),
+            },
+            None => format!("{name}\n"),
+        }
+    };
+    Ok((0..classes).map(label).collect())
+}
+
+fn is_wnid(text: &str) -> bool {
+    text.len() == 9 && text.starts_with('n') && text.bytes().skip(1).all(|b| b.is_ascii_digit())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn parse(config: Value) -> Result<Recipe, String> {
+        read(&config.to_string(), &Reference::parse("me/net").unwrap(), &["ghostnetv2_100"])
+    }
+
+    fn config() -> Value {
+        json!({"architecture": "ghostnetv2_100", "num_classes": 2, "global_pool": "avg", "pretrained_cfg": {
+            "input_size": [3, 224, 224], "interpolation": "bicubic", "crop_pct": 0.95, "crop_mode": "center",
+            "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "pool_size": [7, 7]}})
+    }
+
+    #[test]
+    fn the_transform_is_timms() {
+        let recipe = parse(config()).unwrap();
+        assert_eq!((recipe.input.crop, recipe.input.resize), ([224, 224], 235), "224 / 0.95 = 235.8, rounded down");
+        assert_eq!((recipe.input.mean, recipe.labels.as_str()), ([0.5; 3], "class 0\nclass 1\n"));
+        assert_eq!(recipe.notes.len(), 1);
+
+        let flat = json!({"architecture": "ghostnetv2_100", "num_classes": 1, "crop_pct": 1.0, "labels": ["a"]});
+        let recipe = parse(flat).unwrap();
+        assert_eq!((recipe.input.resize, recipe.input.mean, &recipe.labels[..]), (224, DEFAULT_MEAN, "a\n"));
+    }
+
+    #[test]
+    fn labels_come_from_the_configuration_or_are_imagenets() {
+        let with = |names: Value, descriptions: Value| {
+            let mut config = config();
+            config["label_names"] = names;
+            config["label_descriptions"] = descriptions;
+            parse(config).map(|recipe| recipe.labels)
+        };
+        assert_eq!(with(json!(["a\tb\nc", ""]), json!({})).unwrap(), "a b c\nclass 1\n");
+        assert_eq!(with(json!({"1": "dog"}), json!({"dog": "a dog"})).unwrap(), "class 0\na dog\n");
+        let wnids = with(json!(["n01440764", "n99999999"]), json!({"n99999999": "new"})).unwrap();
+        assert_eq!(wnids, "n01440764\ttench\nn99999999\tnew\n");
+        assert!(with(json!(["a"]), json!({})).unwrap_err().contains("expected 2, one a class, found 1"));
+
+        let mut imagenet = config();
+        imagenet["num_classes"] = 1000.into();
+        assert!(parse(imagenet.clone()).unwrap().labels.starts_with("class 0\n"), "1000 classes may be any");
+        imagenet["pretrained_cfg"]["tag"] = "in1k".into();
+        assert_eq!(parse(imagenet).unwrap().labels, IMAGENET_LABELS);
+    }
+
+    #[test]
+    fn what_would_be_computed_differently_is_refused() {
+        for (pointer, value, words) in [
+            ("/architecture", json!("resnet50"), "expected one of ghostnetv2_100, found `resnet50`"),
+            ("/pretrained_cfg/interpolation", json!("bilinear"), "`interpolation`: expected bicubic"),
+            ("/pretrained_cfg/crop_mode", json!("squash"), "`crop_mode`"),
+            ("/pretrained_cfg/input_size", json!([3, 224, 256]), "a square"),
+            ("/pretrained_cfg/input_size", json!([1, 224, 224]), "3 channels"),
+            ("/pretrained_cfg/crop_pct", json!(0.0), "`crop_pct`"),
+            ("/pretrained_cfg/mean", json!([0.5]), "not a timm configuration"),
+            ("/global_pool", json!("max"), "`global_pool`"),
+            ("/num_classes", json!(0), "`num_classes`"),
+            ("/num_classes", json!(4_000_000_000_u64), "`num_classes`"),
+        ] {
+            let mut config = config();
+            *config.pointer_mut(pointer).unwrap() = value;
+            let error = parse(config).unwrap_err();
+            assert!(error.contains(words), "{pointer}: {error}");
+        }
+        let mut wide = config();
+        wide["model_args"] = json!({"width": 2.0});
+        assert!(parse(wide).unwrap_err().contains("`model_args.width`"));
+        let mut shifted = config();
+        shifted["pretrained_cfg"]["label_offset"] = 1.into();
+        assert!(parse(shifted).unwrap_err().contains("label_offset"));
+    }
+}
