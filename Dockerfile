@@ -14,9 +14,13 @@ ARG DEBIAN_IMAGE=docker.io/library/debian:12.12-slim
 FROM ${RUST_IMAGE} AS build
 WORKDIR /build
 
-# Dependencies on their own: this layer is made again only when one of them changes. The sources are stand-ins that compile.
-COPY Cargo.toml Cargo.lock build.rs ./
+# Dependencies and the crates of the workspace, which change less often than the server: this layer is made again only when
+# one of them changes. The server's sources are stand-ins that compile.
+COPY Cargo.toml Cargo.lock ./
 COPY proto proto
+COPY crates crates
+# The label file of ImageNet is part of the hub client, the default model of the server.
+COPY models models
 RUN mkdir -p src benches \
     && echo '//! A stand-in.' >src/lib.rs \
     && for name in src/main benches/network benches/stages benches/end_to_end; do \
@@ -25,7 +29,6 @@ RUN mkdir -p src benches \
     && cargo build --release --locked --quiet --bin ghostserve \
     && rm -r src benches
 
-COPY models models
 COPY src src
 COPY benches benches
 # Shown on /metrics.

@@ -1,9 +1,9 @@
-"""Exports one of timm's models to ONNX as PyTorch's documentation shows, with nothing done by hand.
+"""Exports one of timm's models to ONNX as PyTorch's documentation shows, without manual changes.
 
-That is the file that one would serve without this project, and so the baseline of its benchmarks. The weights
-are the synthetic ones of the goldens: the time of a forward pass does not depend on trained values, and nothing
-has to be downloaded. The batch axis is dynamic and called "batch". The written file is checked, and its results
-compared with those of PyTorch.
+The result is the file that one would serve without this project: the baseline of the benchmarks. The weights are the
+synthetic ones of the goldens: the time of a forward pass does not depend on trained values, and nothing has to be
+downloaded. The batch axis is dynamic and called "batch". The script checks the written file and compares its results
+with PyTorch's.
 
     python export.py --name ghostnetv2_100 --out target/bench --size 224 --exporter dynamo
 """
@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "golde
 
 from synthetic import synthetic  # noqa: E402
 
-# Absolute, on logits of order 1.
+# Largest absolute difference of the logits, which are of order 1.
 TOLERANCE = 1e-4
 
 
@@ -38,13 +38,13 @@ def build(name: str) -> torch.nn.Module:
     }
     model.load_state_dict(state)
     if hasattr(model, "convert_to_deploy"):
-        # Does nothing for the versions without branches.
+        # Has no effect on versions without branches.
         model.convert_to_deploy()
     return model
 
 
 def export(model: torch.nn.Module, image: torch.Tensor, path: Path, exporter: str) -> None:
-    """Writes `path` as a single file, by the exporter that is now the default or by the older tracing one."""
+    """Writes `path` as a single file, with PyTorch's default exporter or with the older tracing one."""
     names = {"input_names": ["input"], "output_names": ["logits"]}
     if exporter == "dynamo":
         shapes = ({0: torch.export.Dim("batch")},)
@@ -59,43 +59,43 @@ def export(model: torch.nn.Module, image: torch.Tensor, path: Path, exporter: st
 
 
 def check(model: torch.nn.Module, path: Path, size: int) -> tuple[str, float]:
-    """The graph's summary, and the largest distance of its logits from PyTorch's."""
+    """Returns a summary of the graph and the largest difference of its logits from PyTorch's."""
     graph = onnx.load(path)
     onnx.checker.check_model(graph, full_check=True)
     axis = graph.graph.input[0].type.tensor_type.shape.dim[0].dim_param
     assert axis == "batch", f"the batch axis is called {axis!r}"
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    distance = 0.0
-    # Not only the batch that was traced.
+    difference = 0.0
+    # Includes batch sizes that were not traced.
     for batch in (1, 2, 3):
         image = synthetic("input", (batch, 3, size, size))
         (ours,) = session.run(None, {"input": image})
         with torch.inference_mode():
             theirs = model(torch.from_numpy(image)).numpy()
-        distance = max(distance, float(np.abs(ours - theirs).max()))
+        difference = max(difference, float(np.abs(ours - theirs).max()))
     opset = next(entry.version for entry in graph.opset_import if entry.domain == "")
-    return f"opset {opset}, {len(graph.graph.node)} nodes, {path.stat().st_size} bytes", distance
+    return f"opset {opset}, {len(graph.graph.node)} nodes, {path.stat().st_size} bytes", difference
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--name", default="ghostnetv2_100", help="timm's name of the model")
-    parser.add_argument("--out", type=Path, default=Path("target/bench"), help="folder; the file is NAME.onnx")
+    parser.add_argument("--name", default="ghostnetv2_100", help="name of the model in timm")
+    parser.add_argument("--out", type=Path, default=Path("target/bench"), help="output folder; the file is NAME.onnx")
     parser.add_argument("--size", type=int, default=224, help="height and width of the input, pixels")
-    parser.add_argument("--exporter", choices=("dynamo", "legacy"), default="dynamo", help="dynamo: the default one")
+    parser.add_argument("--exporter", choices=("dynamo", "legacy"), default="dynamo", help="dynamo: PyTorch's default")
     arguments = parser.parse_args()
 
     torch.set_num_threads(1)
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / f"{arguments.name}.onnx"
     model = build(arguments.name)
-    # Two images, since PyTorch's exporter may take a batch of one for a constant.
+    # Two images: PyTorch's exporter may treat a batch of one as a constant.
     image = torch.from_numpy(synthetic("input", (2, 3, arguments.size, arguments.size)))
     export(model, image, path, arguments.exporter)
-    summary, distance = check(model, path, arguments.size)
-    print(f"{path}: {arguments.exporter}, {summary}, {distance:.1e} from PyTorch")
-    if not distance <= TOLERANCE:
-        sys.exit(f"the exported network is further than {TOLERANCE} from PyTorch")
+    summary, difference = check(model, path, arguments.size)
+    print(f"{path}: {arguments.exporter}, {summary}, largest difference from PyTorch {difference:.1e}")
+    if not difference <= TOLERANCE:
+        sys.exit(f"the exported network differs from PyTorch by more than {TOLERANCE}")
 
 
 if __name__ == "__main__":

@@ -1,35 +1,35 @@
-//! One inference of a network on one thread: the export people have, our plain graph, our blocked graph; and OpenVINO with
-//! the plain one, where the library has it (`make bench EP=openvino`).
+//! One inference of a network on one thread: PyTorch's own ONNX export, our plain graph, our blocked graph; and
+//! OpenVINO with the plain graph, if the library has it (`make bench EP=openvino`).
 //!
-//! The candidates take turns, run by run, so that whatever else the machine does hits all of them alike; the medians and
-//! their ratios are what to keep. Then two sessions of each run at the same time, and each but OpenVINO, to which a graph
-//! is one node, is profiled at batch 4. `make bench` makes the export first (`benches/export.py`); ROUNDS says how many runs
-//! each gets.
+//! The candidates take turns, run by run, so that other activity on the machine affects all of them alike; the medians
+//! and their ratios are the result. Then two sessions of each run at the same time, and each is profiled at batch 4,
+//! except OpenVINO, for which a graph is a single node. `make bench` makes the export first (`benches/export.py`). The
+//! environment variable ROUNDS is the number of runs of each candidate (200).
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use ghostserve::model::OnnxSource;
-use ghostserve::runtime::{Backend, LIBRARY_ENV, Precision, Prepared, Provider, Runtime, Session, SessionSpec};
+use ghostserve::runtime::{Backend, LIBRARY_ENV, Precision, PreparedGraph, Provider, Runtime, Session, SessionSpec};
 use ghostserve_ghostnet::{Form, Network, Output, Size, Target, preset};
 use ghostserve_kernels::native_block;
 use ghostserve_weights::{Synthetic, synthetic_tensor};
 
 const NETWORK: &str = "ghostnetv2_100";
 const SIDE: usize = 224;
-/// Runs that each of two sessions makes in a turn of theirs.
-const TURN: usize = 4;
+/// Runs of each session in one timed turn of [`two_at_a_time`].
+const RUNS_PER_TURN: usize = 4;
 
-/// A graph on a backend.
+/// A graph and the backend that runs it.
 struct Candidate {
     name: &'static str,
-    graph: Prepared,
+    graph: PreparedGraph,
     backend: Backend,
 }
 
 impl Candidate {
-    fn new(name: &'static str, graph: impl Into<Prepared>) -> Self {
+    fn new(name: &'static str, graph: impl Into<PreparedGraph>) -> Self {
         Self { name, graph: graph.into(), backend: Backend::default() }
     }
 
@@ -53,12 +53,12 @@ fn main() {
     if export.is_file() {
         candidates.push(Candidate::new("export", OnnxSource::File(export)));
     } else {
-        println!("SKIPPED: the export: {} is not there; `make bench` makes it", export.display());
+        println!("SKIPPED: the export: {} does not exist; `make bench` writes it", export.display());
     }
     candidates.push(Candidate::new("plain", lower(Form::Plain)));
     match native_block() {
         Some(block) => {
-            let graph = Prepared::blocked(&runtime, &lower(Form::Blocked(block))).unwrap();
+            let graph = PreparedGraph::blocked(&runtime, &lower(Form::Blocked(block))).unwrap();
             candidates.push(Candidate::new("blocked", graph));
         }
         None => println!("SKIPPED: the blocked form: ONNX Runtime has none for this processor"),
@@ -69,7 +69,7 @@ fn main() {
             candidates.push(Candidate { backend, ..Candidate::new(name, lower(Form::Plain)) });
         } else {
             println!(
-                "SKIPPED: {name}: this ONNX Runtime is built without it; `make bench EP=openvino` takes one with it"
+                "SKIPPED: {name}: this ONNX Runtime has no OpenVINO; `make bench EP=openvino` uses one that has it"
             );
         }
     }
@@ -88,9 +88,9 @@ fn main() {
                 times.push(start.elapsed().as_secs_f64() * 1e3 / batch as f64);
             }
         }
-        print(&batch.to_string(), &candidates, &mut times);
+        print_times(&batch.to_string(), &candidates, &mut times);
     }
-    two_at_a_time(&runtime, &candidates, rounds.div_ceil(TURN));
+    two_at_a_time(&runtime, &candidates, rounds.div_ceil(RUNS_PER_TURN));
 
     let batch = 4;
     let input = synthetic_tensor("input", &[batch, 3, SIDE, SIDE]);
@@ -98,7 +98,7 @@ fn main() {
     std::fs::create_dir_all(&folder).unwrap();
     for Candidate { name, graph, .. } in candidates.iter().filter(|c| c.backend == Backend::default()) {
         let shape = [batch, 3, SIDE, SIDE];
-        let times = runtime.profile(graph, (shape, &input), rounds.min(50), folder.clone()).unwrap();
+        let times = runtime.profile(graph, shape, &input, rounds.min(50), folder.clone()).unwrap();
         let total: f64 = times.iter().map(|t| t.milliseconds).sum();
         println!("\n{name}, batch {batch}: ms/image by operator (total {:.3})", total / batch as f64);
         for time in times {
@@ -115,8 +115,8 @@ fn main() {
     }
 }
 
-/// Prints a line a candidate: median, least, and the median as a share of the first candidate's.
-fn print(label: &str, candidates: &[Candidate], times: &mut [Vec<f64>]) {
+/// Prints one line per candidate: median, minimum, and the ratio of the median to the first candidate's.
+fn print_times(label: &str, candidates: &[Candidate], times: &mut [Vec<f64>]) {
     let mut first = None;
     for (Candidate { name, .. }, times) in candidates.iter().zip(times) {
         times.sort_by(f64::total_cmp);
@@ -126,7 +126,7 @@ fn print(label: &str, candidates: &[Candidate], times: &mut [Vec<f64>]) {
     }
 }
 
-/// Two sessions of each candidate on two threads, at batch 4: whether they keep out of each other's way.
+/// Times two sessions of each candidate on two threads at batch 4: shows whether they slow each other down.
 fn two_at_a_time(runtime: &Runtime, candidates: &[Candidate], rounds: usize) {
     let batch = 4;
     let input = synthetic_tensor("input", &[batch, 3, SIDE, SIDE]);
@@ -138,12 +138,12 @@ fn two_at_a_time(runtime: &Runtime, candidates: &[Candidate], rounds: usize) {
             let start = Instant::now();
             std::thread::scope(|scope| {
                 for session in pair {
-                    scope.spawn(|| (0..TURN).for_each(|_| drop(session.run_rows(&rows).unwrap())));
+                    scope.spawn(|| (0..RUNS_PER_TURN).for_each(|_| drop(session.run_rows(&rows).unwrap())));
                 }
             });
-            times.push(start.elapsed().as_secs_f64() * 1e3 / (2 * TURN * batch) as f64);
+            times.push(start.elapsed().as_secs_f64() * 1e3 / (2 * RUNS_PER_TURN * batch) as f64);
         }
     }
     println!("two sessions on two threads, batch {batch}:");
-    print("2 x 4", candidates, &mut times);
+    print_times("2 x 4", candidates, &mut times);
 }

@@ -1,7 +1,7 @@
-//! The parts of a request on one thread: decoding, resizing, assembling a batch, inference. Criterion's medians.
+//! The stages of a request on one thread: decoding, resizing, assembling a batch, inference. Criterion reports medians.
 //!
-//! PHOTOS names a folder of JPEG files; LARGE a file that is timed by itself, at its full size and at the fraction that the
-//! server decodes.
+//! Environment variables: PHOTOS is a folder of JPEG files; LARGE a file that is timed separately, decoded at full size
+//! and at the reduced size that the server decodes.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod support;
@@ -11,16 +11,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use criterion::{BatchSize, Criterion, Throughput};
-use ghostserve::batch::Row;
 use ghostserve::model::ModelFolder;
 use ghostserve::preprocess::{Crop, ImageLimits, Pixels, Transform, decode, probe};
+use ghostserve::row::Row;
 use ghostserve::runtime::{Backend, LIBRARY_ENV, Runtime, SessionSpec};
 use ghostserve_manifest::InputSpec;
-use support::{SIDE, photos, random_model};
+use support::{SIDE, load_photos, random_model};
 
 fn main() {
     let mut criterion = Criterion::default().configure_from_args();
-    let photos = photos();
+    let photos = load_photos();
     let spec = InputSpec {
         crop: [SIDE, SIDE],
         source: None,
@@ -32,14 +32,14 @@ fn main() {
 
     let mut group = criterion.benchmark_group("per image");
     group.throughput(Throughput::Elements(1));
-    let mut turn = photos.iter().cycle();
+    let mut next_photo = photos.iter().cycle();
     group.bench_function("decode", |b| {
-        b.iter_batched(|| turn.next().unwrap(), |photo| reduced(photo, &transform), BatchSize::SmallInput);
+        b.iter_batched(|| next_photo.next().unwrap(), |photo| decode_reduced(photo, &transform), BatchSize::SmallInput);
     });
-    let pixels: Vec<Pixels> = photos.iter().map(|photo| reduced(photo, &transform)).collect();
-    let mut turn = pixels.iter().cycle();
+    let pixels: Vec<Pixels> = photos.iter().map(|photo| decode_reduced(photo, &transform)).collect();
+    let mut next_pixels = pixels.iter().cycle();
     group.bench_function("resize", |b| {
-        b.iter_batched(|| turn.next().unwrap(), |pixels| Crop::new(&transform, pixels), BatchSize::SmallInput);
+        b.iter_batched(|| next_pixels.next().unwrap(), |pixels| Crop::new(&transform, pixels), BatchSize::SmallInput);
     });
     group.finish();
 
@@ -49,7 +49,7 @@ fn main() {
         group.sample_size(20);
         for (name, transform) in [("reduced", Transform::new(spec)), ("full size", Transform::new(spec).exact())] {
             let transform = Arc::new(transform);
-            group.bench_function(name, |b| b.iter(|| Crop::new(&transform, &reduced(&photo, &transform))));
+            group.bench_function(name, |b| b.iter(|| Crop::new(&transform, &decode_reduced(&photo, &transform))));
         }
         group.finish();
     }
@@ -70,8 +70,8 @@ fn main() {
         let mut buffer = vec![0.0; size * transform.row_len()];
         group.bench_function("assembly", |b| {
             b.iter(|| {
-                let places = buffer.chunks_exact_mut(transform.row_len());
-                places.zip(&crops).for_each(|(place, crop)| crop.write(place));
+                let rows = buffer.chunks_exact_mut(transform.row_len());
+                rows.zip(&crops).for_each(|(row, crop)| crop.write(row));
                 black_box(&buffer);
             });
         });
@@ -81,9 +81,9 @@ fn main() {
     criterion.final_summary();
 }
 
-/// Decoded as the server does.
-fn reduced(photo: &[u8], transform: &Transform) -> Pixels {
-    let header = probe(photo, ImageLimits::default()).unwrap();
-    let info = header.info();
-    decode(header.reduce(transform.scale(info.width, info.height))).unwrap()
+/// Decodes a photograph as the server does: at the reduced scale that the transform needs.
+fn decode_reduced(photo: &[u8], transform: &Transform) -> Pixels {
+    let probed = probe(photo, ImageLimits::default()).unwrap();
+    let info = probed.info();
+    decode(probed.reduce(transform.scale(info.width, info.height))).unwrap()
 }

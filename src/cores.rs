@@ -1,54 +1,56 @@
-//! The cores as tokens: whoever computes holds one, so that hardly more threads compute than there are cores.
+//! CPU cores as tokens. Each computing thread holds one token, so there are at most 25 % more compute threads than
+//! cores.
 //!
-//! More would only slice time between them: each image would be finished later, none earlier. A few more there are, so that
-//! no core stands idle while a token changes hands. The tokens also say what a core that becomes free does next ([`Rank`]): a full
-//! batch runs before another image is decoded, and an image is decoded before a batch runs that is not full. So batches grow just
-//! as far as there is work to grow by, and nothing waits by a clock.
+//! More threads would only share the cores' time: no image would be finished earlier, and each one later. The few
+//! extra tokens keep every core busy while a token passes from one thread to another. The tokens also decide what a
+//! free core does next ([`Rank`]): a full batch runs before an image is decoded, and an image is decoded before a
+//! partial batch runs. So batches grow while there are images left to decode, and no timer is needed.
 //!
-//! This module orders work; it uses no timers. What a rank is passed over for is counted, and after sixteen grants to better
-//! ranks, fewer if they are expensive, it is its turn: a flood of one kind of work slows every other kind down and stops none.
+//! This module orders work; it uses no timers. It counts how often a waiting rank is passed over. After sixteen
+//! grants to better ranks, or fewer if they are expensive, that rank is next: a flood of one kind of work slows the
+//! other kinds down and stops none of them.
 
-use std::cell::Cell;
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
 use crate::fair_share::{Client, FairOrder};
 
-/// Whose work it is.
+/// Priority of a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Priority {
-    /// Somebody waits for it.
+    /// A user waits for the answer.
     #[default]
     Interactive,
-    /// It gets the cores that interactive work leaves.
+    /// Runs on the cores that interactive work leaves free.
     Background,
 }
 
 impl Priority {
-    /// Both, the more urgent first.
+    /// Both priorities, the more urgent first.
     pub const ALL: [Self; 2] = [Self::Interactive, Self::Background];
 }
 
-/// What a core is wanted for, in the order in which cores are given within a priority.
+/// The purpose of a core, in the order in which cores are granted within a priority.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
-    /// To run as many rows as a batch takes.
+    /// Runs a batch with its maximum number of rows.
     FullBatch,
-    /// To make a row out of an image file.
-    Prepare,
-    /// To run fewer rows than a batch takes.
+    /// Turns an image file into a row.
+    Decode,
+    /// Runs a batch with fewer rows than its maximum.
     Batch,
 }
 
-/// A place in the order of those who want a core.
+/// Position of a kind of work in the order of grants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rank {
-    /// Whose work it is; counts first.
+    /// Priority of the request; compared first.
     pub priority: Priority,
-    /// What work it is.
+    /// Kind of work; compared second.
     pub work: Work,
 }
 
@@ -60,256 +62,277 @@ impl Rank {
     }
 }
 
-/// Grants to better ranks that a waiting rank lets pass before its turn.
-const PATIENCE: u32 = 16;
+/// Number of grants to better ranks that a waiting rank lets pass before it is next.
+const MAX_PASSES: u32 = 16;
 
-/// What a grant counts for at least, and what one of an ordinary photograph takes: expensive work counts for several grants.
-const GRANT: Duration = Duration::from_micros(1500);
+/// Time that counts as one grant, the time of an ordinary photograph. Every grant counts at least once; expensive work
+/// counts as several grants.
+const GRANT_TIME: Duration = Duration::from_micros(1500);
 
-/// The cores that may compute.
+/// The cores available for computing.
 #[derive(Debug)]
 pub struct Cores {
     total: usize,
-    /// What is given out: one a core, and a few so that no core waits while another token changes hands.
+    /// Number of tokens: one per core, and a few more so that no core waits while a token passes to another thread.
     tokens: usize,
-    state: Mutex<State>,
+    state: Mutex<CoresState>,
 }
 
 #[derive(Debug)]
-struct State {
+struct CoresState {
     free: usize,
-    /// By rank; within a rank by their start tags, then first come, first served.
+    /// One queue per rank, ordered by start tag, then first come, first served.
     waiting: [VecDeque<Waiter>; Rank::COUNT],
     shares: FairOrder,
-    /// How often each rank has been passed over since it last had its turn.
-    passed: [u32; Rank::COUNT],
-    /// Cores given for running batches, of which the receivers have not noticed yet.
-    unnoticed: usize,
+    /// How often each rank has been passed over since its last grant.
+    passed_over: [u32; Rank::COUNT],
+    /// Cores granted for running batches, whose tasks have not woken up yet to claim them.
+    unclaimed: usize,
     next_id: u64,
 }
 
 #[derive(Debug)]
 struct Waiter {
     id: u64,
-    /// Where it stands among the clients' work.
+    /// Start tag of fair queueing among the clients.
     tag: u64,
-    /// The grants that it counts for.
+    /// Number of grants that this work counts as.
     weight: u32,
     cores: usize,
     granted: oneshot::Sender<()>,
 }
 
-/// Some cores, held by whoever computes; given back when dropped.
+/// Cores leased to a computing thread. Released when dropped.
 #[derive(Debug)]
-pub struct Held {
-    from: Arc<Cores>,
+pub struct CoreLease {
+    pool: Arc<Cores>,
     count: usize,
-    /// Cores left for others to run batches on at that moment.
+    /// Cores left for running other batches at the moment of the grant.
     spare: usize,
 }
 
-impl Held {
-    /// Cores that others could run batches on when these were given: given to them at the same time, or free and wanted by
-    /// nobody.
+impl CoreLease {
+    /// Cores on which other batches could run when this lease was granted: cores granted to batches at the same time,
+    /// and free cores for which no work waited.
     #[must_use]
     pub fn spare(&self) -> usize {
         self.spare
     }
 }
 
-impl Drop for Held {
+impl Drop for CoreLease {
     fn drop(&mut self) {
-        self.from.give_back(self.count);
+        self.pool.release(self.count);
     }
 }
 
 impl Cores {
-    /// So many cores, all free.
+    /// Creates `total` cores, all free, with one token each.
     #[must_use]
     pub fn new(total: usize) -> Arc<Self> {
         Self::with_tokens(total, total)
     }
 
-    /// The same with a quarter more tokens than cores: a thread that is told to go on takes a moment to wake up, and a core
-    /// should not stand idle for it.
+    /// Creates `total` cores with a quarter more tokens than cores. A thread takes a moment to wake up after a grant;
+    /// the extra tokens keep the core busy meanwhile.
     #[must_use]
     pub fn oversubscribed(total: usize) -> Arc<Self> {
         Self::with_tokens(total, total + total.div_ceil(4))
     }
 
     fn with_tokens(total: usize, tokens: usize) -> Arc<Self> {
-        let state = State {
+        let state = CoresState {
             free: tokens,
             waiting: Default::default(),
             shares: FairOrder::default(),
-            passed: [0; Rank::COUNT],
-            unnoticed: 0,
+            passed_over: [0; Rank::COUNT],
+            unclaimed: 0,
             next_id: 0,
         };
         Arc::new(Self { total, tokens, state: Mutex::new(state) })
     }
 
-    /// How many there are.
+    /// Number of cores.
     #[must_use]
     pub fn total(&self) -> usize {
         self.total
     }
 
-    /// How many tokens are held.
+    /// Number of tokens in use.
     #[must_use]
     pub fn busy(&self) -> usize {
         self.tokens - self.lock().free
     }
 
-    /// Waits for `count` cores, at most all there are. Dropping the future gives up the place.
-    pub async fn take(self: &Arc<Self>, rank: Rank, count: usize) -> Held {
+    /// Waits for `count` cores, at most [`Cores::total`]. Dropping the future cancels the request.
+    pub async fn acquire(self: &Arc<Self>, rank: Rank, count: usize) -> CoreLease {
         self.wait_for(rank, count, None).await
     }
 
-    /// Waits for a core for work that one client has asked for and that is expected to take `cost`. Within a rank, clients get equal
-    /// shares of the cores' time: whoever has asked for much waits behind his own work, not everybody else.
-    pub async fn take_for(self: &Arc<Self>, rank: Rank, client: Client, cost: Duration) -> Held {
+    /// Waits for one core for a client's work, which is expected to take `cost`. Within a rank, clients get equal
+    /// shares of the cores' time: a client that has requested much work waits behind its own work and does not delay
+    /// other clients.
+    pub async fn acquire_for(self: &Arc<Self>, rank: Rank, client: Client, cost: Duration) -> CoreLease {
         self.wait_for(rank, 1, Some((client, cost))).await
     }
 
-    /// Notes that work of a client took more of the cores' time than it was expected to.
-    pub fn charge(&self, client: Client, more: Duration) {
-        self.lock().shares.charge(client, more.as_nanos() as u64);
+    /// Charges a client for core time beyond the expected cost of its work.
+    pub fn charge(&self, client: Client, extra: Duration) {
+        self.lock().shares.charge(client, extra.as_nanos() as u64);
     }
 
-    async fn wait_for(self: &Arc<Self>, rank: Rank, count: usize, work: Option<(Client, Duration)>) -> Held {
+    async fn wait_for(self: &Arc<Self>, rank: Rank, count: usize, work: Option<(Client, Duration)>) -> CoreLease {
         let count = count.min(self.total);
         let (granted, grant) = oneshot::channel();
-        let mut place = {
+        let mut ticket = {
             let mut state = self.lock();
             let id = state.next_id;
             state.next_id += 1;
             let tag = state.shares.tag(work.map(|(client, cost)| (client, cost.as_nanos() as u64)));
             let waiting = &mut state.waiting[rank.index()];
-            let at = waiting.partition_point(|waiter| waiter.tag <= tag);
-            let cost = work.map_or(GRANT, |(_, cost)| cost.max(GRANT));
-            let weight = (cost.as_nanos() / GRANT.as_nanos()).min(u128::from(PATIENCE)) as u32;
-            waiting.insert(at, Waiter { id, tag, weight, cores: count, granted });
+            let position = waiting.partition_point(|waiter| waiter.tag <= tag);
+            let cost = work.map_or(GRANT_TIME, |(_, cost)| cost.max(GRANT_TIME));
+            let weight = (cost.as_nanos() / GRANT_TIME.as_nanos()).min(u128::from(MAX_PASSES)) as u32;
+            waiting.insert(position, Waiter { id, tag, weight, cores: count, granted });
             self.grant(&mut state);
-            Place { cores: self, rank, id, count, work, grant, settled: false }
+            Ticket { cores: self, rank, id, count, work, grant, claimed: false }
         };
-        // The sender stays in the list until it sends.
-        let _ = (&mut place.grant).await;
-        place.settled = true;
+        // The sender stays in the queue until it sends.
+        let _ = (&mut ticket.grant).await;
+        ticket.claimed = true;
         let mut state = self.lock();
-        state.notice(rank, count);
-        let wanted = state.waiting.iter().any(|rank| !rank.is_empty());
-        let spare = state.unnoticed + if wanted { 0 } else { state.free };
-        Held { from: Arc::clone(self), count, spare }
+        state.claim(rank, count);
+        let is_contended = state.waiting.iter().any(|rank| !rank.is_empty());
+        let spare = state.unclaimed + if is_contended { 0 } else { state.free };
+        CoreLease { pool: Arc::clone(self), count, spare }
     }
 
-    fn give_back(&self, count: usize) {
+    fn release(&self, count: usize) {
         let mut state = self.lock();
         state.free += count;
         self.grant(&mut state);
     }
 
-    /// Gives free cores to those whose turn it is.
-    fn grant(&self, state: &mut State) {
-        while let Some(rank) = state.turn() {
-            // Who wants more cores than are free waits for them at the head of all: smaller wishes that slip past would
-            // keep it waiting for ever.
+    /// Grants free cores to the next waiters.
+    fn grant(&self, state: &mut CoresState) {
+        while let Some(rank) = state.next_rank() {
+            // A waiter that needs more cores than are free blocks all others: if smaller requests overtook it, it
+            // could wait forever.
             let Some(waiter) = state.waiting[rank].pop_front_if(|waiter| waiter.cores <= state.free) else { break };
-            // Whoever gives up his place takes it off the list first.
+            // The receiver exists: a ticket removes its waiter before it goes away.
             let _ = waiter.granted.send(());
             state.shares.serve(waiter.tag);
             state.free -= waiter.cores;
-            state.unnoticed += if runs(rank) { waiter.cores } else { 0 };
-            state.passed[rank] = 0;
+            state.unclaimed += if is_batch(rank) { waiter.cores } else { 0 };
+            state.passed_over[rank] = 0;
             for later in rank + 1..Rank::COUNT {
-                state.passed[later] =
-                    if state.waiting[later].is_empty() { 0 } else { state.passed[later] + waiter.weight };
+                state.passed_over[later] =
+                    if state.waiting[later].is_empty() { 0 } else { state.passed_over[later] + waiter.weight };
             }
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing that runs under the lock can leave the state half changed.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, CoresState> {
+        self.state.lock()
     }
 }
 
-/// Does work that may take milliseconds on a thread of the runtime, which hands its other tasks over first if the work is `large`.
-pub fn in_place<O>(large: bool, work: impl FnOnce() -> O) -> O {
+/// Runs work that may take milliseconds on the current thread of the async runtime. If the work is `large`, the
+/// thread first hands its other tasks to another thread.
+pub fn run_in_place<O>(large: bool, work: impl FnOnce() -> O) -> O {
     use tokio::runtime::{Handle, RuntimeFlavor};
-    // On a runtime of one thread there is nobody to hand over to.
-    let several = || Handle::try_current().is_ok_and(|runtime| runtime.runtime_flavor() == RuntimeFlavor::MultiThread);
-    match large && several() {
+    // A runtime with one thread has no other thread to hand tasks to.
+    let is_multi_threaded =
+        || Handle::try_current().is_ok_and(|runtime| runtime.runtime_flavor() == RuntimeFlavor::MultiThread);
+    match large && is_multi_threaded() {
         true => tokio::task::block_in_place(work),
         false => work(),
     }
 }
 
-/// Has the system prefer other threads to the calling one, once for all: those that move bytes need a core rarely and for a
-/// moment, and answers would wait for them behind milliseconds of arithmetic.
-pub fn give_way() {
-    thread_local!(static GAVE: Cell<bool> = const { Cell::new(false) });
+/// How far a thread's priority is lowered, in steps of Linux's nice value: each takes about a fifth of the thread's
+/// weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Niceness(i32);
+
+impl Niceness {
+    /// For threads that decode small images or run the model: about a third of the weight of other threads. Threads
+    /// that move bytes need a core rarely and for a moment, and answers would wait for them behind milliseconds of
+    /// arithmetic.
+    pub const COMPUTE: Self = Self(5);
+    /// For threads that decode medium images: half the weight of [`Niceness::COMPUTE`]. Clients wait for these
+    /// images, too.
+    pub const MEDIUM: Self = Self(8);
+    /// For threads that decode large images: a tenth of the weight of [`Niceness::COMPUTE`].
+    pub const LARGE: Self = Self(15);
+}
+
+/// Lowers the scheduling priority of the calling thread. Only the first call on a thread has an effect, since nice
+/// values add up.
+pub fn lower_priority(niceness: Niceness) {
     #[cfg(target_os = "linux")]
-    if !GAVE.replace(true)
-        && let Err(error) = rustix::process::nice(NICENESS)
     {
-        tracing::debug!(%error, "a thread that computes keeps its priority");
+        thread_local!(static LOWERED: std::cell::Cell<bool> = const { std::cell::Cell::new(false) });
+        if !LOWERED.replace(true)
+            && let Err(error) = rustix::process::nice(niceness.0)
+        {
+            tracing::debug!(%error, niceness = niceness.0, "cannot lower the priority of a computing thread");
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = niceness;
+}
+
+/// Whether the rank of this index is for running batches.
+fn is_batch(rank: usize) -> bool {
+    rank % 3 != Work::Decode as usize
+}
+
+impl CoresState {
+    fn claim(&mut self, rank: Rank, count: usize) {
+        self.unclaimed -= if is_batch(rank.index()) { count } else { 0 };
+    }
+
+    /// Index of the next rank to serve: the first that has been passed over too often, else the best that has a waiter.
+    fn next_rank(&self) -> Option<usize> {
+        let has_waiter = |rank: &usize| !self.waiting[*rank].is_empty();
+        let overdue = (0..Rank::COUNT).filter(has_waiter).find(|rank| self.passed_over[*rank] >= MAX_PASSES);
+        overdue.or_else(|| (0..Rank::COUNT).find(has_waiter))
     }
 }
 
-/// By how much: about a third of the weight of other threads.
-#[cfg(target_os = "linux")]
-const NICENESS: i32 = 5;
-
-/// Whether a rank is one of running batches.
-fn runs(rank: usize) -> bool {
-    rank % 3 != Work::Prepare as usize
-}
-
-impl State {
-    fn notice(&mut self, rank: Rank, count: usize) {
-        self.unnoticed -= if runs(rank.index()) { count } else { 0 };
-    }
-
-    /// The rank whose turn it is: one that has been patient enough, else the best that somebody waits in.
-    fn turn(&self) -> Option<usize> {
-        let waited = |rank: &usize| !self.waiting[*rank].is_empty();
-        let patient = (0..Rank::COUNT).filter(waited).find(|rank| self.passed[*rank] >= PATIENCE);
-        patient.or_else(|| (0..Rank::COUNT).find(waited))
-    }
-}
-
-/// A place in the list; gives it up, or gives back what was granted to it unseen, when its future is dropped.
-struct Place<'a> {
+/// A position in the queue. If its future is dropped, it leaves the queue, or releases cores that were granted and
+/// not yet claimed.
+struct Ticket<'a> {
     cores: &'a Cores,
     rank: Rank,
     id: u64,
     count: usize,
     work: Option<(Client, Duration)>,
     grant: oneshot::Receiver<()>,
-    settled: bool,
+    claimed: bool,
 }
 
-impl Drop for Place<'_> {
+impl Drop for Ticket<'_> {
     fn drop(&mut self) {
-        if self.settled {
+        if self.claimed {
             return;
         }
         let mut state = self.cores.lock();
         let rank = self.rank.index();
         match state.waiting[rank].iter().position(|waiter| waiter.id == self.id) {
-            Some(at) => {
-                drop(state.waiting[rank].remove(at));
+            Some(position) => {
+                drop(state.waiting[rank].remove(position));
                 if let Some((client, cost)) = self.work {
                     state.shares.refund(client, cost.as_nanos() as u64);
                 }
             }
             None => {
-                state.notice(self.rank, self.count);
+                state.claim(self.rank, self.count);
                 state.free += self.count;
             }
         }
-        // It may have kept those behind it waiting.
+        // This ticket may have blocked those behind it.
         self.cores.grant(&mut state);
     }
 }
@@ -322,22 +345,22 @@ mod tests {
     use super::*;
 
     const FULL: Rank = Rank { priority: Priority::Interactive, work: Work::FullBatch };
-    const PREPARE: Rank = Rank { priority: Priority::Interactive, work: Work::Prepare };
+    const DECODE: Rank = Rank { priority: Priority::Interactive, work: Work::Decode };
     const BATCH: Rank = Rank { priority: Priority::Interactive, work: Work::Batch };
-    const LATER: Rank = Rank { priority: Priority::Background, work: Work::FullBatch };
+    const BACKGROUND: Rank = Rank { priority: Priority::Background, work: Work::FullBatch };
 
     fn cores(total: usize) -> Arc<Cores> {
         Cores::new(total)
     }
 
-    /// Takes a core in the background and says so.
+    /// Spawns a task that acquires a core and then logs its name.
     fn queue(cores: &Arc<Cores>, rank: Rank, name: &'static str, log: &Arc<Mutex<Vec<&'static str>>>) {
         let (cores, log) = (Arc::clone(cores), Arc::clone(log));
         tokio::spawn(async move {
-            let held = cores.take(rank, 1).await;
-            log.lock().unwrap().push(name);
+            let lease = cores.acquire(rank, 1).await;
+            log.lock().push(name);
             tokio::task::yield_now().await;
-            drop(held);
+            drop(lease);
         });
     }
 
@@ -348,14 +371,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn no_more_are_held_than_there_are() {
+    async fn no_more_cores_are_leased_than_there_are() {
         let cores = cores(2);
-        let first = cores.take(PREPARE, 1).now_or_never().unwrap();
-        let second = cores.take(BATCH, 1).now_or_never().unwrap();
-        assert!(cores.take(FULL, 1).now_or_never().is_none());
+        let first = cores.acquire(DECODE, 1).now_or_never().unwrap();
+        let second = cores.acquire(BATCH, 1).now_or_never().unwrap();
+        assert!(cores.acquire(FULL, 1).now_or_never().is_none());
         assert_eq!((first.spare(), second.spare(), cores.busy()), (1, 0, 2));
         drop(first);
-        assert!(cores.take(PREPARE, 1).now_or_never().is_some());
+        assert!(cores.acquire(DECODE, 1).now_or_never().is_some());
         drop(second);
         assert_eq!(cores.busy(), 0);
     }
@@ -364,89 +387,95 @@ mod tests {
     async fn a_free_core_goes_to_the_best_rank_and_within_it_to_the_first() {
         let cores = cores(1);
         let log = Arc::default();
-        let held = cores.take(PREPARE, 1).await;
-        for (rank, name) in
-            [(LATER, "later"), (BATCH, "batch"), (PREPARE, "one"), (PREPARE, "two"), (FULL, "full"), (BATCH, "batch 2")]
-        {
+        let lease = cores.acquire(DECODE, 1).await;
+        let waiters = [
+            (BACKGROUND, "background"),
+            (BATCH, "batch"),
+            (DECODE, "one"),
+            (DECODE, "two"),
+            (FULL, "full"),
+            (BATCH, "batch 2"),
+        ];
+        for (rank, name) in waiters {
             queue(&cores, rank, name, &log);
             settle().await;
         }
-        drop(held);
+        drop(lease);
         settle().await;
-        assert_eq!(*log.lock().unwrap(), ["full", "one", "two", "batch", "batch 2", "later"]);
+        assert_eq!(*log.lock(), ["full", "one", "two", "batch", "batch 2", "background"]);
     }
 
     #[tokio::test]
-    async fn clients_share_the_cores_whoever_came_first() {
+    async fn clients_share_the_cores_regardless_of_the_order_of_arrival() {
         let cores = cores(1);
         let log: Arc<Mutex<Vec<&str>>> = Arc::default();
-        let held = cores.take(PREPARE, 1).await;
+        let lease = cores.acquire(DECODE, 1).await;
         let client = |last: u8| Client::of(std::net::IpAddr::from([10, 0, 0, last]));
-        for (who, name, cost) in
+        for (last, name, cost) in
             [(1, "a1", 10), (1, "a2", 10), (1, "a3", 10), (2, "b1", 5), (2, "b2", 5), (2, "b3", 5), (3, "c1", 1)]
         {
             let (cores, log) = (Arc::clone(&cores), Arc::clone(&log));
             tokio::spawn(async move {
-                let _held = cores.take_for(PREPARE, client(who), Duration::from_millis(cost)).await;
-                log.lock().unwrap().push(name);
+                let _lease = cores.acquire_for(DECODE, client(last), Duration::from_millis(cost)).await;
+                log.lock().push(name);
             });
             settle().await;
         }
-        drop(held);
+        drop(lease);
         settle().await;
-        assert_eq!(*log.lock().unwrap(), ["a1", "b1", "c1", "b2", "a2", "b3", "a3"]);
+        assert_eq!(*log.lock(), ["a1", "b1", "c1", "b2", "a2", "b3", "a3"]);
     }
 
     #[tokio::test]
-    async fn a_rank_that_is_passed_over_again_and_again_has_its_turn() {
+    async fn a_rank_that_is_passed_over_too_often_is_served() {
         let cores = cores(1);
         let log = Arc::default();
-        let held = cores.take(PREPARE, 1).await;
-        queue(&cores, LATER, "later", &log);
+        let lease = cores.acquire(DECODE, 1).await;
+        queue(&cores, BACKGROUND, "background", &log);
         settle().await;
-        for _ in 0..2 * PATIENCE {
-            queue(&cores, PREPARE, "prepare", &log);
+        for _ in 0..2 * MAX_PASSES {
+            queue(&cores, DECODE, "decode", &log);
         }
         settle().await;
-        drop(held);
+        drop(lease);
         settle().await;
-        let log = log.lock().unwrap();
-        assert_eq!(log.iter().position(|name| *name == "later"), Some(PATIENCE as usize));
-        assert_eq!(log.len(), 2 * PATIENCE as usize + 1);
+        let log = log.lock();
+        assert_eq!(log.iter().position(|name| *name == "background"), Some(MAX_PASSES as usize));
+        assert_eq!(log.len(), 2 * MAX_PASSES as usize + 1);
     }
 
     #[tokio::test]
-    async fn who_stops_waiting_leaves_nothing_behind() {
+    async fn a_cancelled_request_leaves_nothing_behind() {
         let cores = cores(1);
-        let held = cores.take(PREPARE, 1).await;
-        let mut waiting = Box::pin(cores.take(FULL, 1));
+        let lease = cores.acquire(DECODE, 1).await;
+        let mut waiting = Box::pin(cores.acquire(FULL, 1));
         assert!((&mut waiting).now_or_never().is_none());
         drop(waiting);
-        // Granted, but dropped before it noticed.
-        let mut granted = Box::pin(cores.take(FULL, 1));
+        // Granted, but dropped before it claimed the core.
+        let mut granted = Box::pin(cores.acquire(FULL, 1));
         assert!((&mut granted).now_or_never().is_none());
-        drop(held);
+        drop(lease);
         assert_eq!(cores.busy(), 1);
         drop(granted);
         assert_eq!(cores.busy(), 0);
-        assert!(cores.take(BATCH, 1).now_or_never().is_some());
+        assert!(cores.acquire(BATCH, 1).now_or_never().is_some());
     }
 
     #[tokio::test]
-    async fn who_wants_several_is_not_overtaken_by_who_wants_one() {
+    async fn a_request_for_several_cores_is_not_overtaken_by_a_request_for_one() {
         let cores = cores(2);
         let log = Arc::default();
-        let held = cores.take(PREPARE, 1).await;
-        let mut wide = Box::pin(cores.take(FULL, 2));
+        let lease = cores.acquire(DECODE, 1).await;
+        let mut wide = Box::pin(cores.acquire(FULL, 2));
         assert!((&mut wide).now_or_never().is_none());
-        queue(&cores, PREPARE, "narrow", &log);
+        queue(&cores, DECODE, "narrow", &log);
         settle().await;
-        assert!(log.lock().unwrap().is_empty());
-        drop(held);
+        assert!(log.lock().is_empty());
+        drop(lease);
         drop(wide.now_or_never().unwrap());
         settle().await;
-        assert_eq!(*log.lock().unwrap(), ["narrow"]);
-        // More than there are means all.
-        assert!(cores.take(FULL, 99).now_or_never().is_some());
+        assert_eq!(*log.lock(), ["narrow"]);
+        // A request for more cores than there are gets all of them.
+        assert!(cores.acquire(FULL, 99).now_or_never().is_some());
     }
 }

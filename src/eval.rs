@@ -1,27 +1,30 @@
-//! Models without a server: one image at a time ([`Classifier`]), or a folder of them for accuracy ([`evaluate`]).
+//! Runs models without a server: on one image at a time ([`Classifier`]), or on a folder of images to measure the
+//! accuracy ([`evaluate`]).
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
+use parking_lot::Mutex;
 use serde::Serialize;
 
 use crate::batch::ModelFailure;
 use crate::cores::Cores;
 use crate::model::LoadedModel;
 use crate::preprocess::{ImageError, ImageInfo, PoolConfig, Preprocessor, Transform};
-use crate::runtime::{Backend, Prepared, Runtime, RuntimeError, Session, SessionSpec};
-use crate::service::{Ask, Prediction, predict, top};
+use crate::runtime::{Backend, PreparedGraph, Runtime, RuntimeError, Session, SessionSpec};
+use crate::service::{Prediction, PredictionOptions, predict, top};
 use ghostserve_manifest::Label;
 
-/// Images that one run of the model takes.
+/// Images in one run of the model.
 const BATCH: usize = 4;
-const TOP: usize = 5;
+/// The second accuracy is that of the `TOP_K` most probable classes.
+const TOP_K: usize = 5;
 
-/// A model on this thread.
+/// A model with a session, for use on one thread.
 pub struct Classifier<'a> {
     model: &'a LoadedModel,
     session: Session,
@@ -29,40 +32,40 @@ pub struct Classifier<'a> {
     preprocessor: Preprocessor,
 }
 
-/// Why an image could not be classified, or a folder not be evaluated.
+/// Why an image could not be classified, or a folder could not be evaluated.
 #[derive(Debug, thiserror::Error)]
 pub enum EvalError {
-    /// The image.
+    /// The image cannot be used.
     #[error(transparent)]
     Image(#[from] ImageError),
-    /// The model.
+    /// The model failed.
     #[error(transparent)]
     Model(#[from] ModelFailure),
-    /// The runtime.
+    /// The runtime does not accept the model.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
     /// The folder cannot be read.
     #[error("cannot read {path}: {source}")]
     Io {
-        /// Which.
+        /// The folder.
         path: PathBuf,
-        /// Why.
+        /// The system's error.
         source: io::Error,
     },
-    /// A folder that is no class of the model.
+    /// A folder whose name is no class of the model.
     #[error(
         "{path} holds a folder `{found}`, which is no class of the model; folders are named by label or WordNet id, \
          such as {expected}"
     )]
     UnknownClass {
-        /// The folder of folders.
+        /// The folder that holds the class folders.
         path: PathBuf,
-        /// The odd one.
+        /// The name that is no class.
         found: String,
-        /// Some that would be right.
+        /// Some names of classes.
         expected: String,
     },
-    /// Nothing to evaluate.
+    /// A folder without images.
     #[error("{0} holds no images: expected one folder a class with images in it")]
     Empty(PathBuf),
 }
@@ -73,19 +76,19 @@ fn session_spec(model: &LoadedModel, backend: Backend) -> SessionSpec {
 }
 
 impl<'a> Classifier<'a> {
-    /// Loads `model` into the runtime, for a backend of it.
+    /// Loads `model` into the runtime, on the given backend.
     ///
     /// # Errors
-    /// The runtime does not take it.
+    /// The runtime does not accept the model.
     pub fn new(model: &'a LoadedModel, runtime: &Runtime, backend: Backend) -> Result<Self, RuntimeError> {
         let spec = session_spec(model, backend);
-        Self::of(model, runtime, &runtime.prepare_for(model, spec)?, spec)
+        Self::with_graph(model, runtime, &runtime.prepare_for(model, spec)?, spec)
     }
 
-    fn of(
+    fn with_graph(
         model: &'a LoadedModel,
         runtime: &Runtime,
-        graph: &Prepared,
+        graph: &PreparedGraph,
         spec: SessionSpec,
     ) -> Result<Self, RuntimeError> {
         Ok(Self {
@@ -101,10 +104,10 @@ impl<'a> Classifier<'a> {
     /// # Errors
     /// The image cannot be used, or the model fails.
     pub fn classify(&mut self, file: &[u8], top_k: usize) -> Result<(ImageInfo, Vec<Prediction>), EvalError> {
-        let prepared = self.preprocessor.run_here(&self.transform, file)?;
+        let prepared = self.preprocessor.run_sync(&self.transform, file)?;
         let scores = self.session.run_rows(&[&prepared.crop])?.concat();
-        let ask = Ask { top_k, min_confidence: 0.0 };
-        let predictions = predict(scores, self.model.manifest.network.output, &self.model.labels, ask);
+        let options = PredictionOptions { top_k, min_confidence: 0.0 };
+        let predictions = predict(scores, self.model.manifest.network.output, &self.model.labels, options);
         Ok((prepared.info, predictions))
     }
 }
@@ -117,7 +120,7 @@ impl Samples {
     /// Lists the files of an image folder, `folder/<label or wnid>/<file>`.
     ///
     /// # Errors
-    /// It cannot be read, holds no files, or a folder in it is no class of the model.
+    /// The folder cannot be read, holds no files, or holds a folder whose name is no class of the model.
     pub fn find(folder: &Path, labels: &[Label]) -> Result<Self, EvalError> {
         let mut samples = Vec::new();
         for class_folder in list(folder)?.into_iter().filter(|path| path.is_dir()) {
@@ -132,19 +135,20 @@ impl Samples {
         if samples.is_empty() { Err(EvalError::Empty(folder.to_owned())) } else { Ok(Self(samples)) }
     }
 
-    /// How many.
+    /// Number of files.
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether there are none; [`Samples::find`] makes no such.
+    /// Whether there are no files. [`Samples::find`] returns at least one.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }
 
+/// The entries of a folder, sorted by path.
 fn list(folder: &Path) -> Result<Vec<PathBuf>, EvalError> {
     let error = |source| EvalError::Io { path: folder.to_owned(), source };
     let entries = fs::read_dir(folder).map_err(error)?;
@@ -155,34 +159,34 @@ fn list(folder: &Path) -> Result<Vec<PathBuf>, EvalError> {
 
 /// A model's accuracy.
 #[derive(Clone, Debug, Serialize)]
-pub struct Report {
-    /// Over all images that could be read.
+pub struct EvalReport {
+    /// Counts over all images that could be read.
     pub all: Tally,
-    /// For each class, in order.
+    /// Counts for each class, in the order of the outputs.
     pub classes: Vec<Tally>,
-    /// Images that could not be read; they count nowhere.
-    pub failed: Vec<Failure>,
+    /// Images that could not be read. The counts do not include them.
+    pub failed: Vec<EvalFailure>,
 }
 
-/// Right answers among some images.
+/// Correct predictions among some images.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Tally {
     /// The class, or `all`.
     pub label: String,
-    /// Images.
+    /// Number of images.
     pub images: usize,
-    /// Whose class was the most probable.
+    /// Images whose class was the most probable.
     pub top1: usize,
-    /// Whose class was among the five most probable.
+    /// Images whose class was among the five most probable.
     pub top5: usize,
 }
 
 /// An image that could not be read.
 #[derive(Clone, Debug, Serialize)]
-pub struct Failure {
-    /// Which.
+pub struct EvalFailure {
+    /// The image file.
     pub file: PathBuf,
-    /// Why.
+    /// Why it could not be read.
     pub error: String,
 }
 
@@ -206,29 +210,30 @@ impl Tally {
     }
 }
 
-/// Runs `model` over `samples` on some threads, each with a session of its own. `progress` is called for every image.
+/// Runs `model` on `samples` on several threads, each with its own session. Calls `progress` for every image.
 ///
 /// # Errors
-/// The runtime does not take the model, or fails. Images that cannot be read are reported, not fatal.
+/// The runtime does not accept the model, or fails. Images that cannot be read become part of the report.
 pub fn evaluate(
     model: &LoadedModel,
     samples: &Samples,
-    (runtime, backend): (&Runtime, Backend),
+    runtime: &Runtime,
+    backend: Backend,
     threads: usize,
     progress: &(dyn Fn() + Sync),
-) -> Result<Report, EvalError> {
+) -> Result<EvalReport, EvalError> {
     let tally = |label: &str| Tally { label: label.to_owned(), ..Tally::default() };
-    let report = Mutex::new(Report {
+    let report = Mutex::new(EvalReport {
         all: tally("all"),
         classes: model.labels.iter().map(|label| tally(&label.name)).collect(),
         failed: Vec::new(),
     });
     let next = AtomicUsize::new(0);
-    // Once for all threads: proving a graph and comparing backends take time.
+    // Prepared once for all threads, because checking a graph and comparing backends take time.
     let spec = session_spec(model, backend);
     let graph = runtime.prepare_for(model, spec)?;
     let work = || -> Result<(), EvalError> {
-        let mut classifier = Classifier::of(model, runtime, &graph, spec)?;
+        let mut classifier = Classifier::with_graph(model, runtime, &graph, spec)?;
         loop {
             let start = next.fetch_add(BATCH, Ordering::Relaxed);
             let Some(batch) = samples.0.get(start..samples.len().min(start + BATCH)).filter(|b| !b.is_empty()) else {
@@ -239,22 +244,22 @@ pub fn evaluate(
                 let bytes = fs::read(file).map_err(|e| e.to_string());
                 let row = bytes.and_then(|bytes| {
                     let preprocessor = &classifier.preprocessor;
-                    preprocessor.run_here(&classifier.transform, &bytes).map_err(|e| e.to_string())
+                    preprocessor.run_sync(&classifier.transform, &bytes).map_err(|e| e.to_string())
                 });
                 match row {
                     Ok(prepared) => {
                         rows.push(prepared.crop);
                         classes.push(*class);
                     }
-                    Err(error) => failed.push(Failure { file: file.clone(), error }),
+                    Err(error) => failed.push(EvalFailure { file: file.clone(), error }),
                 }
                 progress();
             }
             let scores = classifier.session.run_rows(&rows)?;
 
-            let mut report = report.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut report = report.lock();
             for (class, scores) in classes.into_iter().zip(scores) {
-                let rank = top(&scores, TOP, f32::NEG_INFINITY).into_iter().position(|found| found == class);
+                let rank = top(&scores, TOP_K, f32::NEG_INFINITY).into_iter().position(|found| found == class);
                 report.all.count(rank);
                 report.classes[class].count(rank);
             }
@@ -265,7 +270,7 @@ pub fn evaluate(
         let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
         workers.into_iter().try_for_each(|worker| worker.join().unwrap_or_else(|p| std::panic::resume_unwind(p)))
     })?;
-    let mut report = report.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let mut report = report.into_inner();
     report.failed.sort_by(|a, b| a.file.cmp(&b.file));
     Ok(report)
 }

@@ -1,9 +1,9 @@
-//! From a name or a folder to a model that can run: manifest, labels and graph, read and verified.
+//! Loads a model by name or folder: reads and verifies manifest, labels and graph.
 //!
-//! One model is embedded in the binary, so that a fresh clone serves something real; every other is a folder that holds
-//! a `manifest.toml`, a labels file and a weights file. [`ModelFolder::load`] verifies the digest before it looks inside
-//! the weights, builds the graph for a preset architecture or checks a foreign ONNX file, and hands out
-//! [`LoadedModel`]: everything that serving needs, with nothing left to read.
+//! One model is embedded in the binary, so that a fresh clone serves a real one. Any other model is a folder that
+//! holds a `manifest.toml`, a labels file and a weights file. [`ModelFolder::load`] verifies the digest before it
+//! reads the weights. It builds the graph of a preset architecture or checks a foreign ONNX file, and returns a
+//! [`LoadedModel`], which holds everything that serving needs.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -16,7 +16,7 @@ use ghostserve_ghostnet::{BuildError, Config, ConfigError, Cost, Form, Network, 
 use ghostserve_kernels::native_block;
 use ghostserve_manifest::{Architecture, Digest, Label, MANIFEST_FILE, Manifest, ManifestError, parse_labels};
 
-/// The model that is part of the binary.
+/// The name of the model that is part of the binary.
 pub const EMBEDDED_MODEL: &str = "ghostnetv2-cifar10";
 
 const EMBEDDED: [(&str, &[u8]); 3] = [
@@ -25,43 +25,43 @@ const EMBEDDED: [(&str, &[u8]); 3] = [
     ("weights.safetensors", include_bytes!("../models/ghostnetv2-cifar10/weights.safetensors")),
 ];
 
-/// Where a model's files are.
+/// The location of a model's files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ModelFolder {
-    /// In the binary.
+    /// The files are in the binary.
     Embedded,
-    /// In a directory.
+    /// The files are in a directory.
     Directory(PathBuf),
 }
 
-/// A model, ready to be given to a runtime.
+/// A model that a runtime can load.
 #[derive(Clone, Debug)]
 pub struct LoadedModel {
-    /// The folder's contract.
+    /// The contents of the manifest.
     pub manifest: Manifest,
     /// The classes, in the order of the outputs.
     pub labels: Vec<Label>,
     /// The graph.
     pub graph: ModelGraph,
-    /// What the graph was made of, for more graphs; not known for a foreign ONNX file.
+    /// The network and weights that the graph was built from, to build more graphs; `None` for a foreign ONNX file.
     pub backbone: Option<Arc<Backbone>>,
 }
 
-/// A network with its weights, of which graphs for other input sizes and outputs can be made.
+/// A network with its weights. It builds graphs for other input sizes and outputs.
 pub struct Backbone {
     network: Network,
-    /// The file, as it was verified.
+    /// The contents of the verified weights file.
     weights: Cow<'static, [u8]>,
     path: String,
     metadata: [(&'static str, String); 2],
 }
 
-/// What a graph is for.
+/// The input size and outputs of a graph.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Variant {
     /// Height and width of the input.
     pub input: [usize; 2],
-    /// What it computes.
+    /// The outputs that the graph computes.
     pub outputs: Vec<Output>,
 }
 
@@ -72,10 +72,10 @@ impl Backbone {
         &self.network
     }
 
-    /// Makes a graph.
+    /// Builds a graph.
     ///
     /// # Errors
-    /// The network has not the output, or the input is too small for it.
+    /// The network does not have an output, or the input is too small for the network.
     pub fn lower(&self, variant: &Variant, form: Form) -> Result<OnnxSource, ModelError> {
         let error = |source| ModelError::Build { path: self.path.clone(), source };
         let file = ghostserve_weights::open(&self.weights).map_err(|e| error(e.into()))?;
@@ -100,25 +100,25 @@ impl LoadedModel {
         Size { height, width }
     }
 
-    /// What an image costs, where the architecture is known.
+    /// Parameters and multiply-adds per image; `None` if the architecture is not known.
     #[must_use]
     pub fn cost(&self) -> Option<Cost> {
         self.backbone.as_ref().map(|backbone| backbone.network.cost(self.input_size()))
     }
 }
 
-/// A model's graph, in the forms there are of it.
+/// A model's graph, in all forms that exist of it.
 #[derive(Clone, Debug)]
 pub enum ModelGraph {
-    /// Somebody else's.
+    /// A graph from a foreign ONNX file.
     Foreign(OnnxSource),
-    /// Made here.
+    /// A graph built from a known architecture.
     Built {
         /// Channels, height and width of the input.
         input: [usize; 3],
-        /// Standard ONNX.
+        /// The graph in standard ONNX.
         plain: OnnxSource,
-        /// For ONNX Runtime's blocked layout, where this processor has one.
+        /// The graph for ONNX Runtime's blocked layout, if this processor has one.
         blocked: Option<OnnxSource>,
     },
 }
@@ -126,16 +126,16 @@ pub enum ModelGraph {
 /// An ONNX model.
 #[derive(Clone, Debug)]
 pub enum OnnxSource {
-    /// Its bytes.
+    /// The model's bytes.
     Memory(Arc<[u8]>),
-    /// A file, which may keep tensors in further files beside it.
+    /// A file; its tensors may be in further files beside it.
     File(PathBuf),
 }
 
 /// Why a model cannot be loaded. Every message names the file.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
-    /// There is no such model.
+    /// No model has this name.
     #[error(
         "no model `{0}`: give the embedded `{EMBEDDED_MODEL}` or the path of a folder that holds a {MANIFEST_FILE}"
     )]
@@ -143,70 +143,70 @@ pub enum ModelError {
     /// A file cannot be read.
     #[error("cannot read {path}: {source}")]
     Io {
-        /// Which.
+        /// The file.
         path: String,
-        /// Why.
+        /// The system's error.
         source: io::Error,
     },
-    /// The manifest or the labels are wrong.
+    /// The manifest or the labels file is invalid.
     #[error("{path}: {source}")]
     Manifest {
-        /// Which.
+        /// The invalid file.
         path: String,
-        /// Why.
+        /// What is invalid in it.
         source: ManifestError,
     },
-    /// The weights are not those the manifest was written for.
+    /// The weights file does not have the manifest's digest.
     #[error(
         "{path} is not the file that the manifest describes: expected {expected}, found {found}; fetch it again, or \
          correct `network.digest` if the change was meant"
     )]
     Digest {
-        /// Which file.
+        /// The weights file.
         path: String,
-        /// The manifest's digest.
+        /// The digest in the manifest.
         expected: Digest,
-        /// The file's.
+        /// The digest of the file.
         found: Digest,
     },
-    /// The manifest names an architecture that is not known here.
+    /// The manifest names an unknown architecture.
     #[error("{path}: `network.architecture`: expected one of {expected}, found `{found}`")]
     Architecture {
         /// The manifest.
         path: String,
-        /// What there is.
+        /// The known architectures.
         expected: String,
-        /// What it says.
+        /// The architecture in the manifest.
         found: String,
     },
-    /// The architecture's numbers do not make a network.
+    /// The numbers of the configuration do not make a network.
     #[error("{path}: {source}")]
     Config {
-        /// The manifest.
+        /// The manifest or the configuration file.
         path: String,
-        /// Why.
+        /// What is invalid in it.
         source: ConfigError,
     },
     /// The weights do not fit the architecture.
     #[error("{path}: {source}")]
     Build {
-        /// The weights.
+        /// The weights file.
         path: String,
-        /// Why.
+        /// What does not fit.
         source: BuildError,
     },
     /// A foreign ONNX file that is not safe to load.
     #[error("{path}: {source}")]
     External {
-        /// The file.
+        /// The ONNX file.
         path: String,
-        /// Why.
+        /// Why it is not safe.
         source: ExternalDataError,
     },
 }
 
 impl ModelFolder {
-    /// Finds a model by what a user typed: the embedded model's name, or a folder.
+    /// Finds a model by the embedded model's name or the path of a folder.
     ///
     /// # Errors
     /// [`ModelError::Unknown`].
@@ -222,19 +222,19 @@ impl ModelFolder {
         }
     }
 
-    /// Reads and checks the manifest alone.
+    /// Reads and checks only the manifest.
     ///
     /// # Errors
-    /// The file cannot be read or is wrong.
+    /// The file cannot be read or is invalid.
     pub fn manifest(&self) -> Result<Manifest, ModelError> {
         Manifest::parse(&self.text(MANIFEST_FILE)?)
             .map_err(|source| ModelError::Manifest { path: self.path(MANIFEST_FILE), source })
     }
 
-    /// Reads everything, verifies it, builds the graph.
+    /// Reads and verifies all files, and builds the graph.
     ///
     /// # Errors
-    /// Whatever is wrong first, with the file it is in.
+    /// The first problem found, with the file it is in.
     pub fn load(&self) -> Result<LoadedModel, ModelError> {
         let manifest = self.manifest()?;
         let labels = parse_labels(&self.text(&manifest.labels_file)?)
@@ -278,7 +278,7 @@ impl ModelFolder {
         Ok(LoadedModel { manifest, labels, graph, backbone })
     }
 
-    /// The network that a manifest names: a preset, or a configuration file in the folder.
+    /// The network that a manifest names: a preset, or a configuration file in the model folder.
     fn network(&self, name: &str, classes: usize) -> Result<Network, ModelError> {
         let mut config = if name.ends_with(".toml") {
             let text = self.text(name)?;

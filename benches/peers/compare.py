@@ -1,9 +1,9 @@
-"""Load-tests GhostServe and the servers one would use instead, in turns, on the same weights and photographs.
+"""Load-tests GhostServe and alternative servers in turns, on the same weights and photographs.
 
-Starts all of them on free ports, waits until each answers a photograph, checks that all find the same class in a few
-photographs, also when asked at once (so in batches), and hands over to `ghostserve bench`, which lets the targets take
-turns round by round. With --openvino-runtime a second run compares bf16. Needs Python 3.8 and nothing else; the Python
-with requirements.txt is named by --python. Everything is stopped at the end, whatever the end is.
+Starts all servers on free ports, waits until each answers a photograph, checks that all find the same class in a few
+photographs, also when they are sent at the same time (so in batches), and starts `ghostserve bench`, which lets the
+targets take turns round by round. With --openvino-runtime a second run compares bf16. Needs only Python 3.8; --python
+names the Python that has the packages of requirements.txt. All servers are stopped at the end, also after an error.
 
     python benches/peers/compare.py --python .venv/bin/python --images photos --out target/bench/peers
 """
@@ -25,23 +25,25 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-PHOTOGRAPHS = (".jpg", ".jpeg")
-# So many photographs are answered by all. Synthetic weights leave the classes close together, and most photographs
-# with the same class: so that number alone says little, and probabilities, which differ widely, are compared as well.
+SUFFIXES = (".jpg", ".jpeg")
+# Number of photographs that all servers must agree on. With synthetic weights the classes are close together and most
+# photographs have the same class, so equal classes alone prove little. Probabilities, which differ widely, are compared
+# as well.
 CHECKED = 16
-# The part of the photographs whose class may differ between servers: each decodes and scales in its own way.
-DIFFERENT = 0.25
-# The ratio that probabilities may have between servers, in the median; and from one server alone and in a batch.
-BETWEEN = 1.15
-WITHIN = 1.05
+# Largest share of the photographs whose class may differ between servers: each decodes and scales in its own way.
+MAX_DIFFERENT = 0.25
+# Largest ratio of probabilities: between two servers, in the median; and between a server's answers to single requests
+# and to simultaneous ones.
+MAX_RATIO_BETWEEN_SERVERS = 1.15
+MAX_RATIO_IN_BATCHES = 1.05
 
 
 class Failure(Exception):
-    """What ends the comparison, in words."""
+    """An error that ends the comparison, with a message for the user."""
 
 
 class Target:
-    """A server that runs in a process group of its own."""
+    """A server that runs in its own process group."""
 
     def __init__(self, name: str, command: list[str], path: str, port: int, log: Path, env: dict[str, str]) -> None:
         self.name = name
@@ -52,8 +54,8 @@ class Target:
                 command, stdout=out, stderr=subprocess.STDOUT, env={**os.environ, **env}, start_new_session=True
             )
 
-    def ask(self, body: bytes) -> tuple[str, float]:
-        """The likeliest class's number, and its probability."""
+    def classify(self, body: bytes) -> tuple[str, float]:
+        """Returns the number of the most probable class, and its probability."""
         request = urllib.request.Request(self.url, body, {"Content-Type": "image/jpeg"})
         with urllib.request.urlopen(request, timeout=20) as response:
             result = json.load(response)
@@ -61,14 +63,14 @@ class Target:
         return best["class"], best["probability"]
 
     def wait(self, body: bytes, seconds: float) -> None:
-        """Returns once a photograph is answered."""
+        """Waits until the server answers a photograph."""
         end = time.monotonic() + seconds
         while True:
             try:
-                self.ask(body)
+                self.classify(body)
                 return
             except (OSError, urllib.error.URLError):
-                # Not yet listening, or not yet ready.
+                # The server does not listen yet, or is not ready.
                 if self.process.poll() is not None:
                     raise Failure(f"{self.name} ended with {self.process.returncode}; see {self.log}") from None
                 if time.monotonic() > end:
@@ -76,7 +78,7 @@ class Target:
                 time.sleep(0.2)
 
     def stop(self) -> None:
-        """Asks the group to end, and ends what is left of it."""
+        """Sends SIGTERM to the group, then kills what remains."""
         self.signal(signal.SIGTERM)
         try:
             self.process.wait(15)
@@ -101,7 +103,7 @@ def free_port() -> int:
 def ours(name: str, options: argparse.Namespace, extra: list[str]) -> Target:
     port = free_port()
     command = [options.ghostserve, "serve", "--listen", f"127.0.0.1:{port}", "--model", str(options.model)]
-    # No grace: no load balancer has to notice.
+    # No grace period: there is no load balancer that has to notice the end.
     command += ["--drain-grace", "0s", *extra, *options.serve_args]
     return Target(name, command, "/v1/classify", port, options.out / f"{name}.log", {})
 
@@ -119,31 +121,31 @@ def ratio(one: float, other: float) -> float:
 
 
 def check(targets: list[Target], bodies: list[bytes]) -> None:
-    """Fails unless all targets have the same weights, as far as answers show."""
+    """Fails unless the answers show that all targets have the same weights."""
     answers = []
     for target in targets:
-        alone = [target.ask(body) for body in bodies]
+        alone = [target.classify(body) for body in bodies]
         with ThreadPoolExecutor(len(bodies)) as pool:
-            together = list(pool.map(target.ask, bodies))
-        # Answers that are given to the wrong request in a batch would show here.
+            together = list(pool.map(target.classify, bodies))
+        # Detects answers that go to the wrong request of a batch.
         worst = max(ratio(one[1], other[1]) for one, other in zip(alone, together))
-        if worst > WITHIN:
-            raise Failure(f"{target.name} answers otherwise when asked at once: probabilities {worst:.3f} times apart")
+        if worst > MAX_RATIO_IN_BATCHES:
+            raise Failure(f"{target.name} answers simultaneous requests differently: probability ratio {worst:.3f}")
         answers.append(alone)
     for target, theirs in zip(targets[1:], answers[1:]):
         same = sum(one[0] == other[0] for one, other in zip(answers[0], theirs))
         median = statistics.median(ratio(one[1], other[1]) for one, other in zip(answers[0], theirs))
-        print(f"{target.name}: {same} of {len(bodies)} classes as those of {targets[0].name},", end=" ")
-        print(f"probabilities {median:.3f} times apart in the median")
-        if len(bodies) - same > DIFFERENT * len(bodies) or median > BETWEEN:
+        print(f"{target.name}: {same} of {len(bodies)} classes equal to those of {targets[0].name},", end=" ")
+        print(f"median probability ratio {median:.3f}")
+        if len(bodies) - same > MAX_DIFFERENT * len(bodies) or median > MAX_RATIO_BETWEEN_SERVERS:
             raise Failure(f"{target.name} and {targets[0].name} do not serve the same weights")
 
 
 def run(name: str, starts: list, options: argparse.Namespace, bodies: list[bytes]) -> None:
-    """One comparison: `starts` are functions that start a target each."""
+    """Runs one comparison. Each function in `starts` starts one target."""
     targets: list[Target] = []
     try:
-        # One after the other, since ours measures the machine at its start.
+        # One after the other: GhostServe measures the machine when it starts.
         for start in starts:
             targets.append(start())
             targets[-1].wait(bodies[0], options.start_timeout)
@@ -163,26 +165,26 @@ def run(name: str, starts: list, options: argparse.Namespace, bodies: list[bytes
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--ghostserve", default="target/release/ghostserve", help="our binary")
-    parser.add_argument("--python", default=sys.executable, help="the Python that has requirements.txt")
+    parser.add_argument("--ghostserve", default="target/release/ghostserve", help="the GhostServe binary")
+    parser.add_argument("--python", default=sys.executable, help="the Python with requirements.txt")
     parser.add_argument("--images", type=Path, required=True, help="folder of JPEG files")
     parser.add_argument("--onnx", type=Path, default=Path("target/bench/ghostnetv2_100.onnx"), help="export.py's file")
-    parser.add_argument("--model", type=Path, help="our folder with the same weights [default: model.py makes it]")
-    parser.add_argument("--openvino-runtime", help="folder of ONNX Runtime with OpenVINO: compares bf16 as well")
+    parser.add_argument("--model", type=Path, help="model folder with the same weights [default: model.py writes it]")
+    parser.add_argument("--openvino-runtime", help="folder of ONNX Runtime with OpenVINO: also compares bf16")
     parser.add_argument("--connections", type=int, default=16)
     parser.add_argument("--duration", default="10s")
     parser.add_argument("--warm-up", default="3s")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--start-timeout", type=float, default=120, help="seconds until a server has to answer")
-    parser.add_argument("--out", type=Path, default=Path("target/bench/peers"), help="folder of results and logs")
-    parser.add_argument("serve_args", nargs="*", help="after --: for ghostserve serve")
+    parser.add_argument("--start-timeout", type=float, default=120, help="seconds that a server may take to start")
+    parser.add_argument("--out", type=Path, default=Path("target/bench/peers"), help="folder for results and logs")
+    parser.add_argument("serve_args", nargs="*", help="after --: arguments of ghostserve serve")
     return parser.parse_args()
 
 
 def main() -> None:
     options = arguments()
     options.out.mkdir(parents=True, exist_ok=True)
-    photographs = sorted(path for path in options.images.iterdir() if path.suffix.lower() in PHOTOGRAPHS)
+    photographs = sorted(path for path in options.images.iterdir() if path.suffix.lower() in SUFFIXES)
     if not photographs:
         raise Failure(f"no JPEG files in {options.images}")
     bodies = [path.read_bytes() for path in photographs[:CHECKED]]
@@ -218,7 +220,7 @@ def interrupt(number: int, frame: object) -> None:
 
 
 if __name__ == "__main__":
-    # SIGTERM ends as Ctrl-C does, so that no server is left behind.
+    # SIGTERM acts like Ctrl-C, so that no server keeps running.
     signal.signal(signal.SIGTERM, interrupt)
     try:
         main()

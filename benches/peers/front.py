@@ -1,13 +1,13 @@
-"""What the two Python servers have in common: Mosec as the front, and what happens to a photograph.
+"""Common part of the two Python servers: Mosec as the HTTP front end, and the processing of a photograph.
 
-Mosec's front is a compiled HTTP server that hands bodies to worker processes. POST a JPEG to /inference; the answer
-is JSON with the five likeliest classes. Settings are environment variables, since Mosec owns the command line
-(`--address`, `--port`, …) and starts its workers anew:
+Mosec's front end is a compiled HTTP server that passes bodies to worker processes. POST a JPEG to /inference; the
+answer is JSON with the five most probable classes. Settings are environment variables, because Mosec parses the command
+line itself (`--address`, `--port`, …) and starts its workers as new processes:
 
     PEER_MODEL      the ONNX file
-    PEER_WORKERS    processes that run the network, one thread each; by default one a core
-    PEER_BATCH      images that a worker takes at once
-    PEER_DECODERS   processes that only decode and scale; 0: the workers do that themselves
+    PEER_WORKERS    number of processes that run the network, one thread each; by default one per core
+    PEER_BATCH      largest batch of a worker, images
+    PEER_DECODERS   number of processes that only decode and scale; 0: the workers do this themselves
 """
 
 from __future__ import annotations
@@ -27,16 +27,17 @@ TOP = 5
 
 
 def cores() -> int:
-    """Those that this process may use."""
+    """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def setting(name: str, default: int) -> int:
+    """Returns the value of the environment variable PEER_`name`."""
     return int(os.environ.get(f"PEER_{name}", default))
 
 
 def crop(body: bytes) -> np.ndarray:
-    """The JPEG's centre, 224×224 after the shorter side became 256: bytes, in OpenCV's order of colours."""
+    """Decodes a JPEG, scales its shorter side to 256 and crops the central 224×224: bytes in OpenCV's colour order."""
     image = None
     if body:
         image = cv2.imdecode(np.frombuffer(body, np.uint8), cv2.IMREAD_COLOR)
@@ -45,14 +46,14 @@ def crop(body: bytes) -> np.ndarray:
     height, width = image.shape[:2]
     scale = RESIZE / min(height, width)
     size = (max(RESIZE, round(width * scale)), max(RESIZE, round(height * scale)))
-    # Areas are averaged where an image shrinks; OpenCV's other ways of scaling leave pixels out.
+    # INTER_AREA averages when an image shrinks; OpenCV's other interpolations skip pixels.
     image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     left, top = (size[0] - CROP) // 2, (size[1] - CROP) // 2
     return np.ascontiguousarray(image[top : top + CROP, left : left + CROP])
 
 
 def normalise(pixels: np.ndarray, out: np.ndarray) -> None:
-    """Writes planes of R, G, B as the network wants them: one pass each, many times faster than a whole expression."""
+    """Writes normalised R, G, B planes into `out`. One pass per plane is many times faster than one expression."""
     for channel in range(3):
         plane = out[channel]
         np.multiply(pixels[:, :, 2 - channel], np.float32(1 / (255 * STD[channel])), out=plane)
@@ -60,7 +61,7 @@ def normalise(pixels: np.ndarray, out: np.ndarray) -> None:
 
 
 def answer(logits: np.ndarray) -> dict:
-    """The likeliest classes and their probabilities."""
+    """Returns the most probable classes and their probabilities."""
     powers = np.exp(logits - logits.max())
     powers /= powers.sum()
     best = np.argpartition(powers, -TOP)[-TOP:]
@@ -69,7 +70,7 @@ def answer(logits: np.ndarray) -> dict:
 
 
 class Decode(Worker):
-    """A stage of its own that decodes and scales; what goes on is bytes, a quarter of the floats' size."""
+    """The stage that decodes and scales. It passes on bytes: a quarter of the size of floats."""
 
     def __init__(self) -> None:
         cv2.setNumThreads(1)
@@ -89,7 +90,7 @@ class Network(Worker):
 
     def __init__(self) -> None:
         cv2.setNumThreads(1)
-        # Not `max_batch_size`: Mosec sets that only after this.
+        # `max_batch_size` cannot be used: Mosec sets it after the constructor.
         batch = int(os.environ["PEER_BATCH"])
         self.load(os.environ["PEER_MODEL"], batch)
         self.input = np.zeros((batch, 3, CROP, CROP), np.float32)
@@ -109,7 +110,7 @@ class Network(Worker):
         return np.frombuffer(data, np.uint8).reshape(CROP, CROP, 3)
 
     def forward(self, data: np.ndarray | list[np.ndarray]) -> dict | list[dict]:
-        # Mosec gives a list only if batches are allowed.
+        # Mosec passes a list only if batching is enabled.
         images = data if isinstance(data, list) else [data]
         for pixels, out in zip(images, self.input):
             normalise(pixels, out)
@@ -121,8 +122,8 @@ class Network(Worker):
 
 
 def serve(network: type[Network], batch: int = 1, decoders: int = 0) -> None:
-    """Runs Mosec until it is told to stop; the arguments are the defaults of the settings."""
-    # Workers inherit these: no library may start threads beside the one that a worker has.
+    """Runs Mosec until it is stopped. `batch` and `decoders` are the defaults of PEER_BATCH and PEER_DECODERS."""
+    # Workers inherit these variables: libraries must not start more than one thread per worker.
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"
     os.environ["PEER_BATCH"] = str(setting("BATCH", batch))
@@ -130,7 +131,7 @@ def serve(network: type[Network], batch: int = 1, decoders: int = 0) -> None:
     decoders = setting("DECODERS", decoders)
     if decoders:
         server.append_worker(Decode, num=decoders)
-    # The shortest wait for a batch to fill, in milliseconds: 0 would mean Mosec's default, 10.
+    # Waits 1 ms for a batch to fill, the shortest possible time: 0 would mean Mosec's default, 10 ms.
     server.append_worker(
         network, num=setting("WORKERS", cores()), max_batch_size=setting("BATCH", batch), max_wait_time=1
     )

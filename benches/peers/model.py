@@ -1,9 +1,9 @@
-"""Makes a model folder for GhostServe of the very weights that an exported ONNX file has.
+"""Writes a GhostServe model folder with the same weights as an exported ONNX file.
 
-export.py fills GhostNetV2 with synthetic values by the tensors' names (tests/goldens/synthetic.py). PyTorch's exporter
-folds batch normalisations into the convolutions, but keeps the names and shapes of the convolutions' weights; from
-these follow the names of all the rest. A key that is missing or too many, or a wrong shape, is refused by GhostServe,
-and compare.py checks that all servers answer alike.
+export.py fills GhostNetV2 with synthetic values that depend on the tensors' names (tests/goldens/synthetic.py).
+PyTorch's exporter folds batch normalisations into the convolutions, but keeps the names and shapes of the convolutions'
+weights; the names of all other tensors follow from these. GhostServe refuses missing keys, extra keys and wrong shapes,
+and compare.py checks that all servers give the same answers.
 
     python benches/peers/model.py --onnx target/bench/ghostnetv2_100.onnx --out target/bench/ghostnetv2_100
 """
@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT / "tests" / "goldens"))
 from synthetic import synthetic  # noqa: E402
 
 MANIFEST = """\
-# Made by benches/peers/model.py: synthetic weights, for benchmarks alone.
+# Written by benches/peers/model.py: synthetic weights, for benchmarks only.
 id = "{name}-synthetic"
 
 [network]
@@ -47,7 +47,7 @@ file = "labels.txt"
 
 
 def normalisation(convolution: str) -> str | None:
-    """The name of the batch normalisation after a convolution; None if there is none."""
+    """Returns the name of the batch normalisation after a convolution, or None."""
     if convolution == "conv_stem":
         return "bn1"
     parent, _, last = convolution.rpartition(".")
@@ -55,17 +55,17 @@ def normalisation(convolution: str) -> str | None:
         return f"{parent}.bn_dw"
     if last == "conv":
         return f"{parent}.bn1"
-    # In a sequence it is the next element.
+    # In a sequence, the normalisation is the next element.
     if re.fullmatch(r"\d+", last):
         return f"{parent}.{int(last) + 1}"
     return None
 
 
 def shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """The names and shapes of the network's parameters before the export."""
+    """Returns the names and shapes of the network's parameters before the export."""
     found = {}
     for tensor in onnx.load(path).graph.initializer:
-        # Others are constants, or the biases that come from folding (`….weight_bias`).
+        # The others are constants, or biases that result from folding (`….weight_bias`).
         if not tensor.name.endswith((".weight", ".bias")):
             continue
         found[tensor.name] = tuple(tensor.dims)
@@ -77,7 +77,7 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def write(network: Path, folder: Path) -> None:
-    """Writes the folder's three files."""
+    """Writes the three files of the model folder."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / "weights.safetensors"
     save_file({key: synthetic(key, shape) for key, shape in shapes(network).items()}, weights)
@@ -89,7 +89,7 @@ def write(network: Path, folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--onnx", type=Path, required=True, help="what export.py wrote, with its default exporter")
+    parser.add_argument("--onnx", type=Path, required=True, help="export.py's file, from its default exporter")
     parser.add_argument("--out", type=Path, required=True, help="the folder to write")
     arguments = parser.parse_args()
     write(arguments.onnx, arguments.out)

@@ -1,6 +1,6 @@
 """Mosec with ONNX Runtime: PyTorch's ONNX export in f32, as one would serve it without this project.
 
-One process a core with one thread each; settings in front.py.
+One process per core, with one thread each. front.py lists the settings.
 
     PEER_MODEL=target/bench/ghostnetv2_100.onnx python benches/peers/mosec_server.py --address 127.0.0.1 --port 8001
 """
@@ -16,7 +16,7 @@ from front import Network, serve
 class OnnxRuntime(Network):
     def load(self, path: str, batch: int) -> None:
         options = onnxruntime.SessionOptions()
-        # Parallel in processes, not inside one; so no thread spins either, whatever the machine.
+        # The processes run in parallel; a process has one thread, and no thread spins.
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")

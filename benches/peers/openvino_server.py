@@ -1,6 +1,6 @@
 """Mosec with OpenVINO: PyTorch's ONNX export, in f32 or bf16 (PEER_PRECISION).
 
-One process a core with one stream and one thread each; settings in front.py.
+One process per core, with one stream and one thread each. front.py lists the settings.
 
     PEER_MODEL=target/bench/ghostnetv2_100.onnx PEER_PRECISION=bf16 \
         python benches/peers/openvino_server.py --address 127.0.0.1 --port 8002
@@ -24,10 +24,10 @@ class OpenVino(Network):
             "PERFORMANCE_HINT": "THROUGHPUT",
             "NUM_STREAMS": "1",
             "INFERENCE_NUM_THREADS": "1",
-            # Every process would pin its thread to the same core.
+            # With pinning, every process would pin its thread to the same core.
             "ENABLE_CPU_PINNING": False,
         }
-        # Compiled for each size of a batch: OpenVINO is slower where a shape is open.
+        # One compiled model per batch size: OpenVINO is slower with dynamic shapes.
         self.requests = []
         for count in range(1, batch + 1):
             model = core.read_model(path)

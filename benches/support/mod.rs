@@ -1,4 +1,4 @@
-//! What several benchmarks need: photographs, and a model of random weights.
+//! Shared by the benchmarks: photographs, and a model of synthetic weights.
 #![allow(dead_code)]
 
 use std::cell::RefCell;
@@ -15,19 +15,19 @@ use safetensors::tensor::TensorView;
 pub(crate) const NETWORK: &str = "ghostnetv2_100";
 pub(crate) const SIDE: usize = 224;
 
-/// The folder that PHOTOS names, or else the few pictures of the tests. Says which.
-pub(crate) fn photos() -> Vec<Vec<u8>> {
+/// Reads the JPEG files of the folder that PHOTOS names, or else the tests' drawn images. Prints which, and their size.
+pub(crate) fn load_photos() -> Vec<Vec<u8>> {
     let folder = std::env::var_os("PHOTOS").map(PathBuf::from);
-    let own = folder.is_none();
+    let drawn = folder.is_none();
     let folder = folder.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/scaled"));
     let mut paths: Vec<_> = fs::read_dir(&folder).expect("PHOTOS is a folder").map(|e| e.unwrap().path()).collect();
     paths.retain(|path| {
-        let ending = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
-        ["jpg", "jpeg"].contains(&&ending[..])
+        let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+        ["jpg", "jpeg"].contains(&&extension[..])
     });
     paths.sort();
-    if own {
-        println!("PHOTOS is not set: drawn pictures are used, which are not what photographs cost");
+    if drawn {
+        println!("PHOTOS is not set: drawn images are used, whose cost differs from that of photographs");
     }
     let photos: Vec<_> = paths.iter().map(|path| fs::read(path).unwrap()).collect();
     let bytes: usize = photos.iter().map(Vec::len).sum();
@@ -35,14 +35,14 @@ pub(crate) fn photos() -> Vec<Vec<u8>> {
     photos
 }
 
-/// Remembers the tensors that a network takes.
+/// Synthetic weights that records every tensor that is read.
 #[derive(Default)]
 #[allow(clippy::type_complexity)]
-struct Recorder(RefCell<BTreeMap<String, (Vec<usize>, Vec<u8>)>>);
+struct RecordingSource(RefCell<BTreeMap<String, (Vec<usize>, Vec<u8>)>>);
 
-impl TensorSource for Recorder {
-    fn shape(&self, key: &str, wanted: &[usize]) -> Option<Vec<usize>> {
-        Synthetic.shape(key, wanted)
+impl TensorSource for RecordingSource {
+    fn shape(&self, key: &str, expected: &[usize]) -> Option<Vec<usize>> {
+        Synthetic.shape(key, expected)
     }
 
     fn read(&self, key: &str, shape: &[usize]) -> Result<Vec<f32>, WeightsError> {
@@ -57,13 +57,13 @@ impl TensorSource for Recorder {
     }
 }
 
-/// Writes a model folder of [`NETWORK`] with weights that everybody makes alike.
+/// Writes a model folder of [`NETWORK`] with synthetic weights, the same on every machine.
 pub(crate) fn random_model(folder: &Path) {
     let network = Network::new(preset(NETWORK).unwrap()).unwrap();
-    let recorder = Recorder::default();
+    let source = RecordingSource::default();
     let size = Size { height: SIDE, width: SIDE };
-    network.lower(&recorder, &Target { size, outputs: &[Output::Logits], form: Form::Plain }).unwrap();
-    let tensors = recorder.0.into_inner();
+    network.lower(&source, &Target { size, outputs: &[Output::Logits], form: Form::Plain }).unwrap();
+    let tensors = source.0.into_inner();
     let views: Vec<_> = tensors
         .iter()
         .map(|(key, (shape, bytes))| (key, TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap()))

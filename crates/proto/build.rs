@@ -1,4 +1,4 @@
-//! Compiles `proto/` into Rust. protox is a protobuf compiler written in Rust, so that no `protoc` is needed.
+//! Compiles `proto/` into Rust. protox is a protobuf compiler in Rust, so the build needs no `protoc`.
 
 use std::path::PathBuf;
 
@@ -13,7 +13,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let out = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("no OUT_DIR")?);
     std::fs::write(out.join("services.bin"), services.encode_to_vec())?;
     tonic_prost_build::configure()
-        // Images and tensors share the buffer of the connection instead of being copied.
+        // Images and tensors share the connection's buffer and are not copied.
         .bytes(".")
         .codec_path("crate::codec::OffloadingCodec")
         .compile_fds(services)?;

@@ -1,102 +1,104 @@
-//! Forming batches: what an idle worker takes.
+//! Forming batches: the tasks that an idle worker takes.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-use super::queue::{Job, State};
+use super::queue::{Job, QueueState};
 use super::{JobError, Queue, Task};
-use crate::cores::{Held, Priority, Rank, Work};
+use crate::cores::{CoreLease, Priority, Rank, Work};
 use crate::telemetry::Stage;
 
 /// How a worker forms batches.
 #[derive(Clone, Copy, Debug)]
 pub struct Batching {
-    /// Tasks that a run takes at most.
+    /// Number of tasks that one run takes at most.
     pub max: usize,
-    /// How long the oldest task waits for a batch to fill. Zero, unless throughput is worth more than time.
+    /// How long the oldest task waits for a batch to fill. Zero, unless throughput matters more than latency.
     pub delay: Duration,
-    /// Cores that a run computes on.
+    /// Number of cores that one run computes on.
     pub cores: usize,
 }
 
-/// What there is to take.
-enum Look {
-    /// Tasks, of which the first has waited long enough.
-    Tasks(Rank),
-    /// Tasks that wait for company until then.
-    Early(Instant),
-    Nothing,
+/// Whether the queue has tasks to take.
+enum Availability {
+    /// Tasks, the first of which has waited long enough; the rank to acquire cores with.
+    Ready(Rank),
+    /// Tasks that wait until this time for a batch to fill.
+    Filling(Instant),
+    /// No tasks.
+    Empty,
+    /// No tasks, and none will come.
     Closed,
 }
 
 impl<T: Task> Queue<T> {
-    /// Waits for work, then for cores, and takes what is there by then: the more urgent first, then the oldest. `None` when
-    /// the queue is closed and empty.
-    pub(super) async fn take(&self, batching: Batching) -> Option<(Vec<Job<T>>, Held)> {
+    /// Waits for tasks, then for cores, and takes the tasks that are there by then: the more urgent first, then the
+    /// oldest. `None` when the queue is closed and empty.
+    pub(super) async fn next_batch(&self, batching: Batching) -> Option<(Vec<Job<T>>, CoreLease)> {
         loop {
-            // Made before looking, so that closing the queue cannot fall between the look and the wait.
+            // Created before the check, so that closing the queue between the check and the wait is noticed.
             let more = self.ready.notified();
-            let rank = match self.look(batching) {
-                Look::Tasks(rank) => rank,
-                Look::Early(until) => {
+            let rank = match self.availability(batching) {
+                Availability::Ready(rank) => rank,
+                Availability::Filling(until) => {
                     tokio::select! { () = more => {}, () = sleep_until(until) => {} }
                     continue;
                 }
-                Look::Nothing => {
+                Availability::Empty => {
                     more.await;
                     continue;
                 }
-                Look::Closed => return None,
+                Availability::Closed => return None,
             };
-            let held = tokio::select! {
+            let lease = tokio::select! {
                 biased;
-                held = self.cores.take(rank, batching.cores) => held,
-                // What has come may have made the batch full, or urgent.
+                lease = self.cores.acquire(rank, batching.cores) => lease,
+                // A new task may have made the batch full, or urgent.
                 () = more => continue,
             };
-            let (jobs, left) = self.cut(batching.max, held.spare() / batching.cores.max(1));
-            if left > 0 {
-                // Wake-ups are not counted one to one when several tasks arrive before a worker looks.
+            let (jobs, remaining) = self.take_jobs(batching.max, lease.spare() / batching.cores.max(1));
+            if remaining > 0 {
+                // When several tasks arrive before a worker looks, their wake-ups become one.
                 self.ready.notify_one();
             }
             if !jobs.is_empty() {
-                return Some((jobs, held));
+                return Some((jobs, lease));
             }
         }
     }
 
-    fn look(&self, batching: Batching) -> Look {
+    fn availability(&self, batching: Batching) -> Availability {
         let state = self.lock();
         let Some(oldest) = state.jobs.iter().flatten().map(|job| job.enqueued_at).min() else {
-            return if state.closed { Look::Closed } else { Look::Nothing };
+            return if state.closed { Availability::Closed } else { Availability::Empty };
         };
-        let full = state.head().is_some_and(|head| state.fitting(head) >= head.task.most_together().min(batching.max));
+        let is_full = |head: &Job<T>| state.count_fitting(head) >= head.task.max_batch().min(batching.max);
+        let full = state.head().is_some_and(is_full);
         let until = oldest + batching.delay;
         if !full && !state.closed && until > Instant::now() {
-            return Look::Early(until);
+            return Availability::Filling(until);
         }
         let priority = if state.jobs[0].is_empty() { Priority::Background } else { Priority::Interactive };
-        Look::Tasks(Rank { priority, work: if full { Work::FullBatch } else { Work::Batch } })
+        Availability::Ready(Rank { priority, work: if full { Work::FullBatch } else { Work::Batch } })
     }
 
-    /// Takes up to `max` tasks that fit each other, but no more than a fair share if `spare` more workers have a core to take
-    /// some, too. Says how many are left, of whatever sort.
-    fn cut(&self, max: usize, spare: usize) -> (Vec<Job<T>>, usize) {
+    /// Takes up to `max` tasks that fit each other, but only a fair share of them if `spare` more workers have a core
+    /// to take some, too. Also returns how many tasks of any kind remain.
+    fn take_jobs(&self, max: usize, spare: usize) -> (Vec<Job<T>>, usize) {
         let now = Instant::now();
         let mut batch: Vec<Job<T>> = Vec::new();
         let mut expired = Vec::new();
-        let left = {
+        let remaining = {
             let mut state = self.lock();
-            let share = state
-                .head()
-                .map_or(0, |head| state.fitting(head).div_ceil(spare + 1).min(max).min(head.task.most_together()));
+            let share_of = |head: &Job<T>| state.count_fitting(head).div_ceil(spare + 1);
+            let share = state.head().map_or(0, |head| share_of(head).min(max).min(head.task.max_batch()));
             while batch.len() < share
-                && let Some(mut job) = state.next(batch.first().map(|job| &job.task))
+                && let Some(mut job) = state.remove_first(batch.first().map(|job| &job.task))
             {
-                // Whoever waits withdraws his task when he leaves and when its time is over; this is about those who are
-                // just doing so.
+                // A caller withdraws its task when it leaves and when its deadline passes. The two checks below are for
+                // callers that are doing so at this moment.
                 state.shares.serve(job.tag);
                 if job.deadline <= now {
                     expired.push(job);
@@ -111,26 +113,26 @@ impl<T: Task> Queue<T> {
         for job in expired {
             job.answer(Err(JobError::Expired));
         }
-        (batch, left)
+        (batch, remaining)
     }
 }
 
-impl<T: Task> State<T> {
+impl<T: Task> QueueState<T> {
     /// The job whose turn it is.
     fn head(&self) -> Option<&Job<T>> {
         self.jobs.iter().find_map(VecDeque::front)
     }
 
-    /// How many jobs, itself among them, could run with one.
-    fn fitting(&self, job: &Job<T>) -> usize {
+    /// Number of jobs that could run together with `job`, itself included.
+    fn count_fitting(&self, job: &Job<T>) -> usize {
         self.jobs.iter().flatten().filter(|other| other.task.fits(&job.task)).count()
     }
 
-    /// Takes out the first job; with `like`, the first that fits it.
-    fn next(&mut self, like: Option<&T>) -> Option<Job<T>> {
+    /// Removes the first job; with `like`, the first that fits it.
+    fn remove_first(&mut self, like: Option<&T>) -> Option<Job<T>> {
         self.jobs.iter_mut().find_map(|jobs| {
-            let at = jobs.iter().position(|job| like.is_none_or(|like| like.fits(&job.task)))?;
-            jobs.remove(at)
+            let index = jobs.iter().position(|job| like.is_none_or(|like| like.fits(&job.task)))?;
+            jobs.remove(index)
         })
     }
 }

@@ -1,40 +1,42 @@
-//! The queue itself: tasks that wait for a worker.
+//! The queue: tasks that wait for a worker.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, timeout_at};
 
-use super::admission::{Admission, Bounds, InFlight, Permit, Places};
-use super::{Answer, JobError, Task};
+use super::admission::{Admission, AdmissionLimits, InFlightCounter, Permit};
+use super::{JobError, JobOutput, Task};
 use crate::cores::{Cores, Priority};
 use crate::fair_share::FairOrder;
 use crate::telemetry::{ModelMetrics, Stage, spans};
 
-/// One model's tasks, from admission to a worker's hands.
+/// One model's tasks, from admission until a worker takes them.
 #[derive(Debug)]
 pub struct Queue<T: Task> {
-    pub(super) state: Mutex<State<T>>,
-    /// Woken by every task; whoever is woken and leaves some behind wakes the next.
+    pub(super) state: Mutex<QueueState<T>>,
+    /// Notified for every task. A worker that leaves tasks behind notifies the next one.
     pub(super) ready: Notify,
     pub(super) cores: Arc<Cores>,
     pub(super) admission: Admission,
-    pub(super) places: Arc<Places>,
+    pub(super) counter: Arc<InFlightCounter>,
     pub(super) metrics: ModelMetrics,
 }
 
+/// The part of a queue that its lock protects.
 #[derive(Debug)]
-pub(super) struct State<T: Task> {
+pub(super) struct QueueState<T: Task> {
     /// By priority; in the order of their tags, then of their ids.
     pub(super) jobs: [VecDeque<Job<T>>; 2],
-    /// Whose turn it is with the model.
+    /// The order in which clients' tasks are served.
     pub(super) shares: FairOrder,
     pub(super) closed: bool,
     next_id: u64,
 }
 
-impl<T: Task> State<T> {
+impl<T: Task> QueueState<T> {
     pub(super) fn depth(&self) -> usize {
         self.jobs.iter().map(VecDeque::len).sum()
     }
@@ -48,18 +50,20 @@ pub(super) struct Job<T: Task> {
     pub(super) task: T,
     pub(super) deadline: Instant,
     pub(super) enqueued_at: Instant,
-    /// The request's span, so that what happens to the task is logged with its id.
+    /// The request's span, so that log lines about the task carry the request's id.
     pub(super) span: tracing::Span,
-    /// Open for as long as the task waits.
+    /// A span that is open while the task waits.
     pub(super) waiting: tracing::Span,
-    pub(super) reply: oneshot::Sender<Result<Answer<T::Output>, JobError>>,
-    /// Held until the job is answered or forgotten: a task in the queue or in a worker counts even when its client is gone.
+    pub(super) reply: oneshot::Sender<Result<JobOutput<T::Output>, JobError>>,
+    /// Kept until the job is answered or dropped: a task in the queue or in a worker counts even when its client has
+    /// left.
     pub(super) permit: Permit,
 }
 
 impl<T: Task> Job<T> {
-    /// Ends the job. Its place is free before its owner hears of it: whoever asks again at once must not be refused for it.
-    pub(super) fn answer(mut self, result: Result<Answer<T::Output>, JobError>) {
+    /// Ends the job. Its permit is released before the caller receives the result, so that a client that sends its next
+    /// request at once is not rejected because of this one.
+    pub(super) fn answer(mut self, result: Result<JobOutput<T::Output>, JobError>) {
         let gone = self.reply.is_closed();
         if matches!(result, Err(JobError::Expired)) || gone && self.deadline <= Instant::now() {
             self.permit.expire();
@@ -67,19 +71,19 @@ impl<T: Task> Job<T> {
             self.permit.settle();
         }
         drop(self.permit);
-        // An owner that has left does not want it.
+        // This fails if the caller has left, which is no error.
         let _ = self.reply.send(result);
     }
 }
 
 impl<T: Task> Queue<T> {
-    /// A queue within `bounds`, whose work is done on `cores`.
+    /// Creates a queue with the given limits, whose work is done on `cores`.
     #[must_use]
-    pub fn new(bounds: Bounds, cores: Arc<Cores>, metrics: ModelMetrics) -> Arc<Self> {
-        metrics.capacity.set(bounds.images as i64);
-        let places = Places { in_flight: Mutex::new(InFlight::default()), metrics: metrics.clone() };
+    pub fn new(limits: AdmissionLimits, cores: Arc<Cores>, metrics: ModelMetrics) -> Arc<Self> {
+        metrics.capacity.set(limits.images as i64);
+        let counter = InFlightCounter { in_flight: Mutex::default(), freed: Notify::new(), metrics: metrics.clone() };
         Arc::new(Self {
-            state: Mutex::new(State {
+            state: Mutex::new(QueueState {
                 jobs: Default::default(),
                 shares: FairOrder::default(),
                 closed: false,
@@ -87,23 +91,23 @@ impl<T: Task> Queue<T> {
             }),
             ready: Notify::new(),
             cores,
-            admission: Admission::new(bounds),
-            places: Arc::new(places),
+            admission: Admission::new(limits),
+            counter: Arc::new(counter),
             metrics,
         })
     }
 
-    /// Queues a task and waits for its answer, at most until `deadline`. Dropping the future withdraws the task.
+    /// Queues a task and waits for its output, at most until `deadline`. Dropping the future withdraws the task.
     ///
     /// # Errors
     /// The deadline passed, the model failed, or the queue was closed.
-    pub async fn run(&self, mut permit: Permit, task: T, deadline: Instant) -> Result<Answer<T::Output>, JobError> {
-        let (reply, answer) = oneshot::channel();
+    pub async fn run(&self, mut permit: Permit, task: T, deadline: Instant) -> Result<JobOutput<T::Output>, JobError> {
+        let (reply, output) = oneshot::channel();
         let span = tracing::Span::current();
         let waiting_span = spans::stage(Stage::Queue);
         let priority = permit.priority();
         permit.reach(Stage::Queue);
-        let waiting = {
+        let waiting_job = {
             let mut state = self.lock();
             if state.closed {
                 permit.settle();
@@ -115,18 +119,18 @@ impl<T: Task> Queue<T> {
             let (enqueued_at, waiting) = (Instant::now(), waiting_span);
             let job = Job { id, tag, task, deadline, enqueued_at, span, waiting, reply, permit };
             let jobs = &mut state.jobs[priority as usize];
-            let at = jobs.partition_point(|other| other.tag <= tag);
-            jobs.insert(at, job);
+            let index = jobs.partition_point(|other| other.tag <= tag);
+            jobs.insert(index, job);
             self.metrics.queue_depth.set(state.depth() as i64);
-            Waiting { queue: self, priority, id }
+            WaitingJob { queue: self, priority, id }
         };
         self.ready.notify_one();
-        match timeout_at(deadline, answer).await {
+        match timeout_at(deadline, output).await {
             Ok(Ok(result)) => result,
-            // The worker that had it is gone without a word.
+            // The worker that had the job has ended without an answer.
             Ok(Err(_)) => Err(JobError::ModelFailed),
             Err(_) => {
-                if let Some(job) = waiting.withdraw() {
+                if let Some(job) = waiting_job.withdraw() {
                     job.answer(Err(JobError::Expired));
                 }
                 Err(JobError::Expired)
@@ -134,43 +138,42 @@ impl<T: Task> Queue<T> {
         }
     }
 
-    /// Admits no more. What is queued is still run; then the workers end.
+    /// Closes the queue to new images and tasks. Queued tasks still run; then the workers end.
     pub fn close(&self) {
         self.lock().closed = true;
         self.ready.notify_waiters();
     }
 
-    /// Tasks that wait.
+    /// Number of tasks that wait.
     #[must_use]
     pub fn depth(&self) -> usize {
         self.lock().depth()
     }
 
-    /// Whether nothing is queued and nothing will be.
+    /// Whether the queue is empty and closed.
     pub(super) fn is_finished(&self) -> bool {
         let state = self.lock();
         state.closed && state.depth() == 0
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, State<T>> {
-        // Nothing that runs under the lock can leave the state half changed.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn lock(&self) -> MutexGuard<'_, QueueState<T>> {
+        self.state.lock()
     }
 }
 
-/// Somebody who waits for a task's answer. When he is gone, so is the task, unless a worker has it.
-struct Waiting<'a, T: Task> {
+/// A caller's hold on its job. Dropping it withdraws the job, unless a worker has taken it.
+struct WaitingJob<'a, T: Task> {
     queue: &'a Queue<T>,
     priority: Priority,
     id: u64,
 }
 
-impl<T: Task> Waiting<'_, T> {
+impl<T: Task> WaitingJob<'_, T> {
     fn withdraw(&self) -> Option<Job<T>> {
         let mut state = self.queue.lock();
         let jobs = &mut state.jobs[self.priority as usize];
-        let at = jobs.iter().position(|job| job.id == self.id)?;
-        let job = jobs.remove(at);
+        let index = jobs.iter().position(|job| job.id == self.id)?;
+        let job = jobs.remove(index);
         if let Some(job) = &job {
             state.shares.refund(job.permit.client(), job.permit.work());
         }
@@ -179,9 +182,9 @@ impl<T: Task> Waiting<'_, T> {
     }
 }
 
-impl<T: Task> Drop for Waiting<'_, T> {
+impl<T: Task> Drop for WaitingJob<'_, T> {
     fn drop(&mut self) {
-        // Its permit counts it as cancelled.
+        // Dropping the job's permit counts its image as cancelled.
         drop(self.withdraw());
     }
 }

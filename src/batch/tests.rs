@@ -1,52 +1,54 @@
-//! Every rule of the queue and the worker, with a model that is told what to do, on a paused clock.
+//! Tests of every rule of the queue and the worker, with a model that the tests control, on a paused clock.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::*;
 use crate::cores::{Cores, Priority, Rank, Work};
 use crate::fair_share::Client;
-use crate::telemetry::{Dropped, Metrics, ModelMetrics, Stage};
+use crate::telemetry::{DropReason, Metrics, ModelMetrics, Stage};
 
 const RUN: Duration = Duration::from_millis(10);
 const FAR: Duration = Duration::from_secs(5);
 
-/// Rows' first elements tell the model how to behave; others are answered with their negative.
+/// First elements of rows that tell the model how to behave. For any other value it returns the negative.
 const FAIL: f32 = -1.0;
 const PANIC: f32 = -2.0;
 const HANG: f32 = -3.0;
 const LOSE_A_ROW: f32 = -4.0;
 
-/// Second elements: a sort of which two run together, one that the model has to get ready for, one that it does not do.
+/// Second elements of rows: a kind of which at most two run together, one that the model has to open a session for, one
+/// that it cannot run.
 const LARGE: f32 = 1.0;
 const NEW: f32 = 2.0;
 const UNKNOWN: f32 = 3.0;
 const OPEN: Duration = Duration::from_millis(100);
 
-/// Remembers the batches it ran; takes [`RUN`] for each.
+/// A model that records the batches it ran and takes [`RUN`] for each.
 struct FakeModel(Arc<Mutex<Vec<Vec<f32>>>>);
 
 impl Task for Vec<f32> {
     type Output = Vec<f32>;
 
-    /// A second element tells sorts of tasks apart.
+    /// The second element is the kind of the task.
     fn fits(&self, other: &Self) -> bool {
         self.get(1) == other.get(1)
     }
 
-    fn most_together(&self) -> usize {
+    fn max_batch(&self) -> usize {
         if self.get(1) == Some(&LARGE) { 2 } else { usize::MAX }
     }
 }
 
 impl Model<Vec<f32>> for FakeModel {
-    async fn prepare(&mut self, rows: &[&Vec<f32>]) -> Result<bool, ModelFailure> {
+    async fn ensure_session(&mut self, rows: &[&Vec<f32>]) -> Result<bool, ModelFailure> {
         match rows[0].get(1) {
-            Some(&UNKNOWN) => Err(ModelFailure("not that sort".into())),
+            Some(&UNKNOWN) => Err(ModelFailure("unknown kind".into())),
             Some(&NEW) => {
                 tokio::time::sleep(OPEN).await;
                 Ok(true)
@@ -57,9 +59,9 @@ impl Model<Vec<f32>> for FakeModel {
 
     async fn run(&mut self, rows: &[&Vec<f32>]) -> Result<Vec<Vec<f32>>, ModelFailure> {
         let values: Vec<f32> = rows.iter().map(|row| row[0]).collect();
-        self.0.lock().unwrap().push(values.clone());
+        self.0.lock().push(values.clone());
         tokio::time::sleep(RUN).await;
-        let has = |what: f32| values.contains(&what);
+        let has = |value: f32| values.contains(&value);
         if has(FAIL) {
             return Err(ModelFailure("told to".into()));
         }
@@ -67,20 +69,20 @@ impl Model<Vec<f32>> for FakeModel {
         if has(HANG) {
             std::future::pending::<()>().await;
         }
-        let kept = values.len() - usize::from(has(LOSE_A_ROW));
-        Ok(values[..kept].iter().map(|v| vec![-v]).collect())
+        let count = values.len() - usize::from(has(LOSE_A_ROW));
+        Ok(values[..count].iter().map(|v| vec![-v]).collect())
     }
 }
 
-/// One core, one worker, batches of up to four, no bound on the wait.
+/// One core, one worker, batches of up to four, no delay.
 const BATCHING: Batching = Batching { max: 4, delay: Duration::ZERO, cores: 1 };
 
-fn bounds(images: usize) -> Bounds {
-    Bounds { images, background_images: images / 2, max_wait: FAR * 2 }
+fn limits_for(images: usize) -> AdmissionLimits {
+    AdmissionLimits { images, background_images: images / 2, max_wait: FAR * 2 }
 }
 
-fn demand(images: usize, priority: Priority) -> Demand {
-    Demand {
+fn request(images: usize, priority: Priority) -> AdmissionRequest {
+    AdmissionRequest {
         images,
         decode: None,
         work: ONE_RUN,
@@ -102,13 +104,13 @@ struct Fixture {
 
 impl Fixture {
     async fn start(capacity: usize) -> Self {
-        Self::with(bounds(capacity), BATCHING, 1).await
+        Self::with(limits_for(capacity), BATCHING, 1).await
     }
 
-    async fn with(bounds: Bounds, batching: Batching, cores: usize) -> Self {
+    async fn with(limits: AdmissionLimits, batching: Batching, cores: usize) -> Self {
         let metrics = Metrics::new().unwrap().for_model("fake");
         let cores = Cores::new(cores);
-        let queue = Queue::new(bounds, Arc::clone(&cores), metrics.clone());
+        let queue = Queue::new(limits, Arc::clone(&cores), metrics.clone());
         let batches = Arc::new(Mutex::new(Vec::new()));
         let (state, worker) = Self::worker(&queue, &batches, batching);
         let fixture = Self { queue, cores, metrics, batches, state, worker };
@@ -127,40 +129,43 @@ impl Fixture {
         (worker.state(), tokio::spawn(worker.run()))
     }
 
-    /// Sends a row that waits for its answer at most `patience`.
+    /// Sends a row that waits for its output at most `patience`.
     fn send(&self, value: f32, patience: Duration) -> JoinHandle<Result<Vec<f32>, JobError>> {
         self.send_as(Priority::Interactive, value, patience)
     }
 
     fn send_as(&self, priority: Priority, value: f32, patience: Duration) -> JoinHandle<Result<Vec<f32>, JobError>> {
         let deadline = Instant::now() + patience;
-        let permit = self.queue.admit(demand(1, priority)).unwrap();
+        let permit = self.queue.admit(request(1, priority)).unwrap();
         let queue = Arc::clone(&self.queue);
-        tokio::spawn(async move { queue.run(permit, vec![value], deadline).await.map(|answer| answer.output) })
+        tokio::spawn(async move { queue.run(permit, vec![value], deadline).await.map(|job| job.output) })
     }
 
-    /// Sends a task of another sort.
-    fn send_sort(&self, value: f32, sort: f32) -> JoinHandle<Result<Vec<f32>, JobError>> {
+    /// Sends a task of another kind.
+    fn send_kind(&self, value: f32, kind: f32) -> JoinHandle<Result<Vec<f32>, JobError>> {
         let permit = self.admit(1).unwrap();
         let queue = Arc::clone(&self.queue);
         let deadline = Instant::now() + FAR;
-        tokio::spawn(async move { queue.run(permit, vec![value, sort], deadline).await.map(|answer| answer.output) })
+        tokio::spawn(async move { queue.run(permit, vec![value, kind], deadline).await.map(|job| job.output) })
     }
 
     fn admit(&self, images: usize) -> Result<Permit, AdmitError> {
-        self.queue.admit(demand(images, Priority::Interactive))
+        self.queue.admit(request(images, Priority::Interactive))
     }
 
     fn admit_background(&self, images: usize) -> Result<Permit, AdmitError> {
-        self.queue.admit(demand(images, Priority::Background))
+        self.queue.admit(request(images, Priority::Background))
     }
 
-    /// Images dropped in a stage: cancelled, expired.
+    /// Numbers of images dropped in a stage: cancelled and expired.
     fn dropped(&self, stage: Stage) -> (u64, u64) {
-        (self.metrics.dropped(Dropped::Cancelled, stage).get(), self.metrics.dropped(Dropped::Expired, stage).get())
+        (
+            self.metrics.dropped(DropReason::Cancelled, stage).get(),
+            self.metrics.dropped(DropReason::Expired, stage).get(),
+        )
     }
 
-    /// Lets every task run until it waits for time or for another.
+    /// Lets every async task run until it waits for time or for another task.
     async fn settle(&self) {
         for _ in 0..20 {
             tokio::task::yield_now().await;
@@ -168,7 +173,7 @@ impl Fixture {
     }
 
     fn batches(&self) -> Vec<Vec<f32>> {
-        self.batches.lock().unwrap().clone()
+        self.batches.lock().clone()
     }
 
     fn assert_empty(&self) {
@@ -184,7 +189,7 @@ async fn an_idle_worker_takes_a_single_row_at_once() {
     let f = Fixture::start(64).await;
     let start = Instant::now();
     assert_eq!(f.send(7.0, FAR).await.unwrap(), Ok(vec![-7.0]));
-    assert_eq!(start.elapsed(), RUN, "no time passes but the model's");
+    assert_eq!(start.elapsed(), RUN, "only the model's run takes time");
     f.assert_empty();
 }
 
@@ -226,7 +231,7 @@ async fn two_workers_share_one_queue() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn past_the_bound_nothing_is_admitted_and_room_comes_back() {
+async fn past_the_limit_nothing_is_admitted_and_dropped_permits_free_capacity() {
     let f = Fixture::start(3).await;
     let mut permit = f.admit(3).unwrap();
     assert_eq!(f.admit(1).unwrap_err(), AdmitError::Full);
@@ -241,7 +246,7 @@ async fn past_the_bound_nothing_is_admitted_and_room_comes_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_leaves_frees_its_place_at_once_unless_the_model_has_its_row() {
+async fn a_client_that_leaves_frees_its_slot_at_once_unless_the_model_has_its_row() {
     let f = Fixture::start(2).await;
     let running = f.send(1.0, FAR);
     f.settle().await;
@@ -260,7 +265,7 @@ async fn a_client_that_leaves_frees_its_place_at_once_unless_the_model_has_its_r
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_deadline_is_kept_to_the_millisecond_and_the_model_never_sees_the_row() {
+async fn a_deadline_is_met_to_the_millisecond_and_the_model_never_sees_the_row() {
     let f = Fixture::start(64).await;
     let running = f.send(1.0, FAR);
     f.settle().await;
@@ -276,7 +281,7 @@ async fn a_deadline_is_kept_to_the_millisecond_and_the_model_never_sees_the_row(
 }
 
 #[tokio::test(start_paused = true)]
-async fn clients_that_leave_take_their_rows_with_them() {
+async fn rows_of_clients_that_leave_are_not_run() {
     let f = Fixture::start(64).await;
     let running = f.send(1.0, FAR);
     f.settle().await;
@@ -293,7 +298,7 @@ async fn clients_that_leave_take_their_rows_with_them() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_model_that_fails_costs_its_batch_and_is_replaced() {
+async fn a_model_that_fails_loses_only_its_batch_and_is_replaced() {
     for bad in [FAIL, PANIC, LOSE_A_ROW] {
         let f = Fixture::start(64).await;
         let running = f.send(1.0, FAR);
@@ -309,26 +314,26 @@ async fn a_model_that_fails_costs_its_batch_and_is_replaced() {
         assert_eq!(f.metrics.workers_ready.get(), 0);
         assert_eq!(f.send(5.0, FAR).await.unwrap(), Ok(vec![-5.0]), "the next model works");
         assert!(f.state.is_ready());
-        assert_eq!(f.metrics.restarts.get(), 1);
+        assert_eq!(f.metrics.worker_restarts.get(), 1);
         f.assert_empty();
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_model_that_cannot_be_loaded_is_tried_again_ever_more_slowly() {
+async fn loading_a_model_is_retried_with_growing_delays() {
     let metrics = Metrics::new().unwrap().for_model("fake");
-    let queue = Queue::<Vec<f32>>::new(bounds(1), Cores::new(1), metrics);
+    let queue = Queue::<Vec<f32>>::new(limits_for(1), Cores::new(1), metrics);
     let attempts = Arc::new(Mutex::new(Vec::new()));
     let log = Arc::clone(&attempts);
     let worker = Worker::new(queue, BATCHING, move || {
-        log.lock().unwrap().push(Instant::now());
+        log.lock().push(Instant::now());
         Err::<FakeModel, _>(ModelFailure("no such file".into()))
     });
     let state = worker.state();
     let worker = tokio::spawn(worker.run());
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert!(!state.is_ready());
-    let times = attempts.lock().unwrap().clone();
+    let times = attempts.lock().clone();
     let waits: Vec<_> = times.windows(2).map(|w| (w[1] - w[0]).as_millis()).collect();
     assert!(waits.starts_with(&[100, 200, 400, 800]), "{waits:?}");
     assert_eq!(waits.last(), Some(&10_000));
@@ -336,7 +341,7 @@ async fn a_model_that_cannot_be_loaded_is_tried_again_ever_more_slowly() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_model_that_hangs_costs_nobody_more_than_their_deadline_and_shows() {
+async fn a_hung_model_delays_no_request_past_its_deadline_and_is_reported() {
     let f = Fixture::start(64).await;
     let hung = f.send(HANG, FAR);
     f.settle().await;
@@ -350,7 +355,7 @@ async fn a_model_that_hangs_costs_nobody_more_than_their_deadline_and_shows() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn closing_answers_what_was_queued_and_refuses_what_comes_later() {
+async fn closing_runs_queued_tasks_and_rejects_later_ones() {
     let f = Fixture::start(64).await;
     let mut permit = f.admit(1).unwrap();
     let answers: Vec<_> = (0..9).map(|i| f.send(i as f32, FAR)).collect();
@@ -374,26 +379,26 @@ async fn an_idle_worker_ends_when_the_queue_closes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_backlog_is_what_the_cores_still_have_to_do() {
-    let f = Fixture::with(bounds(64), BATCHING, 2).await;
+async fn the_backlog_is_the_remaining_work_of_the_cores() {
+    let f = Fixture::with(limits_for(64), BATCHING, 2).await;
     assert_eq!(f.queue.backlog(), Duration::ZERO);
     assert!(f.send(1.0, FAR).await.unwrap().is_ok());
     let _permit = f.admit(10).unwrap();
     assert_eq!(f.queue.backlog(), 5 * RUN, "ten images, two cores, one image in a batch so far");
-    f.queue.record_prepare(RUN);
+    f.queue.record_decode(RUN);
     assert_eq!((f.queue.backlog(), f.queue.predicted_wait()), (10 * RUN, 10 * RUN), "and as much for decoding");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_batch_that_is_not_full_runs_after_the_decoding_that_can_fill_it() {
     let f = Fixture::start(64).await;
-    let core = f.cores.take(Rank { priority: Priority::Interactive, work: Work::Prepare }, 1).await;
+    let core = f.cores.acquire(Rank { priority: Priority::Interactive, work: Work::Decode }, 1).await;
     let first = f.send(1.0, FAR);
     f.settle().await;
-    // Another image is to be decoded, which takes the core first and then adds its row.
+    // Another image waits to be decoded: it takes the core first and then adds its row.
     let cores = Arc::clone(&f.cores);
     let decoding = tokio::spawn(async move {
-        let core = cores.take(Rank { priority: Priority::Interactive, work: Work::Prepare }, 1).await;
+        let core = cores.acquire(Rank { priority: Priority::Interactive, work: Work::Decode }, 1).await;
         tokio::time::sleep(RUN).await;
         drop(core);
     });
@@ -411,11 +416,11 @@ async fn a_batch_that_is_not_full_runs_after_the_decoding_that_can_fill_it() {
 #[tokio::test(start_paused = true)]
 async fn a_batch_that_fills_while_it_waits_goes_before_decoding() {
     let f = Fixture::start(64).await;
-    let prepare = Rank { priority: Priority::Interactive, work: Work::Prepare };
-    let core = f.cores.take(prepare, 1).await;
+    let decode = Rank { priority: Priority::Interactive, work: Work::Decode };
+    let core = f.cores.acquire(decode, 1).await;
     let mut answers = vec![f.send(1.0, FAR)];
     f.settle().await;
-    let decoding = f.cores.take(prepare, 1);
+    let decoding = f.cores.acquire(decode, 1);
     tokio::pin!(decoding);
     assert!(futures::poll!(&mut decoding).is_pending());
     answers.extend((2..=4).map(|value| f.send(value as f32, FAR)));
@@ -430,12 +435,12 @@ async fn a_batch_that_fills_while_it_waits_goes_before_decoding() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn rows_are_shared_out_among_workers_with_a_core_to_spare() {
-    let f = Fixture::with(bounds(64), BATCHING, 2).await;
+async fn rows_are_shared_among_workers_that_have_a_core() {
+    let f = Fixture::with(limits_for(64), BATCHING, 2).await;
     let (state, _second) = Fixture::worker(&f.queue, &f.batches, BATCHING);
     f.settle().await;
     assert!(state.is_ready());
-    let cores = f.cores.take(BEST, 2).await;
+    let cores = f.cores.acquire(BEST, 2).await;
     let answers: Vec<_> = (1..=4).map(|value| f.send(value as f32, FAR)).collect();
     f.settle().await;
     drop(cores);
@@ -451,13 +456,13 @@ async fn rows_are_shared_out_among_workers_with_a_core_to_spare() {
     f.assert_empty();
 }
 
-/// What nothing goes before.
+/// The rank that is served before all others.
 const BEST: Rank = Rank { priority: Priority::Interactive, work: Work::FullBatch };
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_delay_waits_for_company_and_not_longer() {
+async fn a_batch_delay_lets_a_batch_fill_and_then_ends() {
     let delay = RUN / 2;
-    let f = Fixture::with(bounds(64), Batching { delay, ..BATCHING }, 1).await;
+    let f = Fixture::with(limits_for(64), Batching { delay, ..BATCHING }, 1).await;
     let start = Instant::now();
     let first = f.send(1.0, FAR);
     tokio::time::sleep(delay / 2).await;
@@ -465,7 +470,7 @@ async fn a_batch_delay_waits_for_company_and_not_longer() {
     assert!(first.await.unwrap().is_ok() && second.await.unwrap().is_ok());
     assert_eq!(f.batches(), [[1.0, 2.0]]);
     assert_eq!(start.elapsed(), delay + RUN, "counted from the oldest row");
-    // A full one does not wait.
+    // A full batch does not wait.
     let start = Instant::now();
     let answers: Vec<_> = (0..4).map(|value| f.send(value as f32, FAR)).collect();
     for answer in answers {
@@ -492,20 +497,20 @@ async fn background_work_waits_behind_interactive_work() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn background_work_leaves_places_and_waits_for_longer() {
-    let f = Fixture::with(Bounds { max_wait: 3 * RUN, ..bounds(8) }, BATCHING, 1).await;
+async fn background_work_has_its_own_limit_and_delays_no_interactive_work() {
+    let f = Fixture::with(AdmissionLimits { max_wait: 3 * RUN, ..limits_for(8) }, BATCHING, 1).await;
     assert!(f.send(1.0, FAR).await.unwrap().is_ok());
     let _background = f.admit_background(4).unwrap();
-    assert_eq!(f.admit_background(1).unwrap_err(), AdmitError::Full, "its half");
-    assert_eq!(f.queue.predicted_wait(), Duration::ZERO, "it is in nobody's way");
+    assert_eq!(f.admit_background(1).unwrap_err(), AdmitError::Full, "the limit on background work");
+    assert_eq!(f.queue.predicted_wait(), Duration::ZERO, "background work delays no interactive work");
     let _interactive = f.admit(4).unwrap();
     assert_eq!(f.admit(1).unwrap_err(), AdmitError::Full);
 }
 
 #[tokio::test(start_paused = true)]
 async fn past_the_longest_wait_only_background_work_is_admitted() {
-    let f = Fixture::with(Bounds { max_wait: 3 * RUN, ..bounds(64) }, BATCHING, 1).await;
-    assert!(f.admit(10).is_ok(), "nothing is known yet, and an idle server takes a large request");
+    let f = Fixture::with(AdmissionLimits { max_wait: 3 * RUN, ..limits_for(64) }, BATCHING, 1).await;
+    assert!(f.admit(10).is_ok(), "no costs are known yet, and an idle server takes a large request");
     assert!(f.send(1.0, FAR).await.unwrap().is_ok());
     let first = f.admit(3).unwrap();
     let second = f.admit(1).unwrap();
@@ -518,42 +523,43 @@ async fn past_the_longest_wait_only_background_work_is_admitted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_deadline_that_cannot_be_met_is_refused_at_once() {
+async fn a_deadline_that_cannot_be_met_is_rejected_at_once() {
     let f = Fixture::start(64).await;
     assert!(f.send(1.0, FAR).await.unwrap().is_ok());
     let _ahead = f.admit(4).unwrap();
-    let within = |patience| Demand { deadline: Instant::now() + patience, ..demand(1, Priority::Interactive) };
-    let admit = |patience| f.queue.admit(within(patience));
+    let request_within =
+        |patience| AdmissionRequest { deadline: Instant::now() + patience, ..request(1, Priority::Interactive) };
+    let admit = |patience| f.queue.admit(request_within(patience));
     assert_eq!(admit(5 * RUN - Duration::from_millis(1)).unwrap_err(), AdmitError::TooLate(5 * RUN));
-    assert!(admit(5 * RUN).is_ok(), "four before it, and its own run");
-    let would = f.queue.would_admit(within(RUN));
-    assert_eq!(would.unwrap_err(), AdmitError::TooLate(5 * RUN), "and the same is said before the body is read");
+    assert!(admit(5 * RUN).is_ok(), "four images ahead, and its own run");
+    let checked = f.queue.would_admit(request_within(RUN));
+    assert_eq!(checked.unwrap_err(), AdmitError::TooLate(5 * RUN), "the check before the body is read says the same");
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_fate_of_an_image_is_counted_once() {
+async fn every_outcome_of_an_image_is_counted_once() {
     let f = Fixture::start(64).await;
-    // Left while it was decoded; refused by the decoder; its time over while it was decoded.
+    // The client left during decoding; the decoder rejected the image; the deadline passed during decoding.
     drop(f.admit(2).unwrap());
-    let mut refused = f.admit(1).unwrap();
-    refused.settle();
-    drop(refused);
+    let mut rejected = f.admit(1).unwrap();
+    rejected.settle();
+    drop(rejected);
     let mut late = f.admit(1).unwrap();
     late.expire();
     drop(late);
     assert_eq!(f.dropped(Stage::Decode), (2, 1));
-    // Its time over while the model had it.
+    // The deadline passed during the run.
     assert_eq!(f.send(1.0, RUN / 2).await.unwrap(), Err(JobError::Expired));
     tokio::time::sleep(RUN).await;
     assert_eq!(f.dropped(Stage::Infer), (0, 1));
-    // Answered.
+    // The model ran.
     assert!(f.send(1.0, FAR).await.unwrap().is_ok());
     assert_eq!([Stage::Decode, Stage::Queue, Stage::Infer].map(|stage| f.dropped(stage)), [(2, 1), (0, 0), (0, 1)]);
     f.assert_empty();
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_storm_of_clients_that_leave_ends_with_every_gauge_at_zero() {
+async fn every_gauge_is_zero_after_many_clients_have_left() {
     let f = Fixture::start(1000).await;
     let clients: Vec<_> = (0..500).map(|i| f.send_as(Priority::ALL[i % 2], i as f32, FAR)).collect();
     f.settle().await;
@@ -569,16 +575,16 @@ async fn a_storm_of_clients_that_leave_ends_with_every_gauge_at_zero() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_is_of_one_sort_and_the_oldest_says_which() {
+async fn a_batch_holds_one_kind_of_task_that_of_the_oldest() {
     let f = Fixture::start(64).await;
     let busy = f.send(0.0, FAR);
     f.settle().await;
     let sent = [
         f.send(1.0, FAR),
-        f.send_sort(2.0, LARGE),
+        f.send_kind(2.0, LARGE),
         f.send(3.0, FAR),
-        f.send_sort(4.0, LARGE),
-        f.send_sort(5.0, LARGE),
+        f.send_kind(4.0, LARGE),
+        f.send_kind(5.0, LARGE),
         f.send(6.0, FAR),
     ];
     busy.await.unwrap().unwrap();
@@ -588,47 +594,47 @@ async fn a_batch_is_of_one_sort_and_the_oldest_says_which() {
     assert_eq!(
         f.batches(),
         [vec![0.0], vec![1.0, 3.0, 6.0], vec![2.0, 4.0], vec![5.0]],
-        "two of the large sort at most"
+        "at most two of the large kind"
     );
     f.assert_empty();
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_sort_that_the_model_does_not_do_costs_nothing_else() {
+async fn a_kind_that_the_model_cannot_run_does_not_affect_others() {
     let f = Fixture::start(64).await;
-    assert_eq!(f.send_sort(1.0, UNKNOWN).await.unwrap(), Err(JobError::ModelFailed));
+    assert_eq!(f.send_kind(1.0, UNKNOWN).await.unwrap(), Err(JobError::ModelFailed));
     assert_eq!(f.send(2.0, FAR).await.unwrap(), Ok(vec![-2.0]));
-    assert_eq!(f.metrics.restarts.get(), 0, "the model is as good as before");
+    assert_eq!(f.metrics.worker_restarts.get(), 0, "the model still works");
     f.assert_empty();
 }
 
 #[tokio::test(start_paused = true)]
-async fn work_that_is_more_than_an_image_counts_for_more() {
+async fn an_image_that_is_more_work_counts_for_more() {
     let f = Fixture::start(64).await;
     f.queue.record_infer(ONE_RUN, 1, RUN);
-    let large = Demand { work: 8 * ONE_RUN, ..demand(2, Priority::Interactive) };
+    let large = AdmissionRequest { work: 8 * ONE_RUN, ..request(2, Priority::Interactive) };
     let mut permit = f.queue.admit(large).unwrap();
     assert_eq!(f.queue.predicted_wait(), 16 * RUN);
     let one = permit.split_one(Duration::ZERO).unwrap();
     drop(permit);
     assert_eq!(f.queue.predicted_wait(), 8 * RUN);
     drop(one);
-    // What took eight times as long was eight times the work.
+    // A run that took eight times as long did eight times the work.
     f.queue.record_infer(8 * ONE_RUN, 1, 8 * RUN);
     let _small = f.admit(1).unwrap();
     assert_eq!(f.queue.predicted_wait(), RUN);
 }
 
 #[tokio::test(start_paused = true)]
-async fn getting_ready_is_foreseen_and_is_no_part_of_the_pace() {
+async fn opening_a_session_is_predicted_and_does_not_count_as_run_time() {
     let f = Fixture::start(64).await;
     assert!(f.send(1.0, FAR).await.unwrap().is_ok());
     let start = Instant::now();
-    assert!(f.send_sort(2.0, NEW).await.unwrap().is_ok());
+    assert!(f.send_kind(2.0, NEW).await.unwrap().is_ok());
     assert_eq!(start.elapsed(), OPEN + RUN);
-    let mut permit = f.queue.admit(Demand { opens: true, ..demand(2, Priority::Interactive) }).unwrap();
+    let mut permit = f.queue.admit(AdmissionRequest { opens: true, ..request(2, Priority::Interactive) }).unwrap();
     assert_eq!(f.queue.predicted_wait(), OPEN + 2 * RUN);
-    // The first image has the opening.
+    // The first image carries the opening of the session.
     let first = permit.split_one(Duration::ZERO).unwrap();
     drop(first);
     assert_eq!(f.queue.predicted_wait(), RUN);

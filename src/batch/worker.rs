@@ -1,45 +1,46 @@
-//! The worker: takes batches, runs the model, answers; and gets a new model when the old one fails.
+//! The worker: takes batches, runs the model, answers the jobs, and loads the model again when it fails.
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::queue::Job;
-use super::{Answer, Batching, JobError, Model, ModelFailure, Queue, Task};
-use crate::cores::Held;
+use super::{Batching, JobError, JobOutput, Model, ModelFailure, Queue, Task};
+use crate::cores::CoreLease;
 use crate::telemetry::{GaugeGuard, spans};
 
-/// The first wait before a failed model is loaded again; doubles with every further failure.
+/// Wait before a failed model is loaded again. It doubles with every further failure.
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
 
 /// A batch that runs longer than this counts as hung. No network served here takes a second.
 const HUNG_AFTER: Duration = Duration::from_secs(30);
 
-/// Whether a worker can take work; shared with whoever answers for the server's readiness.
+/// Whether a worker can take work. The server's readiness check reads it while the worker runs.
 #[derive(Debug, Default)]
 pub struct WorkerState(Mutex<Activity>);
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Activity {
-    /// It has no model: not loaded yet, or lost.
+    /// The worker has no model: it is not loaded yet, or has failed.
     #[default]
     Down,
     Idle,
-    /// Running a batch since then.
+    /// Running a batch since this time.
     Busy(Instant),
 }
 
 impl WorkerState {
-    /// Whether it has a model that works, as far as is known: one that has been running a batch for half a minute does
-    /// not.
+    /// Whether the worker has a model that works, as far as is known. A model that has been running a batch for half a
+    /// minute does not count as working.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        match *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+        match *self.0.lock() {
             Activity::Down => false,
             Activity::Idle => true,
             Activity::Busy(since) => since.elapsed() < HUNG_AFTER,
@@ -47,11 +48,11 @@ impl WorkerState {
     }
 
     fn set(&self, activity: Activity) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = activity;
+        *self.0.lock() = activity;
     }
 }
 
-/// A worker, not yet running: [`Worker::run`] is to be spawned where it should run.
+/// A worker that does not run yet. Spawn [`Worker::run`] where it should run.
 pub struct Worker<T: Task, L> {
     queue: Arc<Queue<T>>,
     load: L,
@@ -60,12 +61,12 @@ pub struct Worker<T: Task, L> {
 }
 
 impl<T: Task + Sync, M: Model<T>, L: FnMut() -> Result<M, ModelFailure>> Worker<T, L> {
-    /// A worker that gets its model from `load`, at the start and after every failure.
+    /// Creates a worker that calls `load` for a model at the start and after every failure.
     pub fn new(queue: Arc<Queue<T>>, batching: Batching, load: L) -> Self {
         Self { queue, load, batching, state: Arc::default() }
     }
 
-    /// Its state, to be asked while it runs.
+    /// The worker's state, to read while it runs.
     #[must_use]
     pub fn state(&self) -> Arc<WorkerState> {
         Arc::clone(&self.state)
@@ -88,7 +89,7 @@ impl<T: Task + Sync, M: Model<T>, L: FnMut() -> Result<M, ModelFailure>> Worker<
                 }
                 Err(failure) => tracing::error!(%failure, "the model cannot be loaded"),
             }
-            self.queue.metrics.restarts.inc();
+            self.queue.metrics.worker_restarts.inc();
             if self.queue.is_finished() {
                 return;
             }
@@ -100,9 +101,9 @@ impl<T: Task + Sync, M: Model<T>, L: FnMut() -> Result<M, ModelFailure>> Worker<
 
     /// Runs batches until the queue ends (true) or the model fails (false).
     async fn serve(&self, model: &mut M, backoff: &mut Duration) -> bool {
-        while let Some((jobs, cores)) = self.queue.take(self.batching).await {
+        while let Some((jobs, lease)) = self.queue.next_batch(self.batching).await {
             self.state.set(Activity::Busy(Instant::now()));
-            let result = self.run_batch(model, jobs, cores).await;
+            let result = self.run_batch(model, jobs, lease).await;
             self.state.set(Activity::Idle);
             if let Err(failure) = result {
                 tracing::error!(%failure, "the model failed on a batch");
@@ -113,33 +114,33 @@ impl<T: Task + Sync, M: Model<T>, L: FnMut() -> Result<M, ModelFailure>> Worker<
         true
     }
 
-    async fn run_batch(&self, model: &mut M, mut jobs: Vec<Job<T>>, cores: Held) -> Result<(), ModelFailure> {
+    async fn run_batch(&self, model: &mut M, mut jobs: Vec<Job<T>>, lease: CoreLease) -> Result<(), ModelFailure> {
         let metrics = &self.queue.metrics;
         jobs.iter_mut().for_each(|job| job.waiting = tracing::Span::none());
-        let traced = spans::Batch::begin(jobs.iter().map(|job| &job.span));
+        let batch_span = spans::BatchSpan::begin(jobs.iter().map(|job| &job.span));
         let tasks: Vec<&T> = jobs.iter().map(|job| &job.task).collect();
         let begin = Instant::now();
-        match caught(model.prepare(&tasks)).await {
+        match catch_panic(model.ensure_session(&tasks)).await {
             Ok(Ok(false)) => {}
             Ok(Ok(true)) => self.queue.record_open(self.batching.cores, begin.elapsed()),
             Ok(Err(failure)) => {
-                tracing::error!(%failure, "the model does not do these tasks");
-                traced.failed();
+                tracing::error!(%failure, "the model cannot run this kind of task");
+                batch_span.failed();
                 jobs.into_iter().for_each(|job| fail(job));
                 return Ok(());
             }
             Err(panic) => {
-                traced.failed();
+                batch_span.failed();
                 jobs.into_iter().for_each(|job| fail(job));
                 return Err(panic);
             }
         }
         metrics.batch_size.observe(jobs.len() as f64);
         let start = Instant::now();
-        let result = caught(model.run(&tasks)).await;
+        let result = catch_panic(model.run(&tasks)).await;
         let infer = start.elapsed();
-        // Others can compute while the answers go out.
-        drop(cores);
+        // The cores are free for other work while the outputs are sent.
+        drop(lease);
         let result = match result.flatten() {
             Ok(outputs) if outputs.len() != jobs.len() => {
                 Err(ModelFailure(format!("expected {} answers, found {}", jobs.len(), outputs.len())))
@@ -150,18 +151,18 @@ impl<T: Task + Sync, M: Model<T>, L: FnMut() -> Result<M, ModelFailure>> Worker<
             Ok(outputs) => {
                 let work = jobs.iter().map(|job| job.permit.work()).sum();
                 self.queue.record_infer(work, self.batching.cores, infer);
-                // Before the answers: a request's trace must not end before its parts.
-                drop(traced);
+                // Before the jobs are answered: the spans of a request must end before the request's trace does.
+                drop(batch_span);
                 for (job, output) in jobs.into_iter().zip(outputs) {
                     let queued = start - job.enqueued_at;
-                    metrics.queued.observe(queued.as_secs_f64());
-                    metrics.infer.observe(infer.as_secs_f64());
-                    job.answer(Ok(Answer { output, queued, infer }));
+                    metrics.queue_seconds.observe(queued.as_secs_f64());
+                    metrics.infer_seconds.observe(infer.as_secs_f64());
+                    job.answer(Ok(JobOutput { output, queued, infer }));
                 }
                 Ok(())
             }
             Err(failure) => {
-                traced.failed();
+                batch_span.failed();
                 jobs.into_iter().for_each(|job| fail(job));
                 Err(failure)
             }
@@ -175,8 +176,8 @@ fn fail<T: Task>(job: Job<T>) {
     job.answer(Err(JobError::ModelFailed));
 }
 
-/// Waits for a model behind a guard: a panic in it is a failure like others.
-async fn caught<O>(work: impl Future<Output = O>) -> Result<O, ModelFailure> {
+/// Waits for the model's work and turns a panic in it into a failure.
+async fn catch_panic<O>(work: impl Future<Output = O>) -> Result<O, ModelFailure> {
     AssertUnwindSafe(work).catch_unwind().await.map_err(|panic| {
         let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
         let text = text.or_else(|| panic.downcast_ref::<String>().cloned());

@@ -12,39 +12,42 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio_util::sync::CancellationToken;
 
-use super::values;
-use ghostserve_loadtest::report::Figure;
-use ghostserve_loadtest::{Endpoint, Event, Images, Load, Plan, Report, RequestStyle, Settings, Target, campaign};
+use crate::config::values;
+use ghostserve_loadtest::report::Statistic;
+use ghostserve_loadtest::{
+    CampaignEvent, CampaignPlan, CampaignReport, ImageSet, LoadTarget, PreparedEndpoint, RequestFormat, RunSettings,
+    Workload, run_campaign,
+};
 
 /// Load-test an HTTP server that takes an image as its body: this one or any other.
 ///
-/// Without --rate it is a closed loop: each connection sends its next image when the last is answered. With --rate or
-/// --rates it is an open loop: requests are due at random times, and latency counts from when they were due. Several
-/// targets take turns, round by round, and are compared with the first.
+/// Without --rate it is a closed loop: each connection sends its next image when the last is answered. With --rate
+/// or --rates it is an open loop: requests are due at random times, and latency counts from when they were due.
+/// Several targets take turns, round by round, and are compared with the first.
 #[derive(Debug, Args)]
 pub(super) struct BenchArgs {
-    /// Where to send images: http://HOST:PORT/PATH or grpc://HOST:PORT, with a name for the report as NAME=http://…; several with
-    /// a plus between them are one target, among which connections take turns
+    /// Where to send images: http://HOST:PORT/PATH or grpc://HOST:PORT. NAME=http://… sets the name in the report.
+    /// Several addresses with a plus between them are one target, whose connections use them in turn.
     #[arg(default_value = "http://127.0.0.1:8080/v1/classify", value_name = "URL")]
     targets: Vec<String>,
 
-    /// Image files, or folders of them [default: one small picture that is built in].
+    /// Image files, or folders of them [default: one small built-in image].
     #[arg(long, num_args = 1.., value_name = "PATH")]
     images: Vec<PathBuf>,
 
-    /// Closed loop: connections.
+    /// Closed loop: number of connections.
     #[arg(long, short = 'c', default_value_t = 16, value_name = "N")]
     connections: usize,
 
-    /// Open loop: requests a second, on average.
+    /// Open loop: average number of requests per second.
     #[arg(long, value_name = "R", conflicts_with = "rates")]
     rate: Option<f64>,
 
-    /// Open loop, several rates one after the other, for the curves of the report.
+    /// Open loop: several rates, one after the other, for the curves of the report.
     #[arg(long, value_delimiter = ',', value_name = "R,R,…")]
     rates: Vec<f64>,
 
-    /// Look for the highest rate that meets --slo as well, beginning at the throughput of the closed loop.
+    /// Also search the highest rate that meets --slo, starting at the throughput of the closed loop.
     #[arg(long)]
     search: bool,
 
@@ -52,35 +55,35 @@ pub(super) struct BenchArgs {
     #[arg(long, short = 'd', default_value = "10s", value_parser = values::duration, value_name = "TIME")]
     duration: Duration,
 
-    /// How long each run goes on before it is measured.
+    /// Warm-up of each run, before it is measured.
     #[arg(long, default_value = "2s", value_parser = values::duration, value_name = "TIME")]
     warm_up: Duration,
 
-    /// Repetitions; medians are reported.
+    /// Number of repetitions; medians are reported.
     #[arg(long, default_value_t = 1, value_name = "N")]
     rounds: usize,
 
-    /// The latency within which an answer is in time.
+    /// Service level objective: the latency within which an answer is in time.
     #[arg(long, default_value = "100ms", value_parser = values::duration, value_name = "TIME")]
     slo: Duration,
 
-    /// The percentile that --search holds against it.
+    /// The percentile of the latency that --search compares with --slo.
     #[arg(long, default_value_t = 99.0, value_name = "PERCENT")]
     slo_percentile: f64,
 
-    /// How long an answer is waited for.
+    /// How long to wait for an answer.
     #[arg(long, default_value = "10s", value_parser = values::duration, value_name = "TIME")]
     timeout: Duration,
 
-    /// Open loop: connections at most; past them, requests wait.
+    /// Open loop: maximum number of connections. When all are busy, requests wait.
     #[arg(long, default_value_t = 1024, value_name = "N")]
     max_connections: usize,
 
-    /// Open loop: of the random times.
+    /// Open loop: seed of the random times.
     #[arg(long, default_value_t = 1, value_name = "N")]
     seed: u64,
 
-    /// Closed loop: stay away after a 429 or 503 for as long as the server asks.
+    /// Closed loop: after a 429 or 503, pause as long as the answer's Retry-After says.
     #[arg(long)]
     obey_retry_after: bool,
 
@@ -88,11 +91,11 @@ pub(super) struct BenchArgs {
     #[arg(long)]
     check_json: bool,
 
-    /// A header of every request, as `name: value`.
+    /// A header to send with every request, as `name: value`.
     #[arg(long = "header", short = 'H', value_name = "LINE")]
     headers: Vec<String>,
 
-    /// The type of the body [default: by the image's first bytes].
+    /// Content type of the body [default: by the image's first bytes].
     #[arg(long, value_name = "TYPE")]
     content_type: Option<String>,
 
@@ -100,11 +103,11 @@ pub(super) struct BenchArgs {
     #[arg(long, value_name = "FIELD")]
     multipart: Option<String>,
 
-    /// Write everything, round by round, to this file; `-` is standard output.
+    /// Write all results, round by round, to this file; `-` is standard output.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 
-    /// Write a page with plots to this file. It needs nothing else.
+    /// Write a self-contained page with plots to this file.
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
 
@@ -115,29 +118,30 @@ pub(super) struct BenchArgs {
 
 impl BenchArgs {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
-        let plan = self.plan()?;
-        let style = RequestStyle { content_type: self.content_type, headers: self.headers, multipart: self.multipart };
-        let targets = Target::parse_all(&self.targets)?;
-        let images = if self.images.is_empty() { Images::built_in() } else { Images::read(&self.images)? };
-        let plan = Plan { images: images.description(), ..plan };
+        let plan = self.campaign_plan()?;
+        let format =
+            RequestFormat { content_type: self.content_type, headers: self.headers, multipart: self.multipart };
+        let targets = LoadTarget::parse_all(&self.targets)?;
+        let images = if self.images.is_empty() { ImageSet::built_in() } else { ImageSet::read(&self.images)? };
+        let plan = CampaignPlan { images: images.description(), ..plan };
 
-        // One thread: what a load tester does is little, and its cores are the server's.
+        // One thread is enough for a load tester, and leaves the cores to the server.
         let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let report = tokio.block_on(async {
             let mut endpoints = Vec::with_capacity(targets.len());
             for target in targets {
-                endpoints.push(Arc::new(Endpoint::prepare(target, &images, &style, self.timeout).await?));
+                endpoints.push(Arc::new(PreparedEndpoint::prepare(target, &images, &format, self.timeout).await?));
             }
             let stop = CancellationToken::new();
-            let told = stop.clone();
+            let interrupted = stop.clone();
             tokio::spawn(async move {
                 if tokio::signal::ctrl_c().await.is_ok() {
-                    told.cancel();
+                    interrupted.cancel();
                 }
             });
-            let bar = Bar::new(&plan);
-            let report = campaign(&endpoints, &plan, &stop, &|event| bar.show(&event)).await;
-            bar.0.finish_and_clear();
+            let progress = RunProgress::new(&plan);
+            let report = run_campaign(&endpoints, &plan, &stop, &|event| progress.show(&event)).await;
+            progress.0.finish_and_clear();
             anyhow::Ok(report?)
         })?;
 
@@ -157,9 +161,9 @@ impl BenchArgs {
         Ok(self.expect_p99.map_or(ExitCode::SUCCESS, |bound| verdict(&report, bound)))
     }
 
-    fn plan(&self) -> anyhow::Result<Plan> {
-        let open = self.rate.iter().chain(&self.rates);
-        if let Some(rate) = open.clone().find(|rate| !(rate.is_finite() && **rate > 0.0)) {
+    fn campaign_plan(&self) -> anyhow::Result<CampaignPlan> {
+        let open_rates = self.rate.iter().chain(&self.rates);
+        if let Some(rate) = open_rates.clone().find(|rate| !(rate.is_finite() && **rate > 0.0)) {
             bail!("a rate must be above 0, found {rate}");
         }
         for (flag, count) in [
@@ -177,16 +181,16 @@ impl BenchArgs {
         if !(0.0..=100.0).contains(&self.slo_percentile) {
             bail!("--slo-percentile must be between 0 and 100, found {}", self.slo_percentile);
         }
-        let mut loads: Vec<Load> = open.map(|rate| Load::Open { rate: *rate }).collect();
-        if loads.is_empty() {
-            loads.push(Load::Closed { connections: self.connections });
+        let mut workloads: Vec<Workload> = open_rates.map(|rate| Workload::OpenLoop { arrival_rate: *rate }).collect();
+        if workloads.is_empty() {
+            workloads.push(Workload::ClosedLoop { connections: self.connections });
         }
-        Ok(Plan {
-            loads,
+        Ok(CampaignPlan {
+            workloads,
             rounds: self.rounds,
             search: self.search,
             slo_percentile: self.slo_percentile,
-            settings: Settings {
+            settings: RunSettings {
                 duration: self.duration,
                 warm_up: self.warm_up,
                 timeout: self.timeout,
@@ -201,29 +205,30 @@ impl BenchArgs {
     }
 }
 
-/// Whether the first target kept its promise.
-fn verdict(report: &Report, bound: Duration) -> ExitCode {
+/// The exit code by whether the first target's 99th percentile is within the bound in every load.
+fn verdict(report: &CampaignReport, bound: Duration) -> ExitCode {
     let bound = bound.as_secs_f64() * 1e3;
-    let series = report.subjects.first().map(|subject| &subject.series[..]).unwrap_or_default();
-    let over = series.iter().find(|series| series.median_of(Figure::P99).partial_cmp(&bound).is_none_or(|o| o.is_gt()));
-    match over {
+    let series = report.targets.first().map(|target| &target.series[..]).unwrap_or_default();
+    let too_slow =
+        series.iter().find(|series| series.median_of(Statistic::P99).partial_cmp(&bound).is_none_or(|o| o.is_gt()));
+    match too_slow {
         None => ExitCode::SUCCESS,
         Some(series) => {
             eprintln!(
                 "error: {}: expected a p99 of at most {bound} ms, found {:.1} ms",
-                series.load,
-                series.median_of(Figure::P99)
+                series.workload,
+                series.median_of(Statistic::P99)
             );
             ExitCode::FAILURE
         }
     }
 }
 
-/// How far it is, on a terminal.
-struct Bar(ProgressBar);
+/// The progress of each run, on a terminal.
+struct RunProgress(ProgressBar);
 
-impl Bar {
-    fn new(plan: &Plan) -> Self {
+impl RunProgress {
+    fn new(plan: &CampaignPlan) -> Self {
         if !std::io::stderr().is_terminal() {
             return Self(ProgressBar::hidden());
         }
@@ -235,13 +240,13 @@ impl Bar {
         Self(bar)
     }
 
-    fn show(&self, event: &Event<'_>) {
+    fn show(&self, event: &CampaignEvent<'_>) {
         match event {
-            Event::Begins { target, load, round } => {
+            CampaignEvent::RunStarted { target, workload, round } => {
                 let round = round.map_or("search".to_owned(), |round| format!("round {round}"));
-                self.0.set_prefix(format!("{target}, {round}, {load}"));
+                self.0.set_prefix(format!("{target}, {round}, {workload}"));
             }
-            Event::Goes(progress) => {
+            CampaignEvent::RunProgressed(progress) => {
                 self.0.set_position(progress.elapsed.as_millis() as u64);
                 self.0.set_message(if progress.warming_up {
                     "warming up".to_owned()
@@ -250,7 +255,7 @@ impl Bar {
                     format!("{} ok, p99 {p99:.1} ms, {} failed", progress.finished, progress.failures)
                 });
             }
-            Event::Ended(_) => self.0.set_position(0),
+            CampaignEvent::RunFinished(_) => self.0.set_position(0),
         }
     }
 }

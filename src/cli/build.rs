@@ -10,13 +10,13 @@ use clap::{Args, ValueEnum};
 use super::values;
 use ghostserve_ghostnet::{Config, Form, Network, Output, PRESETS, Size, Target, preset};
 use ghostserve_kernels::native_block;
-use ghostserve_manifest::Digest;
+use ghostserve_manifest::{Digest, write_atomically};
 use ghostserve_weights::{Seeded, TensorSource};
 
 /// Write a network as an ONNX file.
 ///
-/// The file has one input, `input` (N x channels x height x width, f32, normalised; N is symbolic, called `batch`), and the
-/// outputs asked for.
+/// The file has one input, `input` (N x channels x height x width, f32, normalised; N is symbolic, called `batch`),
+/// and the requested outputs.
 #[derive(Debug, Args)]
 pub(super) struct BuildArgs {
     /// A preset, or a configuration file (docs/networks.md).
@@ -30,35 +30,35 @@ pub(super) struct BuildArgs {
     #[arg(long, value_name = "FILE", conflicts_with = "init")]
     weights: Option<PathBuf>,
 
-    /// Make weights up, for benchmarks.
+    /// Generate weights, for benchmarks.
     #[arg(long)]
     init: Option<Init>,
 
-    /// Which random weights.
+    /// Seed of the random weights.
     #[arg(long, value_name = "N", default_value_t = 0, requires = "init")]
     seed: u64,
 
-    /// Height and width of the input, pixels: 224, 320x416.
+    /// Height and width of the input in pixels: 224, 320x416.
     #[arg(long, value_name = "SIZE", value_parser = values::image_size, default_value = "224")]
     size: [usize; 2],
 
-    /// What the graph computes: logits, embedding, c1 to c5, timm.c1 to timm.c5, attention.STAGE.BLOCK; several with
-    /// commas.
+    /// What the graph computes: logits, embedding, c1 to c5, timm.c1 to timm.c5, attention.STAGE.BLOCK; several
+    /// with commas.
     #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = "logits")]
     outputs: Vec<Output>,
 
-    /// Number of classes, if it is not the configuration's.
+    /// Number of classes [default: the configuration's].
     #[arg(long, value_name = "N")]
     classes: Option<usize>,
 
-    /// Standard operators for any runtime, or the form that this server runs on this processor, for looking at.
+    /// Standard operators for any runtime, or the form that this server runs on this processor, for inspection.
     #[arg(long, default_value = "plain")]
     form: FormName,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Init {
-    /// Pseudo-random values of a trained network's size, the same everywhere.
+    /// Pseudo-random values of a trained network's magnitude, the same on every machine.
     Random,
 }
 
@@ -66,7 +66,7 @@ enum Init {
 enum FormName {
     /// Standard ONNX.
     Plain,
-    /// ONNX Runtime's blocked layout and our own operators.
+    /// ONNX Runtime's blocked layout and this server's own operators.
     Blocked,
 }
 
@@ -114,7 +114,7 @@ impl BuildArgs {
             ("weights", origin),
             ("outputs", names.clone()),
         ]);
-        write_whole(&self.output, &file).with_context(|| format!("cannot write {}", self.output.display()))?;
+        write_atomically(&self.output, &file).with_context(|| format!("cannot write {}", self.output.display()))?;
         let cost = network.cost(target.size);
         writeln!(
             stdout().lock(),
@@ -140,12 +140,4 @@ pub(super) fn read_config(name: &str) -> anyhow::Result<Config> {
     }
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {name}"))?;
     Config::parse(&text).with_context(|| name.to_owned())
-}
-
-/// Writes beside the target and renames, so that nobody ever finds half a file.
-fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let mut partial = path.as_os_str().to_owned();
-    partial.push(".part");
-    std::fs::write(&partial, bytes)?;
-    std::fs::rename(&partial, path)
 }

@@ -21,11 +21,11 @@ pub(super) struct ClassifyArgs {
     #[arg(required = true)]
     files: Vec<PathBuf>,
 
-    /// Predictions a file.
+    /// Number of predictions per file.
     #[arg(long, default_value_t = 5, value_name = "N")]
     top_k: usize,
 
-    /// One JSON object a line instead of text.
+    /// Print one JSON object per line instead of text.
     #[arg(long)]
     json: bool,
 
@@ -34,7 +34,7 @@ pub(super) struct ClassifyArgs {
 }
 
 impl ClassifyArgs {
-    /// Fails if any file failed, after all have been tried.
+    /// Tries all files, then fails if any of them failed.
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let loaded = ModelFolder::resolve(&self.model)?.load()?;
         let mut classifier = Classifier::new(&loaded, &self.runtime.load()?, self.runtime.backend())?;

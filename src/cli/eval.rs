@@ -9,12 +9,12 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::RuntimeArgs;
-use crate::eval::{Report, Samples, evaluate};
+use crate::eval::{EvalReport, Samples, evaluate};
 use crate::model::ModelFolder;
 
 /// Measure a model's accuracy over a folder of images.
 ///
-/// FOLDER holds one folder a class, named by label or by WordNet id, with images in it: FOLDER/cat/0001.jpg.
+/// FOLDER holds one folder per class, named by label or by WordNet id, with images in it: FOLDER/cat/0001.jpg.
 #[derive(Debug, Args)]
 pub(super) struct EvalArgs {
     /// The embedded model's name, or a model folder.
@@ -23,7 +23,7 @@ pub(super) struct EvalArgs {
     /// The images.
     folder: PathBuf,
 
-    /// Threads, each with a session [default: one a core].
+    /// Number of threads, each with a session [default: one per core].
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
 
@@ -42,12 +42,12 @@ impl EvalArgs {
         let (runtime, backend) = (self.runtime.load()?, self.runtime.backend());
         let threads = self.threads.unwrap_or_else(|| available_parallelism().map_or(1, std::num::NonZero::get));
 
-        // Hidden by itself where standard error is no terminal.
+        // The bar hides itself where standard error is not a terminal.
         let bar = ProgressBar::new(samples.len() as u64);
         if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} images, {per_sec}, {eta} left") {
             bar.set_style(style);
         }
-        let report = evaluate(&loaded, &samples, (&runtime, backend), threads.max(1), &|| bar.inc(1))?;
+        let report = evaluate(&loaded, &samples, &runtime, backend, threads.max(1), &|| bar.inc(1))?;
         bar.finish_and_clear();
 
         let mut out = stdout().lock();
@@ -60,7 +60,7 @@ impl EvalArgs {
     }
 }
 
-fn print(report: &Report, out: &mut impl Write) -> std::io::Result<()> {
+fn print(report: &EvalReport, out: &mut impl Write) -> std::io::Result<()> {
     let width = report.classes.iter().map(|c| c.label.chars().count()).max().unwrap_or(0).max(5);
     writeln!(out, "{:<width$}  {:>7}  {:>8}  {:>8}", "class", "images", "top-1 %", "top-5 %")?;
     let rows = report.classes.iter().filter(|class| class.images > 0);

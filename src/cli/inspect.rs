@@ -9,27 +9,27 @@ use clap::Args;
 
 use super::{build, values};
 use crate::model::ModelFolder;
-use ghostserve_ghostnet::{Form, ModuleNote, Network, Output, PRESETS, Size, Target, preset};
+use ghostserve_ghostnet::{Form, ModulePacking, Network, Output, PRESETS, Size, Target, preset};
 use ghostserve_kernels::native_block;
 use ghostserve_weights::Synthetic;
 
-/// What the published networks were trained at.
+/// The size of the images that the published networks were trained on.
 const PRESET_SIZE: Size = Size { height: 224, width: 224 };
 
 /// Print a network's stage table, parameters and multiply-adds.
 ///
-/// MODEL is a preset (ghostnetv2_100; a wrong name lists all), a configuration file (.toml), the embedded model, or a
-/// model folder. The last column is how the blocked form arranges each Ghost module's channels.
+/// MODEL is a preset (ghostnetv2_100; a wrong name lists all), a configuration file (.toml), the embedded model, or
+/// a model folder. The last column shows how the blocked form arranges each Ghost module's channels.
 #[derive(Debug, Args)]
 pub(super) struct InspectArgs {
-    /// What to inspect.
+    /// The network to inspect.
     model: String,
 
-    /// Height and width of the input, pixels: 224, 320x416 [default: the model's; 224 for a preset].
+    /// Height and width of the input in pixels: 224, 320x416 [default: the model's; 224 for a preset].
     #[arg(long, value_name = "SIZE", value_parser = values::image_size)]
     size: Option<[usize; 2]>,
 
-    /// Channels a block in the last column [default: this processor's].
+    /// Channels per block in the last column [default: this processor's].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     block: Option<u16>,
 }
@@ -66,9 +66,9 @@ impl InspectArgs {
         writeln!(out, "parameters    {}", thousands(total.parameters))?;
         writeln!(out, "MACs          {}\n", thousands(total.macs))?;
 
-        // The arrangement follows from the shapes alone; any weights will do.
+        // The arrangement follows from the shapes alone, so any weights will do.
         let target = Target { size: input, outputs: &[Output::Logits], form: Form::Blocked(block) };
-        let notes = network.lower(&Synthetic, &target).map(|lowered| lowered.notes);
+        let notes = network.lower(&Synthetic, &target).map(|lowered| lowered.packings);
         let arranged = notes.as_ref().map_or(&[][..], |notes| &notes[..]);
         writeln!(
             out,
@@ -80,7 +80,7 @@ impl InspectArgs {
             let line = format!(
                 "{:<15} {:<30} {:>8} {:>6} {:>9} {:>10} {:>12}  {}",
                 row.key,
-                row.what,
+                row.description,
                 row.channels,
                 stride,
                 format!("{}x{}", row.size.height, row.size.width),
@@ -102,17 +102,17 @@ impl InspectArgs {
 }
 
 /// The Ghost modules of one row, first and second: channels, padding, whether the two kinds of maps share a block.
-fn arrangement(notes: &[ModuleNote], key: &str) -> String {
+fn arrangement(notes: &[ModulePacking], key: &str) -> String {
     let of_row = notes.iter().filter(|n| n.key.strip_prefix(key).is_some_and(|rest| rest.starts_with(".ghost")));
     let modules = of_row.map(|note| {
         let padding = note.slots - note.channels;
         let padding = if padding == 0 { String::new() } else { format!("+{padding}") };
-        format!("{}{padding}{}", note.channels, if note.shared { "*" } else { "" })
+        format!("{}{padding}{}", note.channels, if note.shared_block { "*" } else { "" })
     });
     modules.collect::<Vec<_>>().join("  ")
 }
 
-/// `6156908` as `6,156,908`.
+/// Groups digits: `6156908` becomes `6,156,908`.
 fn thousands(n: u64) -> String {
     let digits = n.to_string();
     let mut text = String::new();

@@ -1,6 +1,7 @@
-//! The command line: one file a subcommand, each from arguments to one call of the library.
+//! The command line: one file per subcommand, each from arguments to one call of the library.
 //!
-//! Only here is the environment read, and only here does an error become text on standard error.
+//! Arguments and environment variables are parsed here, also those that [`crate::config`] declares. Errors become
+//! text on standard error here and nowhere else.
 
 mod bench;
 mod build;
@@ -41,18 +42,19 @@ enum Command {
     Bench(Box<bench::BenchArgs>),
 }
 
-/// Where ONNX Runtime is, and what in it computes.
+/// Where ONNX Runtime is, and which of its providers computes.
 #[derive(Debug, Args)]
 struct RuntimeArgs {
-    /// ONNX Runtime's shared library, or the folder that holds it [default: beside the program, then the system's path].
+    /// ONNX Runtime's shared library, or the folder that holds it [default: beside the program, then the system's
+    /// path].
     #[arg(long, env = LIBRARY_ENV, value_name = "PATH")]
     onnxruntime: Option<PathBuf>,
 
-    /// What computes: ONNX Runtime itself, or OpenVINO, for which `make runtime EP=openvino` fetches a library.
+    /// Execution provider: ONNX Runtime's own, or OpenVINO, for which `make runtime EP=openvino` fetches a library.
     #[arg(long, env = "GHOSTSERVE_PROVIDER", value_enum, default_value_t)]
     provider: Provider,
 
-    /// In what type. bf16 needs OpenVINO, and serves only a model to which it gives the same answers.
+    /// Number type of the computation. bf16 needs OpenVINO, and serves a model only if its answers stay the same.
     #[arg(long, env = "GHOSTSERVE_PRECISION", value_enum, default_value_t)]
     precision: Precision,
 }
@@ -68,7 +70,7 @@ impl RuntimeArgs {
     }
 }
 
-/// Parses the process's arguments, runs the subcommand, and says how it went.
+/// Parses the process's arguments, runs the subcommand and returns its exit code.
 #[must_use]
 pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
@@ -83,7 +85,7 @@ pub fn main() -> ExitCode {
     };
     match result {
         Ok(code) => code,
-        // A reader that has seen enough (`| head`) is no failure.
+        // A reader that stops early (`| head`) is no failure.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -96,8 +98,33 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
-/// Where programs keep what they can make again.
+/// The user's folder for files that the program can make again.
 fn default_cache() -> Option<PathBuf> {
     let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
     base.or_else(|| std::env::home_dir().map(|home| home.join(".cache"))).map(|base| base.join("ghostserve"))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use clap::{Arg, CommandFactory};
+
+    use super::*;
+    use crate::runtime::NoSuchPrecision;
+
+    #[test]
+    fn the_declarations_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_flags_that_the_error_about_the_precision_names_exist() {
+        let command = Cli::command();
+        let serve = command.find_subcommand("serve").unwrap();
+        let flags: Vec<_> = serve.get_arguments().filter_map(Arg::get_long).collect();
+        let message = NoSuchPrecision.to_string();
+        for word in message.split([' ', '(', ')']) {
+            assert!(word.strip_prefix("--").is_none_or(|flag| flags.contains(&flag)), "{message}");
+        }
+    }
 }

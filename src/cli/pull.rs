@@ -11,14 +11,15 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use ghostserve_ghostnet::PRESETS;
 use ghostserve_hub::{
-    CATALOGUE, DEFAULT_ENDPOINT, Event, Hub, HubSettings, Limits, Outcome, Proxies, PullRequest, Reference, Token,
+    CATALOGUE, DEFAULT_ENDPOINT, FolderOutcome, Hub, HubSettings, Proxies, PullEvent, PullRequest, Reference, Token,
+    TransferLimits,
 };
 
 /// Fetch published weights from a model hub and make a model folder of them.
 ///
-/// Files are verified against the digests that the hub declares and kept in a cache; a download that breaks goes on where
-/// it stopped. Proxies are taken from HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY, certificates from the system,
-/// an access token from HF_TOKEN.
+/// Files are verified against the digests that the hub declares, and stored in a cache. An interrupted download
+/// continues where it stopped. Proxies are taken from HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY, certificates
+/// from the system, and an access token from HF_TOKEN.
 #[derive(Debug, Args)]
 #[command(after_help = format!("Known by name:\n  {}", CATALOGUE.join("\n  ")))]
 pub(super) struct PullArgs {
@@ -37,19 +38,19 @@ pub(super) struct PullArgs {
     #[arg(long, value_name = "NAME")]
     file: Option<String>,
 
-    /// Replace a different model in the folder.
+    /// Replace the folder's model if it is a different one.
     #[arg(long)]
     force: bool,
 
-    /// Send nothing: only what is in the cache. HF_HUB_OFFLINE=1 says the same.
+    /// Use only files in the cache, and send no request. HF_HUB_OFFLINE=1 does the same.
     #[arg(long)]
     offline: bool,
 
-    /// Where fetched files are kept [default: ghostserve in XDG_CACHE_HOME or ~/.cache].
+    /// Folder that stores fetched files [default: ghostserve in XDG_CACHE_HOME or ~/.cache].
     #[arg(long, env = "GHOSTSERVE_CACHE", value_name = "DIR")]
     cache: Option<PathBuf>,
 
-    /// The hub.
+    /// Address of the hub.
     #[arg(long, env = "HF_ENDPOINT", default_value = DEFAULT_ENDPOINT, value_name = "URL")]
     endpoint: String,
 }
@@ -70,10 +71,10 @@ impl PullArgs {
                 .or_else(super::default_cache)
                 .context("no home folder: say where to keep files with --cache")?,
             offline: self.offline || variable("HF_HUB_OFFLINE").is_some_and(|value| is_true(&value)),
-            limits: Limits::default(),
+            limits: TransferLimits::default(),
         })?;
 
-        let bar = Bar::default();
+        let progress = DownloadProgress::default();
         let request = PullRequest {
             reference: &reference,
             file: self.file.as_deref(),
@@ -81,8 +82,8 @@ impl PullArgs {
             force: self.force,
             architectures: &PRESETS,
         };
-        let result = hub.pull(&request, &|event| bar.show(event));
-        bar.clear();
+        let result = hub.pull(&request, &|event| progress.show(event));
+        progress.clear();
         let pulled = result?;
 
         let mut out = stdout().lock();
@@ -91,9 +92,9 @@ impl PullArgs {
         }
         let network = &pulled.manifest.network;
         let done = match pulled.outcome {
-            Outcome::Written => "written",
-            Outcome::Unchanged => "already there, unchanged",
-            Outcome::Replaced => "replaced",
+            FolderOutcome::Written => "written",
+            FolderOutcome::Unchanged => "already there, unchanged",
+            FolderOutcome::Replaced => "replaced",
         };
         writeln!(out, "folder        {} ({done})", folder.display())?;
         writeln!(out, "from          {}@{}, {}", reference.repository(), pulled.commit, pulled.file)?;
@@ -105,7 +106,7 @@ impl PullArgs {
     }
 }
 
-/// A variable of the environment that is set to something.
+/// An environment variable, if its value is not blank.
 fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.trim().is_empty())
 }
@@ -114,7 +115,7 @@ fn is_true(value: &str) -> bool {
     ["1", "on", "yes", "true"].iter().any(|yes| value.trim().eq_ignore_ascii_case(yes))
 }
 
-/// As curl reads them: lower case first.
+/// The proxies of the environment, read as curl does: lower-case names first.
 fn proxies() -> Proxies {
     let either = |name: &str| variable(&name.to_lowercase()).or_else(|| variable(name));
     Proxies {
@@ -125,21 +126,21 @@ fn proxies() -> Proxies {
     }
 }
 
-/// A path as it can be typed.
+/// A path as it can be typed in a shell.
 fn shell_word(text: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || matches!(c, '/' | '.' | '_' | '-');
     if text.chars().all(plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }
 
-/// A bar for the file that is being fetched. Hidden by itself where standard error is no terminal.
+/// The progress of the current download. The bar hides itself where standard error is not a terminal.
 #[derive(Default)]
-struct Bar(RefCell<Option<ProgressBar>>);
+struct DownloadProgress(RefCell<Option<ProgressBar>>);
 
-impl Bar {
-    fn show(&self, event: Event<'_>) {
+impl DownloadProgress {
+    fn show(&self, event: PullEvent<'_>) {
         match event {
-            Event::Waiting { file } => eprintln!("another pull is fetching {file}: waiting for it"),
-            Event::Started { file, size } => {
+            PullEvent::Waiting { file } => eprintln!("another pull is fetching {file}: waiting for it"),
+            PullEvent::Started { file, size } => {
                 let bar = ProgressBar::new(size).with_message(file.to_owned());
                 let template = "{msg} {bar:40} {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left";
                 if let Ok(style) = ProgressStyle::with_template(template) {
@@ -147,19 +148,19 @@ impl Bar {
                 }
                 self.0.replace(Some(bar));
             }
-            Event::Position(bytes) => {
+            PullEvent::Position(bytes) => {
                 if let Some(bar) = self.0.borrow().as_ref() {
                     bar.set_position(bytes);
                 }
             }
-            Event::Retrying { reason, wait } => {
+            PullEvent::Retrying { reason, wait } => {
                 let line = format!("{reason}; trying again in {:.1} s", wait.as_secs_f32());
                 match self.0.borrow().as_ref().filter(|bar| !bar.is_hidden()) {
                     Some(bar) => bar.println(line),
                     None => eprintln!("{line}"),
                 }
             }
-            Event::Finished => self.clear(),
+            PullEvent::Finished => self.clear(),
         }
     }
 
@@ -175,13 +176,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_printed_can_be_typed() {
+    fn a_printed_path_can_be_typed_in_a_shell() {
         assert_eq!(shell_word("./a-b_1.in1k"), "./a-b_1.in1k");
         assert_eq!(shell_word("it's here"), r"'it'\''s here'");
     }
 
     #[test]
-    fn offline_is_said_in_several_ways() {
+    fn offline_has_several_spellings() {
         assert!(["1", "ON", " yes ", "True"].into_iter().all(is_true));
         assert!(!["0", "off", "no"].into_iter().any(is_true));
     }

@@ -1,8 +1,9 @@
 //! A limit on the processor time that decoding one image takes.
 //!
-//! Small files can keep a decoder busy for minutes without a large picture in them: a GIF of codes that only clear the table, a
-//! PNG of compressed blocks that hold nothing. Their decoders read through a [`LimitedReader`], which fails once the thread has
-//! computed for too long. It is the thread's own time that counts, so a busy machine makes no difference.
+//! Small files can keep a decoder busy for minutes without a large image in them: a GIF of codes that only clear the
+//! table, or a PNG of compressed blocks without content. Their decoders read through a [`LimitedReader`], which fails
+//! once the thread has computed for too long. The limit counts the thread's own processor time, so the load of the
+//! machine makes no difference.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -10,24 +11,24 @@ use std::io::{self, BufRead, Cursor, Read, Seek, SeekFrom};
 use std::rc::Rc;
 use std::time::Duration;
 
-/// What a decoder gets at a time. The clock is read each time.
-const PIECE: usize = 16 << 10;
+/// Maximum number of bytes that a decoder gets per read. The clock is read each time.
+const READ_BYTES: usize = 16 << 10;
 
-/// The time that one image may take on this thread.
+/// A limit on the processor time that one image may take on this thread.
 #[derive(Clone, Debug)]
 pub(super) struct CpuLimit {
-    /// Of the thread's clock.
+    /// Value of the thread's clock at which the time is used up.
     end: Duration,
     exceeded: Rc<Cell<bool>>,
 }
 
 impl CpuLimit {
-    /// Counts from now.
+    /// Creates a limit that counts from now.
     pub(super) fn new(limit: Duration) -> Self {
         Self { end: thread_time().saturating_add(limit), exceeded: Rc::default() }
     }
 
-    /// Whether a reader failed because of it.
+    /// Whether a reader failed because of this limit.
     pub(super) fn was_exceeded(&self) -> bool {
         self.exceeded.get()
     }
@@ -41,7 +42,7 @@ impl CpuLimit {
     }
 }
 
-/// The processor time that the calling thread has used; zero where that is not known, which is no limit.
+/// Returns the processor time that the calling thread has used. Zero where it is not known, so there is no limit.
 pub(super) fn thread_time() -> Duration {
     #[cfg(unix)]
     {
@@ -52,7 +53,7 @@ pub(super) fn thread_time() -> Duration {
     Duration::ZERO
 }
 
-/// A file that is read within a limit.
+/// Reads a file within a [`CpuLimit`].
 pub(super) struct LimitedReader<'a> {
     file: Cursor<Cow<'a, [u8]>>,
     limit: CpuLimit,
@@ -67,8 +68,8 @@ impl<'a> LimitedReader<'a> {
 impl Read for LimitedReader<'_> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         self.limit.check()?;
-        let most = out.len().min(PIECE);
-        self.file.read(&mut out[..most])
+        let length = out.len().min(READ_BYTES);
+        self.file.read(&mut out[..length])
     }
 }
 
@@ -76,7 +77,7 @@ impl BufRead for LimitedReader<'_> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         self.limit.check()?;
         let rest = self.file.fill_buf()?;
-        Ok(&rest[..rest.len().min(PIECE)])
+        Ok(&rest[..rest.len().min(READ_BYTES)])
     }
 
     fn consume(&mut self, bytes: usize) {
@@ -96,13 +97,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reading_ends_when_the_time_is_over() {
+    fn reading_fails_when_the_time_is_used_up() {
         let limit = CpuLimit::new(Duration::from_millis(5));
         let mut reader = LimitedReader::new(Cow::Owned(vec![0; 100_000]), limit.clone());
-        assert_eq!(reader.fill_buf().unwrap().len(), PIECE);
-        assert!(reader.read(&mut [0; 50_000]).is_ok_and(|read| read == PIECE) && !limit.was_exceeded());
-        let begin = thread_time();
-        while thread_time() - begin < Duration::from_millis(10) {
+        assert_eq!(reader.fill_buf().unwrap().len(), READ_BYTES);
+        assert!(reader.read(&mut [0; 50_000]).is_ok_and(|read| read == READ_BYTES) && !limit.was_exceeded());
+        let start = thread_time();
+        while thread_time() - start < Duration::from_millis(10) {
             std::hint::spin_loop();
         }
         assert!(reader.read(&mut [0; 1]).is_err() && reader.fill_buf().is_err() && limit.was_exceeded());

@@ -1,4 +1,4 @@
-//! Which format a file is in, by its first bytes: names and headers that a client sends are not believed.
+//! Detects a file's format by its first bytes. File names and headers that a client sends are ignored.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ImageError;
 
-/// The formats that are decoded.
+/// Image formats that can be decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs)]
@@ -23,7 +23,7 @@ pub enum Format {
 impl Format {
     pub(super) const LIST: &'static str = "JPEG, PNG, WebP, GIF, BMP or TIFF";
 
-    /// Looks at the magic bytes.
+    /// Detects the format by the magic bytes.
     ///
     /// # Errors
     /// [`ImageError::Empty`], or [`ImageError::UnsupportedFormat`] with what the bytes look like.
@@ -54,7 +54,7 @@ impl fmt::Display for Format {
     }
 }
 
-/// A guess that helps the sender; never more than a guess.
+/// Guesses what unsupported bytes are, as a hint for the client.
 fn describe(bytes: &[u8]) -> String {
     let brand = bytes.get(4..12).and_then(|b| b.strip_prefix(b"ftyp"));
     let text = bytes.iter().take(64).all(|b| b.is_ascii_graphic() || b.is_ascii_whitespace());
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn magic_bytes_decide() {
+    fn magic_bytes_decide_the_format() {
         assert_eq!(Format::sniff(b"\xFF\xD8\xFF\xE0rest"), Ok(Format::Jpeg));
         assert_eq!(Format::sniff(b"RIFF\0\0\0\0WEBPVP8 "), Ok(Format::WebP));
         assert_eq!(Format::sniff(b"GIF89a=1;alert(1)"), Ok(Format::Gif));
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_served_is_named() {
+    fn unsupported_formats_are_named() {
         for (bytes, name) in [
             (&b"\0\0\0\x1cftypavif"[..], "AVIF"),
             (b"%PDF-1.7", "PDF"),

@@ -1,19 +1,19 @@
-//! From the bytes of an image file to a row of the network's input.
+//! Turns the bytes of an image file into a row of the network's input.
 //!
-//! In order, each step refusing what the next must not see: magic bytes decide the format ([`Format`]); the header's
-//! size is held against the limits before a pixel is decoded; the decoder runs inside its own limits and behind a panic
-//! guard ([`decode()`]); the pixels are resized, cropped, oriented and normalised ([`Transform`]). [`Preprocessor`] runs
-//! this on a bounded number of threads.
+//! The steps run in this order, and each step rejects what the next one must not see: magic bytes decide the format
+//! ([`Format`]); the size in the header is compared with the limits before a pixel is decoded; the decoder runs
+//! within its own limits and behind a panic guard ([`decode()`]); the pixels are resized, cropped, oriented and
+//! normalised ([`Transform`]). [`Preprocessor`] runs these steps on a bounded number of threads.
 //!
-//! Image codecs are used here and nowhere else. An error is about one image and costs only that image.
+//! Image codecs are used only in this module. An error concerns one image and affects only that image.
 
 mod cpu;
-mod declared;
 mod decode;
 mod estimate;
+mod expensive;
 mod format;
 mod geometry;
-mod line;
+mod header;
 mod pool;
 mod scan;
 mod source;
@@ -21,27 +21,28 @@ mod tiff_check;
 mod transform;
 mod vp8l;
 
-pub use decode::{Header, MAX_BYTES_PER_PIXEL, Pixels, decode, probe};
-pub use estimate::{Class, Estimate};
+pub use decode::{MAX_BYTES_PER_PIXEL, Pixels, ProbedImage, decode, probe};
+pub use estimate::{CostClass, Estimate};
+pub use expensive::QueueRejection;
 pub use format::Format;
 pub use geometry::{Fit, Geometry};
 pub use ghostserve_jpeg::Scale;
-pub use line::LineRefused;
-pub use pool::{Origin, PoolConfig, PrepareError, Prepared, Preprocessor};
+pub use pool::{PoolConfig, PrepareError, PreparedImage, Preprocessor, RequestContext};
 pub use source::Source;
 pub use transform::{Crop, Transform};
 
 use schemars::JsonSchema;
 use serde::Serialize;
 
-/// What an image may be at most.
+/// Limits on one image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ImageLimits {
-    /// Width times height. An image takes 3 to 16 bytes a pixel while it is decoded.
+    /// Maximum of width times height. An image takes 3 to 16 bytes per pixel while it is decoded.
     pub max_pixels: u64,
-    /// Width and height, each.
+    /// Maximum of the width and of the height, in pixels.
     pub max_side: u32,
-    /// Scans of a JPEG file: a progressive one has about ten; each costs a pass over the whole image.
+    /// Maximum number of scans of a JPEG file. A progressive file has about ten; each scan costs a pass over the
+    /// whole image.
     pub max_jpeg_scans: usize,
 }
 
@@ -51,71 +52,85 @@ impl Default for ImageLimits {
     }
 }
 
-/// What is told about an image with its answer.
+impl ImageLimits {
+    /// Checks an image's size, in pixels.
+    ///
+    /// # Errors
+    /// [`ImageError::TooManyPixels`].
+    fn check_size(&self, width: u32, height: u32) -> Result<(), ImageError> {
+        let Self { max_pixels, max_side, .. } = *self;
+        if width.max(height) > max_side || u64::from(width) * u64::from(height) > max_pixels {
+            return Err(ImageError::TooManyPixels { width, height, max_side, max_pixels });
+        }
+        Ok(())
+    }
+}
+
+/// Facts about an image that its answer contains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct ImageInfo {
-    /// By its magic bytes; none if it did not come as a file.
+    /// The file's format, by its magic bytes; none if the image was not sent as a file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub format: Option<Format>,
-    /// Pixels, as displayed: after the EXIF orientation.
+    /// Width in pixels as displayed: after the EXIF orientation is applied.
     pub width: u32,
-    /// Pixels, as displayed.
+    /// Height in pixels as displayed.
     pub height: u32,
 }
 
-/// Why one image cannot be used. The messages are for the client.
+/// The reason why one image cannot be used. The messages are for the client.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ImageError {
-    /// No bytes.
+    /// The image has no bytes.
     #[error("the image is empty (0 bytes); send the contents of an image file")]
     Empty,
-    /// Not a format that is served.
+    /// The format is not supported.
     #[error("{found}; send one of {}", Format::LIST)]
     UnsupportedFormat {
-        /// What it seems to be.
+        /// The format that the bytes look like.
         found: String,
     },
-    /// A format that is served, in a variant that is not.
+    /// The format is supported, this variant of it is not.
     #[error("this {format} file cannot be read: {detail}; save it again as plain 8-bit {format} or as PNG")]
     UnsupportedVariant {
-        /// Which format.
+        /// The file's format.
         format: Format,
-        /// Which variant.
+        /// The variant.
         detail: String,
     },
-    /// The right format with broken content.
+    /// The format is supported and the content is broken.
     #[error("this {format} file is damaged or incomplete: {detail}")]
     Undecodable {
-        /// Which format.
+        /// The file's format.
         format: Format,
-        /// What the decoder found.
+        /// The damage that the decoder found.
         detail: String,
     },
-    /// The decoder panicked: damage that it did not expect, and a bug in it.
+    /// The decoder panicked: the file has damage that the decoder did not expect, which is a bug in the decoder.
     #[error("this {0} file is damaged in a way that its decoder cannot handle")]
     DecoderPanic(Format),
-    /// More pixels than are accepted.
+    /// The image has more pixels than the limits allow.
     #[error("the image is {width}x{height} pixels; at most {max_side} a side and {max_pixels} in all are accepted")]
     TooManyPixels {
-        /// Pixels.
+        /// The image's width in pixels.
         width: u32,
-        /// Pixels.
+        /// The image's height in pixels.
         height: u32,
-        /// The limit.
+        /// The limit on width and height.
         max_side: u32,
-        /// The limit.
+        /// The limit on width times height.
         max_pixels: u64,
     },
-    /// A JPEG made to be slow.
+    /// The JPEG file has too many scans: it is made to be slow.
     #[error("the JPEG file has more than {0} scans; save it again as a baseline JPEG")]
     TooManyScans(usize),
-    /// A file made to be slow.
+    /// Decoding took too much processor time: the file is made to be slow.
     #[error("this {0} file takes far longer to decode than a picture of its size should; save it again")]
     TooSlow(Format),
-    /// Values of a tensor that cannot be an input.
+    /// A tensor's shape or values cannot be an input.
     #[error("{0}")]
-    Values(String),
-    /// A mistake of ours; the panic is in the log.
+    Tensor(String),
+    /// An internal error; the panic is in the log.
     #[error("pre-processing failed")]
     Internal,
 }

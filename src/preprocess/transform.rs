@@ -1,13 +1,13 @@
-//! Resize, crop, orient, normalise: the evaluation transform of the released weights.
+//! Resizes, crops, orients and normalises images: the evaluation transform of the released weights.
 //!
-//! It reproduces, to the rounding of 8-bit intermediate rows, `Resize(shorter side, bicubic)` and `CenterCrop` of
-//! torchvision over Pillow, with Pillow's integer rules for sizes and offsets. Two liberties that do not change a pixel's
-//! value beyond that rounding: only the source rows and columns under the crop are resized, and the EXIF orientation is
-//! applied to the small crop instead of the whole photograph. A third one does: large JPEG files are decoded at a fraction
-//! of their size ([`Transform::scale`]), unless [`Transform::exact`] forbids it.
+//! The result equals `Resize(shorter side, bicubic)` and `CenterCrop` of torchvision over Pillow up to the rounding
+//! of 8-bit intermediate rows, with Pillow's integer rules for sizes and offsets. Two differences change no pixel's
+//! value beyond that rounding: only the source rows and columns under the crop are resized, and the EXIF orientation
+//! is applied to the small crop instead of the whole photograph. A third difference changes values: large JPEG files
+//! are decoded at a fraction of their size ([`Transform::scale`]), unless [`Transform::exact`] forbids it.
 //!
-//! [`Transform::view`] gives the same for other input sizes, and for whole photographs instead of their middle;
-//! [`Transform::geometry`] tells where everything went.
+//! [`Transform::view`] does the same for other input sizes, and for whole photographs instead of their centre.
+//! [`Transform::geometry`] returns the mapping between photograph and input.
 
 use std::sync::Arc;
 
@@ -18,103 +18,104 @@ use image::metadata::Orientation;
 use image::{DynamicImage, Rgb, RgbImage};
 
 use super::decode::displayed;
-use super::geometry::{Geometry, Placement, Steps};
+use super::geometry::{Geometry, Placement, ResizeSteps};
 use super::{Fit, Pixels, Scale};
-use crate::batch::Row;
+use crate::row::Row;
 use ghostserve_manifest::InputSpec;
 
-/// How many pixels of a reduced picture there must be for one of the resized one, along each axis.
+/// Minimum number of pixels of a reduced image per pixel of the resized one, along each axis.
 ///
-/// Each pixel of a reduced picture is an average, which the cubic filter averages again. With one for one, pixels of sharp
-/// photographs differ by 2 to 3 of 255 on average and by up to 70 from those of the whole picture; with two by 0.8 and up to
-/// 25; with three by 0.4 and up to 12. A photograph of 12 megapixels has 2.9 for an input of 256 when a quarter of its size
-/// is decoded.
-const GAP: f64 = 2.5;
+/// Each pixel of a reduced image is an average, which the cubic filter averages again. With one pixel per pixel,
+/// sharp photographs differ by 2 to 3 of 255 on average and by up to 70 from the result of the whole image; with two
+/// by 0.8 and up to 25; with three by 0.4 and up to 12. A photograph of 12 megapixels has 2.9 for an input of 256
+/// when a quarter of its size is decoded.
+const MIN_OVERSAMPLING: f64 = 2.5;
 
-/// A model's pre-processing, with its tables made.
+/// A model's pre-processing with its precomputed tables.
 #[derive(Clone, Debug)]
 pub struct Transform {
     spec: InputSpec,
-    steps: Steps,
+    steps: ResizeSteps,
     /// `(v / 255 − mean) / std` for every channel and 8-bit value.
     normalised: [[f32; 256]; 3],
     exact: bool,
 }
 
 impl Transform {
-    /// Prepares the transform that a manifest describes.
+    /// Creates the transform that a manifest describes.
     #[must_use]
     pub fn new(spec: InputSpec) -> Self {
         let table = |c: usize| std::array::from_fn(|v| (v as f32 / 255.0 - spec.mean[c]) / spec.std[c]);
-        Self { spec, steps: Steps::of_model(&spec), normalised: std::array::from_fn(table), exact: false }
+        Self { spec, steps: ResizeSteps::of_model(&spec), normalised: std::array::from_fn(table), exact: false }
     }
 
-    /// The same for another height and width of the input, and another way to fit the photograph into it. The model's own
-    /// size, cropped, is the model's own transform; otherwise the reduction to a small source, where the model has one, is
-    /// left out: it would take the detail that a larger input is for.
+    /// Returns the transform for another `size` of the input (height, width), and another way to fit the photograph
+    /// into it. The model's own size with [`Fit::Crop`] is the model's own transform. For all others, the model's
+    /// reduction to a small source, if it has one, is left out: it would remove the detail that a larger input needs.
     #[must_use]
     pub fn view(&self, size: [usize; 2], fit: Fit) -> Self {
         if size == self.spec.crop && fit == Fit::Crop {
             return self.clone();
         }
-        Self { steps: Steps::of_view(&self.spec, size, fit), ..self.clone() }
+        Self { steps: ResizeSteps::of_view(&self.spec, size, fit), ..self.clone() }
     }
 
-    /// Has every image decoded at its full size.
+    /// Returns the transform that decodes every image at its full size.
     #[must_use]
     pub fn exact(self) -> Self {
         Self { exact: true, ..self }
     }
 
     #[cfg(test)]
-    pub(super) fn steps(&self) -> Steps {
+    pub(super) fn steps(&self) -> ResizeSteps {
         self.steps
     }
 
-    /// Height and width of the network's input.
+    /// The network's input size in pixels: height, width.
     #[must_use]
     pub fn size(&self) -> [usize; 2] {
         self.steps.size()
     }
 
-    /// At which size a JPEG file of these sides may be decoded: the smallest at which twice the pixels of
-    /// the network's input remain along each axis. The sides are as displayed.
+    /// Returns the scale at which a JPEG file may be decoded: the smallest that leaves at least 2.5 times the pixels
+    /// of the network's input along each axis. `width` and `height` are as displayed.
     #[must_use]
     pub fn scale(&self, width: u32, height: u32) -> Scale {
         let Placement { visible: [_, _, box_width, box_height], out, .. } = self.steps.first((width, height));
-        let enough = |scale: &Scale| {
-            let gap = |source: f64, out: u32| source * scale.factor() / f64::from(out);
-            gap(box_width, out.0).min(gap(box_height, out.1)) >= GAP
+        let is_sufficient = |scale: &Scale| {
+            let oversampling = |source: f64, out: u32| source * scale.factor() / f64::from(out);
+            oversampling(box_width, out.0).min(oversampling(box_height, out.1)) >= MIN_OVERSAMPLING
         };
-        let smaller = || Scale::ALL.into_iter().find(enough);
-        if self.exact { Scale::Full } else { smaller().unwrap_or(Scale::Full) }
+        let smallest = || Scale::ALL.into_iter().find(is_sufficient);
+        if self.exact { Scale::Full } else { smallest().unwrap_or(Scale::Full) }
     }
 
-    /// Where a photograph of these sides, as displayed, goes in the network's input.
+    /// Returns the mapping from a photograph of these sides, as displayed, to the network's input.
     #[must_use]
     pub fn geometry(&self, width: u32, height: u32) -> Geometry {
         self.steps.geometry((width, height))
     }
 
-    /// Elements of a row: 3 × height × width.
+    /// Number of elements of a row: 3 × height × width.
     #[must_use]
     pub fn row_len(&self) -> usize {
         let [height, width] = self.size();
         3 * height * width
     }
 
-    /// The network's view of a photograph, as 8-bit RGB: resized, cropped or bordered, turned upright.
+    /// Returns the network's view of a photograph as 8-bit RGB: resized, cropped or with a border, turned upright.
     #[must_use]
     pub fn crop(&self, pixels: &Pixels) -> RgbImage {
-        let shown = displayed(pixels.orientation, pixels.stored.0, pixels.stored.1);
-        let first = place(pixels, self.steps.first(shown), self.border());
+        let size = displayed(pixels.orientation, pixels.stored.0, pixels.stored.1);
+        let first = draw(pixels, self.steps.first(size), self.border());
         let Some(second) = self.steps.second() else { return first };
         let stored = first.dimensions();
         let upright = Pixels { rgb: first, stored, scale: Scale::Full, orientation: Orientation::NoTransforms };
-        place(&upright, second, self.border())
+        draw(&upright, second, self.border())
     }
 
-    /// What is around a photograph that does not fill the input: the mean colour, which normalises to nearly zero.
+    /// Colour of the border around a photograph that does not fill the input: the mean colour, which normalises to
+    /// nearly zero.
     fn border(&self) -> Rgb<u8> {
         Rgb(self.spec.mean.map(|mean| (mean * 255.0).round() as u8))
     }
@@ -130,38 +131,38 @@ impl Transform {
     }
 }
 
-/// The network's view of one image. Of a picture it is kept as bytes: a quarter of what its row of the input takes.
+/// The network's view of one image. An image is stored as bytes, which take a quarter of the memory of its row.
 #[derive(Clone, Debug)]
 pub struct Crop {
-    seen: Seen,
+    content: CropContent,
     transform: Arc<Transform>,
 }
 
 #[derive(Clone, Debug)]
-enum Seen {
+enum CropContent {
     Pixels(Arc<RgbImage>),
-    /// Little-endian f32, as the network takes them.
-    Values(Bytes),
+    /// The network's input as little-endian f32.
+    Tensor(Bytes),
 }
 
 impl Crop {
     /// Resizes, crops and turns decoded pixels.
     #[must_use]
     pub fn new(transform: &Arc<Transform>, pixels: &Pixels) -> Self {
-        Self { seen: Seen::Pixels(Arc::new(transform.crop(pixels))), transform: Arc::clone(transform) }
+        Self { content: CropContent::Pixels(Arc::new(transform.crop(pixels))), transform: Arc::clone(transform) }
     }
 
-    /// Takes values that were found to be an input.
-    pub(super) fn of_values(transform: &Arc<Transform>, values: Bytes) -> Self {
-        Self { seen: Seen::Values(values), transform: Arc::clone(transform) }
+    /// Takes values that have been checked to be an input.
+    pub(super) fn from_tensor(transform: &Arc<Transform>, values: Bytes) -> Self {
+        Self { content: CropContent::Tensor(values), transform: Arc::clone(transform) }
     }
 
-    /// What the network sees, as a picture; `None` if it did not come as one.
+    /// The network's view as an image; `None` if the client sent a tensor.
     #[must_use]
     pub fn pixels(&self) -> Option<&Arc<RgbImage>> {
-        match &self.seen {
-            Seen::Pixels(pixels) => Some(pixels),
-            Seen::Values(_) => None,
+        match &self.content {
+            CropContent::Pixels(pixels) => Some(pixels),
+            CropContent::Tensor(_) => None,
         }
     }
 }
@@ -172,9 +173,9 @@ impl Row for Crop {
     }
 
     fn write(&self, out: &mut [f32]) {
-        match &self.seen {
-            Seen::Pixels(pixels) => self.transform.normalise(pixels, out),
-            Seen::Values(values) => {
+        match &self.content {
+            CropContent::Pixels(pixels) => self.transform.normalise(pixels, out),
+            CropContent::Tensor(values) => {
                 let values = values.as_chunks::<4>().0;
                 out.iter_mut().zip(values).for_each(|(out, value)| *out = f32::from_le_bytes(*value));
             }
@@ -182,11 +183,12 @@ impl Row for Crop {
     }
 }
 
-/// Where a box of the displayed image lies in the stored one.
-fn stored_box(orientation: Orientation, [left, top, w, h]: [f64; 4], displayed: (u32, u32)) -> [f64; 4] {
-    let right = f64::from(displayed.0) - left - w;
-    let bottom = f64::from(displayed.1) - top - h;
-    // Each orientation says how the stored image is turned to be displayed; this undoes it.
+/// Returns the box of the stored image that a box of the displayed image shows. `size` is the displayed width and
+/// height.
+fn stored_box(orientation: Orientation, [left, top, w, h]: [f64; 4], size: (u32, u32)) -> [f64; 4] {
+    let right = f64::from(size.0) - left - w;
+    let bottom = f64::from(size.1) - top - h;
+    // An orientation tells how the stored image is turned for display. This match reverses it.
     match orientation {
         Orientation::NoTransforms => [left, top, w, h],
         Orientation::FlipHorizontal => [right, top, w, h],
@@ -199,26 +201,26 @@ fn stored_box(orientation: Orientation, [left, top, w, h]: [f64; 4], displayed: 
     }
 }
 
-/// A stretch of one axis of the source, and how many pixels it becomes.
+/// An interval of one axis of the source, and the number of pixels that it is resized to.
 #[derive(Clone, Copy, Debug)]
-struct Span {
+struct AxisSpan {
     start: f64,
     length: f64,
-    /// Pixels of the source along this axis.
+    /// Number of pixels of the source along this axis.
     source: u32,
     out: u32,
 }
 
-impl Span {
+impl AxisSpan {
     fn new(start: f64, length: f64, source: u32, out: u32) -> Self {
-        // Sums of rounded products may leave the image by a hair, which the resizer refuses.
+        // Sums of rounded products may lie slightly outside the image, which the resizer rejects.
         let start = start.clamp(0.0, f64::from(source));
         Self { start, length: length.min(f64::from(source) - start), source, out }
     }
 
-    /// The whole pixels that this span's filter reaches, and the span counted from the first of them.
+    /// Returns the whole pixels that this span's filter reaches, and the span counted from the first of them.
     fn reach(self) -> (Self, Self) {
-        // The cubic reaches two pixels, of the larger of the two images; one more against rounding.
+        // The cubic filter reaches two pixels of the coarser of the two images, and one more because of rounding.
         let support = 2.0 * (self.length / f64::from(self.out)).max(1.0) + 1.0;
         let first = (self.start - support).floor().max(0.0);
         let last = (self.start + self.length + support).ceil().min(f64::from(self.source));
@@ -228,37 +230,38 @@ impl Span {
     }
 }
 
-/// The network's input of a photograph: what is visible of it, resized, on a canvas.
-fn place(pixels: &Pixels, to: Placement, border: Rgb<u8>) -> RgbImage {
+/// Draws the network's input: the visible part of a photograph, resized, on a canvas.
+fn draw(pixels: &Pixels, to: Placement, border: Rgb<u8>) -> RgbImage {
     let resized = resize_box(pixels, to.visible, to.out);
     if to.out == to.canvas {
         return resized;
     }
     let mut canvas = RgbImage::from_pixel(to.canvas.0, to.canvas.1, border);
-    image::imageops::replace(&mut canvas, &resized, to.at.0.into(), to.at.1.into());
+    image::imageops::replace(&mut canvas, &resized, to.position.0.into(), to.position.1.into());
     canvas
 }
 
-/// Resizes a box of the displayed image to `width`×`height`, upright.
+/// Resizes a box of the displayed image to `width`×`height` pixels, upright.
 fn resize_box(pixels: &Pixels, visible: [f64; 4], (width, height): (u32, u32)) -> RgbImage {
     let Pixels { rgb, stored, scale, orientation } = pixels;
-    let shown = displayed(*orientation, stored.0, stored.1);
-    // The box is that of the whole image, by its rules of rounding; a reduced one has it at exactly the reduced place.
-    let [left, top, w, h] = stored_box(*orientation, visible, shown).map(|place| place * scale.factor());
+    let size = displayed(*orientation, stored.0, stored.1);
+    // The box is computed for the whole image, with its rules of rounding. In a reduced image it is scaled exactly.
+    let [left, top, w, h] = stored_box(*orientation, visible, size).map(|edge| edge * scale.factor());
     let (out_w, out_h) = displayed(*orientation, width, height);
-    let across = Span::new(left, w, rgb.width(), out_w);
-    let down = Span::new(top, h, rgb.height(), out_h);
+    let across = AxisSpan::new(left, w, rgb.width(), out_w);
+    let down = AxisSpan::new(top, h, rgb.height(), out_h);
 
-    // Pillow resizes along the displayed rows first and rounds to 8 bits before the other axis, which clips the cubic's
-    // overshoot: at hard edges the order shows. On an image that lies on its side, displayed rows are stored columns.
+    // Pillow resizes along the displayed rows first and rounds to 8 bits before the other axis. That clips the
+    // cubic's overshoot, so the order is visible at hard edges. In an image that lies on its side, displayed rows are
+    // stored columns.
     let crop = if displayed(*orientation, 1, 2) == (1, 2) {
         let (rows, down) = down.reach();
         let narrow = resize(rgb, across, rows);
-        resize(&narrow, Span::new(0.0, f64::from(out_w), out_w, out_w), down)
+        resize(&narrow, AxisSpan::new(0.0, f64::from(out_w), out_w, out_w), down)
     } else {
         let (columns, across) = across.reach();
         let flat = resize(rgb, columns, down);
-        resize(&flat, across, Span::new(0.0, f64::from(out_h), out_h, out_h))
+        resize(&flat, across, AxisSpan::new(0.0, f64::from(out_h), out_h, out_h))
     };
     if *orientation == Orientation::NoTransforms {
         return crop;
@@ -268,9 +271,10 @@ fn resize_box(pixels: &Pixels, visible: [f64; 4], (width, height): (u32, u32)) -
     crop.into_rgb8()
 }
 
-/// Resizes a box of an image. An axis whose span is whole pixels, one for one, is copied.
-fn resize(image: &RgbImage, across: Span, down: Span) -> RgbImage {
-    // CatmullRom is the cubic with a = −1/2, Pillow's BICUBIC; as a convolution it widens with the scale: antialiasing.
+/// Resizes a box of an image. An axis whose span is whole pixels, one to one, is copied.
+fn resize(image: &RgbImage, across: AxisSpan, down: AxisSpan) -> RgbImage {
+    // CatmullRom is the cubic with a = −1/2, which is Pillow's BICUBIC. As a convolution it widens with the scale,
+    // which prevents aliasing.
     let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom)).crop(
         across.start,
         down.start,

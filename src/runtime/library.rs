@@ -1,4 +1,4 @@
-//! The library itself: where it is, loading it once a process, its version.
+//! The ONNX Runtime library: finds it, loads it once per process, reads its version.
 
 use std::ffi::CStr;
 use std::path::{Path, PathBuf};
@@ -11,14 +11,14 @@ use super::{Runtime, RuntimeError};
 const LIBRARY_FILE: &str = if cfg!(target_os = "macos") { "libonnxruntime.dylib" } else { "libonnxruntime.so" };
 
 impl Runtime {
-    /// Loads the library at `path` (a file, or a folder that holds it), or else finds it: beside the executable, in
-    /// `lib` beside or above it, or wherever the system's loader looks.
+    /// Loads the library at `path`, which is a file or a folder that holds it. Without a path, looks for the library
+    /// beside the executable, in `lib` beside or above it, and where the system's loader looks.
     ///
     /// # Errors
-    /// [`RuntimeError::Library`]. Also if a runtime has been loaded in this process before.
+    /// [`RuntimeError::Library`], also if a runtime has been loaded in this process before.
     pub fn load(path: Option<&Path>) -> Result<Self, RuntimeError> {
         let path = path.map_or_else(find_library, |p| if p.is_dir() { p.join(LIBRARY_FILE) } else { p.to_owned() });
-        // A relative path is the user's, from where the user is; the loader would look elsewhere first.
+        // A relative path is relative to the user's working directory. The loader would look elsewhere first.
         let path = if path.is_file() { std::path::absolute(&path).unwrap_or(path) } else { path };
         let error = |reason: String| RuntimeError::Library { path: path.display().to_string(), reason };
         let environment = ort::init_from(&path)
@@ -26,7 +26,7 @@ impl Runtime {
             .with_name("ghostserve")
             .with_telemetry(false)
             .with_logger(Arc::new(|level, category: &str, _id: &str, _location: &str, message: &str| match level {
-                // It is off. On a root file system that cannot be written the library complains of it all the same.
+                // Telemetry is off, but on a read-only root file system the library still reports a problem with it.
                 _ if message.contains("telemetry device ID") => tracing::debug!(category, "ONNX Runtime: {message}"),
                 LogLevel::Fatal | LogLevel::Error => tracing::error!(category, "ONNX Runtime: {message}"),
                 LogLevel::Warning => tracing::warn!(category, "ONNX Runtime: {message}"),
@@ -40,22 +40,23 @@ impl Runtime {
     }
 }
 
-/// The version that the library at `path` gives itself. `ort` reads it too, and keeps it to itself.
+/// The version that the library at `path` reports. `ort` reads it too, but does not expose it.
 #[allow(unsafe_code)]
 fn library_version(path: &Path) -> Result<String, String> {
-    // SAFETY: the library has been loaded by `ort` before; loading it again runs nothing, it only counts.
+    // SAFETY: `ort` has loaded the library before. Loading it again only raises its reference count; no code runs.
     let library = unsafe { libloading::Library::new(path) }.map_err(|e| e.to_string())?;
-    // SAFETY: every ONNX Runtime exports a function of this name and type.
+    // SAFETY: every ONNX Runtime library exports a function of this name and type.
     let base = unsafe { library.get::<unsafe extern "C" fn() -> *const ort::sys::OrtApiBase>(b"OrtGetApiBase") }
         .map_err(|e| e.to_string())?;
-    // SAFETY: it returns a pointer to a static table, whose `GetVersionString` returns a static string.
+    // SAFETY: the function returns a pointer to a static table, whose `GetVersionString` returns a static string.
     let version = unsafe { base().as_ref().map(|base| CStr::from_ptr((base.GetVersionString)())) };
     version.map(|v| v.to_string_lossy().into_owned()).ok_or_else(|| "it has no API".to_owned())
 }
 
 fn find_library() -> PathBuf {
     let program = std::env::current_exe().and_then(|exe| exe.canonicalize()).unwrap_or_default();
-    // Beside the program and one above, as packages lay it out; three above is a checkout with `target/release`.
+    // Packages put the library beside the program or one folder above it; three above is a checkout with
+    // `target/release`.
     let folders = program.ancestors().skip(1).take(3);
     let candidates =
         folders.flat_map(|folder| ["", "lib", ".runtime/onnxruntime"].map(|sub| folder.join(sub).join(LIBRARY_FILE)));

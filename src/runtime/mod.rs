@@ -1,17 +1,18 @@
-//! ONNX Runtime: the one place that uses `ort`.
+//! ONNX Runtime. This is the only module that uses `ort`.
 //!
-//! [`Runtime`] is the library, loaded once a process from a file that is named or found; [`Runtime::session`] turns a
-//! graph into a [`Session`]; a worker's [`Sessions`] are a [`batch::Model`](crate::batch::Model), all that it knows of them.
-//! A graph that was built here exists in two forms; [`Runtime::prepare`] takes the blocked one where this processor and
-//! this library run it right. Another [`Backend`] than ONNX Runtime's own provider in f32 gets the plain form, once its
-//! answers have been found to agree ([`Runtime::prepare_for`]). Sessions run on the thread that calls them and start none of
-//! their own unless told to: cores are shared out by workers, one session each.
+//! [`Runtime`] is the library, loaded once per process from a file that the user names or that is found.
+//! [`Runtime::session`] turns a graph into a [`Session`]. A worker's [`Sessions`] are a
+//! [`batch::Model`](crate::batch::Model); the worker knows only this trait. A graph built here exists in two forms:
+//! [`Runtime::prepare`] takes the blocked form if this processor and this library compute it correctly. Any other
+//! [`Backend`] than ONNX Runtime's own provider in f32 runs the plain form, after its outputs have been found to
+//! agree ([`Runtime::prepare_for`]). A session runs on the calling thread and starts no threads unless the
+//! specification says so: each worker has its own session and acquires cores for it.
 
 mod agreement;
 mod library;
 mod operators;
 mod outputs;
-mod prepared;
+mod prepared_graph;
 mod profile;
 mod provider;
 mod runs;
@@ -20,102 +21,107 @@ mod variants;
 
 pub use agreement::Agreement;
 pub use outputs::RowOutputs;
-pub use prepared::Prepared;
+pub use prepared_graph::{GraphForm, PreparedGraph};
 pub use profile::OperatorTime;
 pub use provider::{Backend, NoSuchPrecision, Precision, Provider};
 pub use runs::{RunCounts, Runs};
 pub use session::Session;
-pub use variants::{Claim, ForVariant, Sessions, Variants};
+pub use variants::{Claim, ForVariant, Sessions, VariantLimits, Variants};
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use ort::session::builder::GraphOptimizationLevel;
 use ort::value::TensorRef;
+use parking_lot::Mutex;
 
 use crate::model::OnnxSource;
 use ghostserve_ghostnet::graph::BATCH_DIM;
 
-/// The environment variable that names the library, or the folder it is in.
+/// The environment variable that names the library or its folder.
 pub const LIBRARY_ENV: &str = "GHOSTSERVE_ONNXRUNTIME";
 
-/// A loaded ONNX Runtime. Cloning shares it; a process can have one.
+/// A loaded ONNX Runtime library. Clones share it; a process can load only one.
 #[derive(Clone, Debug)]
 pub struct Runtime {
     environment: ort::environment::Environment,
     version: String,
-    /// Held while a session is made: ONNX Runtime notes the operators' domain in a table of the whole process, and fails
-    /// if two sessions do that at once.
+    /// Locked while a session is created. ONNX Runtime registers the operators' domain in a table of the whole
+    /// process, and fails if two sessions do that at the same time.
     opening: Arc<Mutex<()>>,
 }
 
-/// Why ONNX Runtime or a model in it is not usable.
+/// Why ONNX Runtime or a model in it cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeError {
-    /// The library is not where it should be, or is not ONNX Runtime.
+    /// The library was not found, or is not ONNX Runtime.
     #[error(
         "cannot load ONNX Runtime from {path}: {reason}; `make runtime` fetches it, `--onnxruntime` or {LIBRARY_ENV} \
          says where it is"
     )]
     Library {
-        /// Where it was looked for.
+        /// The path that was tried.
         path: String,
-        /// What the loader said.
+        /// The loader's message.
         reason: String,
     },
     /// The runtime does not accept the model.
     #[error("ONNX Runtime does not accept the model: {0}")]
     Load(String),
-    /// The model's inputs or outputs are not those of a classifier of the manifest's size.
+    /// The model's inputs or outputs do not match a classifier of the manifest's size.
     #[error("the model's {what}: expected {expected}, found {found}")]
     Interface {
         /// `input` or `output`.
         what: &'static str,
-        /// What would fit the manifest.
+        /// The interface that the manifest requires.
         expected: String,
-        /// What the model has.
+        /// The interface that the model has.
         found: String,
     },
-    /// The library is built without OpenVINO.
+    /// The library was built without OpenVINO.
     #[error(
         "this ONNX Runtime has no OpenVINO provider; `make runtime EP=openvino` fetches one that has it (for Linux on \
          x86-64), `--onnxruntime .runtime/onnxruntime-openvino` takes it"
     )]
     NoOpenVino,
-    /// The provider does not compute in the precision.
+    /// The provider does not support the precision.
     #[error(transparent)]
     Precision(#[from] NoSuchPrecision),
-    /// A backend other than the default gives other answers.
+    /// A backend other than the default gives different outputs.
     #[error(
         "--provider {} --precision {} gives this model other answers than f32 on cpu: of {} inputs {wrong} got another \
-         class that was no near tie, and a probability differs by {:.4} (allowed are {tolerance}, less where no class is \
-         likely); {}",
-        .backend.provider, .backend.precision, .agreement.inputs, .agreement.max_probability_difference, .backend.way_out()
+         class that was no near tie, and a probability differs by {:.4} (allowed are {tolerance}, less where no class \
+         is likely); {}",
+        .backend.provider,
+        .backend.precision,
+        .agreement.inputs,
+        .agreement.max_probability_difference,
+        .backend.remedy()
     )]
     Disagreement {
-        /// Which.
+        /// The backend.
         backend: Backend,
-        /// By how much.
+        /// How its outputs differ.
         agreement: Agreement,
-        /// Inputs with another class, near ties aside.
+        /// Number of inputs with a different class, except near ties.
         wrong: usize,
-        /// How far a probability may be.
+        /// The allowed difference of a probability.
         tolerance: f32,
     },
 }
 
-/// What a session is made for.
+/// The specification of a session.
 #[derive(Clone, Copy, Debug)]
 pub struct SessionSpec {
     /// Height and width of the input.
     pub input: [usize; 2],
-    /// Elements of an output row.
+    /// Number of elements in an output row.
     pub classes: usize,
-    /// Rows that a run will be given at most.
+    /// Number of rows that one run takes at most.
     pub max_batch: usize,
-    /// Threads that one run uses. Small networks waste a third of a second thread: run another session instead.
+    /// Threads of one run. A small network wastes a third of a second thread: run another session instead.
     pub threads: usize,
-    /// What computes.
+    /// The provider and precision.
     pub backend: Backend,
 }
 
@@ -126,40 +132,47 @@ impl Runtime {
         &self.version
     }
 
-    /// Whether the library has what a backend needs.
+    /// Whether the library has the provider of a backend.
     #[must_use]
     pub fn has(&self, backend: Backend) -> bool {
         backend.check_library().is_ok()
     }
 
-    /// Makes a session of a graph and runs it with every batch size, so that its memory is in place before the first
+    /// Opens a session for a graph and runs it with every batch size, so that its memory is allocated before the first
     /// image.
     ///
     /// # Errors
-    /// The runtime refuses the graph, its input or output is not what `spec` says, or the first run fails.
-    pub fn session(&self, graph: &Prepared, spec: SessionSpec) -> Result<Session, RuntimeError> {
-        Session::new(spec, None, |batch| self.open(graph, (spec.backend, spec.threads), batch, None))
+    /// The runtime does not accept the graph, its input or output does not match `spec`, or the first run fails.
+    pub fn session(&self, graph: &PreparedGraph, spec: SessionSpec) -> Result<Session, RuntimeError> {
+        Session::new(spec, None, |batch| self.open(graph, spec.backend, spec.threads, batch, None))
     }
 
-    /// The same for a graph of which other outputs than scores are wanted, by their names.
+    /// Opens a session that returns the named outputs instead of the scores.
     ///
     /// # Errors
     /// As [`Runtime::session`].
-    pub fn session_of(&self, graph: &Prepared, spec: SessionSpec, outputs: &[String]) -> Result<Session, RuntimeError> {
-        Session::new(spec, Some(outputs), |batch| self.open(graph, (spec.backend, spec.threads), batch, None))
+    pub fn session_of(
+        &self,
+        graph: &PreparedGraph,
+        spec: SessionSpec,
+        outputs: &[String],
+    ) -> Result<Session, RuntimeError> {
+        Session::new(spec, Some(outputs), |batch| self.open(graph, spec.backend, spec.threads, batch, None))
     }
 
-    /// Runs a graph of one input once and returns every output: its name, shape and elements.
+    /// Runs a graph of one input once, on an input of the given shape, and returns all outputs.
     ///
     /// # Errors
-    /// The runtime refuses the graph or the input, or an output is not of f32.
+    /// The runtime does not accept the graph or the input, or an output is not f32.
     pub fn run_once(
         &self,
         graph: &OnnxSource,
-        (shape, input): ([usize; 4], &[f32]),
+        shape: [usize; 4],
+        input: &[f32],
     ) -> Result<Vec<NamedTensor>, RuntimeError> {
         let load = |e: &dyn std::fmt::Display| RuntimeError::Load(e.to_string());
-        let mut session = self.open(&Prepared::alone(graph, "as given"), (Backend::default(), 1), None, None)?;
+        let graph = PreparedGraph::new(graph, GraphForm::AsGiven);
+        let mut session = self.open(&graph, Backend::default(), 1, None, None)?;
         let name = session.inputs().first().map(|i| i.name().to_owned()).unwrap_or_default();
         let input = TensorRef::from_array_view((shape, input)).map_err(|e| load(&e))?;
         let outputs = session.run(ort::inputs![name.as_str() => input]).map_err(|e| load(&e))?;
@@ -172,27 +185,28 @@ impl Runtime {
         Ok(tensors)
     }
 
-    /// One of ONNX Runtime's own sessions; with `batch`, its symbolic batch dimension is that; with `profile`, it writes a
-    /// trace to a file whose name starts so.
-    // The builder hands itself back in its errors, which end here.
+    /// Opens one of ONNX Runtime's own sessions. `batch` fixes its symbolic batch dimension. With `profile`, the
+    /// session writes a trace to a file whose name starts with this path.
+    // The builder is part of its errors, which makes them large. They are converted here.
     #[allow(clippy::result_large_err)]
     fn open(
         &self,
-        graph: &Prepared,
-        (backend, threads): (Backend, usize),
+        graph: &PreparedGraph,
+        backend: Backend,
+        threads: usize,
         batch: Option<usize>,
         profile: Option<&Path>,
     ) -> Result<ort::session::Session, RuntimeError> {
         let load = |e: &dyn std::fmt::Display| RuntimeError::Load(e.to_string());
         backend.check_library()?;
-        let _opening = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
+        let _opening = self.opening.lock();
         let operators = operators::domain().map_err(|e| load(&e))?;
         let mut builder = ort::session::Session::builder(&self.environment)
             .map_err(|e| load(&e))?
             .with_optimization_level(GraphOptimizationLevel::All)
             .and_then(|b| backend.configure(b, threads))
             .and_then(|b| b.with_inter_threads(1))
-            // Spinning threads would take the cores that pre-processing needs.
+            // Spinning threads would use cores that pre-processing needs.
             .and_then(|b| b.with_config_entry("session.intra_op.allow_spinning", "0"))
             .and_then(|b| b.with_operators(operators))
             .map_err(|e| load(&e))?;
@@ -216,13 +230,13 @@ impl Runtime {
     }
 }
 
-/// A tensor that a graph put out.
+/// An output tensor of a graph.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NamedTensor {
     /// The output's name.
     pub name: String,
-    /// Sizes, outermost first.
+    /// The sizes of the dimensions, outermost first.
     pub shape: Vec<usize>,
-    /// Elements, row-major.
+    /// The elements, row-major.
     pub data: Vec<f32>,
 }

@@ -1,6 +1,7 @@
-//! The operators of [`ghostserve_kernels`], as ONNX Runtime calls them.
+//! Registers the kernels of [`ghostserve_kernels`] as operators of ONNX Runtime.
 //!
-//! Each reads its attributes once, takes its operands as slices, and hands both to a kernel; sizes are checked there.
+//! Each operator reads its attributes once, takes its operands as slices, and passes both to a kernel, which checks
+//! the sizes.
 
 use std::marker::PhantomData;
 
@@ -8,65 +9,65 @@ use ort::operator::{ComputeContext, Kernel, KernelContext, Operator, OperatorDom
 use ort::value::{TensorElementType, ValueRef};
 
 use ghostserve_ghostnet::graph::OPERATOR_DOMAIN;
-use ghostserve_kernels::{self as kernels, GateKind, KernelError, Pixels};
+use ghostserve_kernels::{self as kernels, GateKind, KernelError, MapSize};
 
-/// All operators, for a session to be given.
+/// The domain of all operators, to register with a session.
 ///
 /// # Errors
-/// ONNX Runtime refuses one.
+/// ONNX Runtime does not accept an operator.
 pub(super) fn domain() -> ort::Result<OperatorDomain> {
     OperatorDomain::new(OPERATOR_DOMAIN)?
-        .add(Described::<Ghost>::floats(3, 2))?
-        .add(Described::<Gate>::floats(2, 1))?
-        .add(Described::<Strips>::floats(5, 0))?
-        .add(Described::<SqueezeExcite>::floats(5, 0))?
-        .add(Described::<Unblock>::with_slots())?
-        .add(Described::<Reblock>::with_slots())
+        .add(OperatorDescription::<GhostOperator>::floats(3, 2))?
+        .add(OperatorDescription::<GateOperator>::floats(2, 1))?
+        .add(OperatorDescription::<StripsOperator>::floats(5, 0))?
+        .add(OperatorDescription::<SqueezeExciteOperator>::floats(5, 0))?
+        .add(OperatorDescription::<UnblockOperator>::with_slots())?
+        .add(OperatorDescription::<ReblockOperator>::with_slots())
 }
 
-/// What an operator does: attributes when its node is made, operands at every run.
+/// The computation of an operator: it gets attributes when a node is created, and operands at every run.
 trait Compute: Send + Sync + Sized + 'static {
     const NAME: &'static str;
 
     /// Reads the attributes.
     fn new(attributes: &KernelContext<'_>) -> ort::Result<Self>;
 
-    /// Computes the node once.
+    /// Computes the node's output.
     fn run(&self, operands: &Operands<'_>) -> ort::Result<()>;
 }
 
-/// An operator's name and operands, for ONNX Runtime.
-struct Described<C> {
+/// An operator's name and operands, as ONNX Runtime needs them.
+struct OperatorDescription<C> {
     required: usize,
     optional: usize,
     slots: bool,
     compute: PhantomData<fn() -> C>,
 }
 
-impl<C> Described<C> {
-    /// Operands of floats, some of which may be absent.
+impl<C> OperatorDescription<C> {
+    /// Float operands; the optional ones may be absent.
     fn floats(required: usize, optional: usize) -> Self {
         Self { required, optional, slots: false, compute: PhantomData }
     }
 
-    /// A map, and integers that name slots.
+    /// A feature map, and integers that are numbers of slots.
     fn with_slots() -> Self {
         Self { required: 1, optional: 0, slots: true, compute: PhantomData }
     }
 }
 
-impl<C: Compute> Operator for Described<C> {
-    type Kernel<'attr> = Running<C>;
+impl<C: Compute> Operator for OperatorDescription<C> {
+    type Kernel<'attr> = OperatorNode<C>;
 
     fn name(&self) -> &str {
         C::NAME
     }
 
     fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
-        let floats = TensorElementType::Float32;
-        let required = std::iter::repeat_n(floats, self.required).map(OperatorInput::required);
+        let float = TensorElementType::Float32;
+        let required = std::iter::repeat_n(float, self.required).map(OperatorInput::required);
         let slots = self.slots.then(|| OperatorInput::required(TensorElementType::Int64));
-        let optional = std::iter::repeat_n(floats, self.optional).map(OperatorInput::optional);
+        let optional = std::iter::repeat_n(float, self.optional).map(OperatorInput::optional);
         required.chain(slots).chain(optional)
     }
 
@@ -74,28 +75,28 @@ impl<C: Compute> Operator for Described<C> {
         [OperatorOutput::required(TensorElementType::Float32)]
     }
 
-    fn create_kernel<'attr>(&self, attributes: &KernelContext<'attr>) -> ort::Result<Running<C>> {
-        C::new(attributes).map(Running)
+    fn create_kernel<'attr>(&self, attributes: &KernelContext<'attr>) -> ort::Result<OperatorNode<C>> {
+        C::new(attributes).map(OperatorNode)
     }
 }
 
-/// An operator's node.
-struct Running<C>(C);
+/// A node of an operator.
+struct OperatorNode<C>(C);
 
-impl<C: Compute> Kernel for Running<C> {
+impl<C: Compute> Kernel for OperatorNode<C> {
     fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
         self.0.run(&Operands(context))
     }
 }
 
-/// A node's operands and result.
+/// The operands and the output of a node.
 struct Operands<'a>(&'a ComputeContext);
 
 /// A feature map's shape: images, slots or channels, height and width.
 struct MapShape {
     images: usize,
     channels: usize,
-    size: Pixels,
+    size: MapSize,
 }
 
 impl Operands<'_> {
@@ -107,8 +108,8 @@ impl Operands<'_> {
         self.optional(index)?.ok_or_else(|| ort::Error::new(format!("operand {index} is missing")))
     }
 
-    /// Gives `run` the result of the given shape to write to.
-    fn result(
+    /// Allocates the output in the given shape and lets `run` write it.
+    fn write_output(
         &self,
         MapShape { images, channels, size: [height, width] }: MapShape,
         run: impl FnOnce(&mut [f32]) -> Result<(), KernelError>,
@@ -119,14 +120,16 @@ impl Operands<'_> {
     }
 }
 
+/// The elements of a float tensor.
 fn floats<'v>(value: &'v ValueRef<'_>) -> ort::Result<&'v [f32]> {
     Ok(value.try_extract_tensor::<f32>()?.1)
 }
 
-fn map<'v>(value: &'v ValueRef<'_>) -> ort::Result<(MapShape, &'v [f32])> {
+/// The shape and the elements of a feature map.
+fn feature_map<'v>(value: &'v ValueRef<'_>) -> ort::Result<(MapShape, &'v [f32])> {
     let (shape, data) = value.try_extract_tensor::<f32>()?;
-    let size = |i: usize| shape.get(i).and_then(|n| usize::try_from(*n).ok());
-    match (size(0), size(1), size(2), size(3)) {
+    let dimension = |i: usize| shape.get(i).and_then(|n| usize::try_from(*n).ok());
+    match (dimension(0), dimension(1), dimension(2), dimension(3)) {
         (Some(images), Some(channels), Some(height), Some(width)) => {
             Ok((MapShape { images, channels, size: [height, width] }, data))
         }
@@ -134,19 +137,20 @@ fn map<'v>(value: &'v ValueRef<'_>) -> ort::Result<(MapShape, &'v [f32])> {
     }
 }
 
+/// The value of an integer attribute.
 fn attribute(attributes: &KernelContext<'_>, name: &str) -> ort::Result<usize> {
     let value = attributes.get::<i64>(name).and_then(|v| usize::try_from(v).ok());
     value.ok_or_else(|| ort::Error::new(format!("the attribute `{name}` is missing")))
 }
 
-struct Ghost {
+struct GhostOperator {
     block: usize,
     copied: usize,
     relu: bool,
     dilation: usize,
 }
 
-impl Compute for Ghost {
+impl Compute for GhostOperator {
     const NAME: &'static str = "Ghost";
 
     fn new(attributes: &KernelContext<'_>) -> ort::Result<Self> {
@@ -162,12 +166,12 @@ impl Compute for Ghost {
     fn run(&self, operands: &Operands<'_>) -> ort::Result<()> {
         let (x, weight, bias) = (operands.value(0)?, operands.value(1)?, operands.value(2)?);
         let (gate, residual) = (operands.optional(3)?, operands.optional(4)?);
-        let (MapShape { images, channels, size }, x) = map(&x)?;
+        let (MapShape { images, channels, size }, x) = feature_map(&x)?;
         let arguments = kernels::Ghost {
             x,
             weight: floats(&weight)?,
             bias: floats(&bias)?,
-            gate: gate.as_ref().map(map).transpose()?.map(|(shape, gate)| (gate, shape.size)),
+            gate: gate.as_ref().map(feature_map).transpose()?.map(|(shape, gate)| (gate, shape.size)),
             residual: residual.as_ref().map(floats).transpose()?,
             images,
             size,
@@ -176,15 +180,15 @@ impl Compute for Ghost {
             dilation: self.dilation,
         };
         let shape = MapShape { images, channels: self.copied + channels, size };
-        operands.result(shape, |out| kernels::ghost(self.block, &arguments, out))
+        operands.write_output(shape, |out| kernels::ghost(self.block, &arguments, out))
     }
 }
 
-struct Gate {
+struct GateOperator {
     block: usize,
 }
 
-impl Compute for Gate {
+impl Compute for GateOperator {
     const NAME: &'static str = "Gate";
 
     fn new(attributes: &KernelContext<'_>) -> ort::Result<Self> {
@@ -193,8 +197,8 @@ impl Compute for Gate {
 
     fn run(&self, operands: &Operands<'_>) -> ort::Result<()> {
         let (x, gate, residual) = (operands.value(0)?, operands.value(1)?, operands.optional(2)?);
-        let (shape, x) = map(&x)?;
-        let (small, gate) = map(&gate)?;
+        let (shape, x) = feature_map(&x)?;
+        let (small, gate) = feature_map(&gate)?;
         let arguments = kernels::Gate {
             x,
             gate: (gate, small.size),
@@ -202,17 +206,17 @@ impl Compute for Gate {
             planes: shape.images * shape.channels / self.block.max(1),
             size: shape.size,
         };
-        operands.result(shape, |out| kernels::gate(self.block, &arguments, out))
+        operands.write_output(shape, |out| kernels::gate(self.block, &arguments, out))
     }
 }
 
-struct Strips {
+struct StripsOperator {
     block: usize,
     dilation: usize,
     function: GateKind,
 }
 
-impl Compute for Strips {
+impl Compute for StripsOperator {
     const NAME: &'static str = "Strips";
 
     fn new(attributes: &KernelContext<'_>) -> ort::Result<Self> {
@@ -230,7 +234,7 @@ impl Compute for Strips {
     fn run(&self, operands: &Operands<'_>) -> ort::Result<()> {
         let (x, horizontal, horizontal_bias) = (operands.value(0)?, operands.value(1)?, operands.value(2)?);
         let (vertical, vertical_bias) = (operands.value(3)?, operands.value(4)?);
-        let (shape, x) = map(&x)?;
+        let (shape, x) = feature_map(&x)?;
         let arguments = kernels::Strips {
             x,
             horizontal: floats(&horizontal)?,
@@ -242,15 +246,15 @@ impl Compute for Strips {
             dilation: self.dilation,
             function: self.function,
         };
-        operands.result(shape, |out| kernels::strips(self.block, &arguments, out))
+        operands.write_output(shape, |out| kernels::strips(self.block, &arguments, out))
     }
 }
 
-struct SqueezeExcite {
+struct SqueezeExciteOperator {
     block: usize,
 }
 
-impl Compute for SqueezeExcite {
+impl Compute for SqueezeExciteOperator {
     const NAME: &'static str = "SqueezeExcite";
 
     fn new(attributes: &KernelContext<'_>) -> ort::Result<Self> {
@@ -260,7 +264,7 @@ impl Compute for SqueezeExcite {
     fn run(&self, operands: &Operands<'_>) -> ort::Result<()> {
         let (x, reduce, reduce_bias) = (operands.value(0)?, operands.value(1)?, operands.value(2)?);
         let (expand, expand_bias) = (operands.value(3)?, operands.value(4)?);
-        let (shape, x) = map(&x)?;
+        let (shape, x) = feature_map(&x)?;
         let arguments = kernels::SqueezeExcite {
             x,
             reduce: floats(&reduce)?,
@@ -269,25 +273,26 @@ impl Compute for SqueezeExcite {
             expand_bias: floats(&expand_bias)?,
             size: shape.size,
         };
-        operands.result(shape, |out| kernels::squeeze_excite(self.block, &arguments, out))
+        operands.write_output(shape, |out| kernels::squeeze_excite(self.block, &arguments, out))
     }
 }
 
-/// A kernel that moves channels between slots: the map and its channels, the slots and the channels a block, the size.
-type Move = fn((&[f32], usize), (&[i64], usize), Pixels, &mut [f32]) -> Result<(), KernelError>;
+/// A kernel that moves channels between slots. Its arguments: the channels per block, the feature map and its channels,
+/// the slots, the map's size, the output.
+type RearrangeKernel = fn(usize, &[f32], usize, &[i64], MapSize, &mut [f32]) -> Result<(), KernelError>;
 
-/// What `Unblock` and `Reblock` do, which differ in their kernels.
-fn rearrange(operands: &Operands<'_>, block: usize, kernel: Move) -> ort::Result<()> {
+/// Runs `Unblock` or `Reblock`, which differ only in their kernels.
+fn rearrange(operands: &Operands<'_>, block: usize, kernel: RearrangeKernel) -> ort::Result<()> {
     let (x, slots) = (operands.value(0)?, operands.value(1)?);
-    let (MapShape { images, channels, size }, x) = map(&x)?;
+    let (MapShape { images, channels, size }, x) = feature_map(&x)?;
     let (_, slots) = slots.try_extract_tensor::<i64>()?;
     let shape = MapShape { images, channels: slots.len(), size };
-    operands.result(shape, |out| kernel((x, channels), (slots, block), size, out))
+    operands.write_output(shape, |out| kernel(block, x, channels, slots, size, out))
 }
 
-struct Unblock(usize);
+struct UnblockOperator(usize);
 
-impl Compute for Unblock {
+impl Compute for UnblockOperator {
     const NAME: &'static str = "Unblock";
 
     fn new(attributes: &KernelContext<'_>) -> ort::Result<Self> {
@@ -299,9 +304,9 @@ impl Compute for Unblock {
     }
 }
 
-struct Reblock(usize);
+struct ReblockOperator(usize);
 
-impl Compute for Reblock {
+impl Compute for ReblockOperator {
     const NAME: &'static str = "Reblock";
 
     fn new(attributes: &KernelContext<'_>) -> ort::Result<Self> {

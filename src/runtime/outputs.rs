@@ -1,4 +1,4 @@
-//! What a run put out, image by image, where the runtime left it.
+//! The outputs of a run, image by image, in the memory where the runtime wrote them.
 
 use std::sync::Arc;
 
@@ -6,49 +6,51 @@ use ort::value::DynValue;
 
 use crate::batch::ModelFailure;
 
-/// One image's part of the tensors that a run put out. They stay where the runtime wrote them, for as long as any image of the
-/// batch is in use: an answer is written from there, without another copy.
+/// One image's part of the output tensors of a run. The tensors stay where the runtime wrote them while any image of
+/// the batch is in use, so that a response is written from there without another copy.
 #[derive(Clone, Debug)]
 pub struct RowOutputs {
-    batch: Arc<Vec<Tensor>>,
+    batch: Arc<Vec<BatchTensor>>,
     row: usize,
 }
 
+/// An output tensor of a whole batch.
 #[derive(Debug)]
-struct Tensor {
+struct BatchTensor {
     value: DynValue,
-    /// Of one image.
+    /// The shape of one image's part.
     shape: Vec<usize>,
+    /// Elements of one image's part.
     elements: usize,
 }
 
 impl RowOutputs {
-    /// The first `rows` images of tensors that hold `batch`.
+    /// The outputs of the first `rows` images, from tensors of `batch` images.
     pub(super) fn of_batch(
         tensors: Vec<DynValue>,
         batch: usize,
         rows: usize,
     ) -> Result<impl Iterator<Item = Self>, ModelFailure> {
-        let of = |value: DynValue| {
+        let batch_tensor = |value: DynValue| {
             let (dims, data) = value.try_extract_tensor::<f32>().map_err(|e| ModelFailure(e.to_string()))?;
             let shape: Vec<usize> = dims.iter().skip(1).map(|d| usize::try_from(*d).unwrap_or_default()).collect();
             let elements = shape.iter().product();
             if dims.first().copied() != Some(batch as i64) || data.len() != batch * elements {
                 return Err(ModelFailure(format!("expected {batch} rows, found a tensor of {dims:?}")));
             }
-            Ok(Tensor { value, shape, elements })
+            Ok(BatchTensor { value, shape, elements })
         };
-        let batch = Arc::new(tensors.into_iter().map(of).collect::<Result<Vec<_>, _>>()?);
+        let batch = Arc::new(tensors.into_iter().map(batch_tensor).collect::<Result<Vec<_>, _>>()?);
         Ok((0..rows).map(move |row| Self { batch: Arc::clone(&batch), row }))
     }
 
-    /// The shape of an output, without the batch's dimension.
+    /// The shape of an output, without the batch dimension.
     #[must_use]
     pub fn shape(&self, output: usize) -> &[usize] {
         self.batch.get(output).map_or(&[], |tensor| &tensor.shape)
     }
 
-    /// The elements of an output, row-major; none if there is no such output.
+    /// The elements of an output, row-major; empty if there is no such output.
     #[must_use]
     pub fn data(&self, output: usize) -> &[f32] {
         let Some(tensor) = self.batch.get(output) else { return &[] };

@@ -1,4 +1,4 @@
-//! Where a graph's time goes, by operator: ONNX Runtime's own profile, added up.
+//! The time that a graph takes by operator: the sums of ONNX Runtime's own profile.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -6,51 +6,52 @@ use std::path::PathBuf;
 use ort::value::TensorRef;
 use serde::Deserialize;
 
-use super::{Backend, Prepared, Runtime, RuntimeError};
+use super::{Backend, PreparedGraph, Runtime, RuntimeError};
 
-/// What the nodes of one operator cost in one run.
+/// The time that all nodes of one operator take in one run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct OperatorTime {
-    /// Its name.
+    /// The operator's name.
     pub operator: String,
-    /// Nodes of it in the graph as it is run.
+    /// Number of its nodes in the optimised graph.
     pub nodes: usize,
-    /// Milliseconds a run.
+    /// Milliseconds per run.
     pub milliseconds: f64,
 }
 
 /// One event of ONNX Runtime's trace.
 #[derive(Deserialize)]
-struct Event {
+struct TraceEvent {
     cat: String,
     name: String,
     /// Microseconds.
     #[serde(default)]
     dur: f64,
     #[serde(default)]
-    args: Arguments,
+    args: TraceArguments,
 }
 
 #[derive(Default, Deserialize)]
-struct Arguments {
+struct TraceArguments {
     op_name: Option<String>,
 }
 
 impl Runtime {
-    /// Runs a graph of one input `runs` times on one thread, with ONNX Runtime's profiler, whose trace goes to a file in
-    /// `folder`; returns the operators by their share of the time, the dearest first.
+    /// Runs a graph of one input `runs` times on one thread, with ONNX Runtime's profiler, which writes its trace to
+    /// a file in `folder`. Returns the operators by their time, the most expensive first.
     ///
     /// # Errors
-    /// The runtime refuses the graph or the input, or the trace cannot be written or read.
+    /// The runtime does not accept the graph or the input, or the trace cannot be written or read.
     pub fn profile(
         &self,
-        graph: &Prepared,
-        (shape, input): ([usize; 4], &[f32]),
+        graph: &PreparedGraph,
+        shape: [usize; 4],
+        input: &[f32],
         runs: usize,
         folder: PathBuf,
     ) -> Result<Vec<OperatorTime>, RuntimeError> {
         let load = |e: &dyn std::fmt::Display| RuntimeError::Load(e.to_string());
-        let mut session = self.open(graph, (Backend::default(), 1), Some(shape[0]), Some(&folder.join("profile")))?;
+        let mut session = self.open(graph, Backend::default(), 1, Some(shape[0]), Some(&folder.join("profile")))?;
         let name = session.inputs().first().map(|i| i.name().to_owned()).unwrap_or_default();
         for _ in 0..runs {
             let input = TensorRef::from_array_view((shape, input)).map_err(|e| load(&e))?;
@@ -58,7 +59,7 @@ impl Runtime {
         }
         let trace = session.end_profiling().map_err(|e| load(&e))?;
         let trace = std::fs::read(trace).map_err(|e| load(&e))?;
-        let events: Vec<Event> = serde_json::from_slice(&trace).map_err(|e| load(&e))?;
+        let events: Vec<TraceEvent> = serde_json::from_slice(&trace).map_err(|e| load(&e))?;
 
         let mut operators: BTreeMap<String, (usize, f64)> = BTreeMap::new();
         for event in events.iter().filter(|e| e.cat == "Node" && e.name.ends_with("_kernel_time")) {

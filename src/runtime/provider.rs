@@ -1,4 +1,4 @@
-//! What computes a session, and how precisely: ONNX Runtime's own CPU provider, or OpenVINO where the library has it.
+//! The backends of a session: ONNX Runtime's own CPU provider, or OpenVINO if the library has it, and their precision.
 
 use std::fmt::{self, Display, Formatter};
 
@@ -13,22 +13,22 @@ use super::RuntimeError;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, clap::ValueEnum, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Provider {
-    /// ONNX Runtime's own, with our operators in the blocked form.
+    /// ONNX Runtime's own provider, with our operators in the blocked form.
     #[default]
     Cpu,
-    /// OpenVINO on the CPU; needs a library that is built with it.
+    /// OpenVINO on the CPU. Needs an ONNX Runtime library that is built with it.
     #[value(name = "openvino")]
     OpenVino,
 }
 
-/// The type that a network is computed in.
+/// The number type that a network is computed in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, clap::ValueEnum, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// IEEE single precision.
     #[default]
     F32,
-    /// Single precision with the lower half of its bits cut off.
+    /// bfloat16: single precision without the lower half of its bits.
     Bf16,
 }
 
@@ -50,16 +50,16 @@ impl Display for Precision {
     }
 }
 
-/// What computes a session, and how precisely.
+/// A provider and the precision in which it computes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Backend {
-    /// What computes.
+    /// The execution provider.
     pub provider: Provider,
-    /// In what type.
+    /// The number type of the computation.
     pub precision: Precision,
 }
 
-/// A precision that the provider does not have.
+/// A precision that the provider does not support.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "--precision bf16 needs --provider openvino: ONNX Runtime's own provider (--provider cpu) computes in f32 alone"
@@ -67,10 +67,10 @@ pub struct Backend {
 pub struct NoSuchPrecision;
 
 impl Backend {
-    /// Whether the provider has the precision.
+    /// Checks that the provider supports the precision.
     ///
     /// # Errors
-    /// It has not.
+    /// The provider does not support it.
     pub fn check(self) -> Result<(), NoSuchPrecision> {
         match (self.provider, self.precision) {
             (Provider::Cpu, Precision::Bf16) => Err(NoSuchPrecision),
@@ -78,13 +78,13 @@ impl Backend {
         }
     }
 
-    /// Whether opening a session takes seconds instead of tens of milliseconds.
+    /// Whether opening a session takes seconds rather than tens of milliseconds.
     #[must_use]
     pub fn compiles_sessions(self) -> bool {
         self.provider == Provider::OpenVino
     }
 
-    /// Whether the loaded library has the provider.
+    /// Checks that the loaded library has the provider.
     pub(super) fn check_library(self) -> Result<(), RuntimeError> {
         match self.provider {
             Provider::OpenVino if !OpenVINO::is_available().unwrap_or(false) => Err(RuntimeError::NoOpenVino),
@@ -92,23 +92,23 @@ impl Backend {
         }
     }
 
-    /// Sets a session up for the provider alone, on so many threads.
-    // The builder hands itself back in its errors, which end in the caller.
+    /// Configures a session to use only this provider, on the given number of threads.
+    // The builder is part of its errors, which makes them large. The caller converts them.
     #[allow(clippy::result_large_err)]
     pub(super) fn configure(self, builder: SessionBuilder, threads: usize) -> BuilderResult {
         let provider = self.registration(threads);
         match self.provider {
             Provider::Cpu => builder.with_execution_providers([provider])?.with_intra_threads(threads),
-            // What OpenVINO does not take would run on the other provider without a word; this makes it an error. The
-            // runtime's own threads would have nothing to do.
+            // Without this, nodes that OpenVINO does not accept would silently run on the other provider; now they
+            // are an error. The runtime's own threads would have nothing to do.
             Provider::OpenVino => {
                 builder.with_execution_providers([provider])?.with_disable_cpu_fallback()?.with_intra_threads(1)
             }
         }
     }
 
-    /// What to do where its answers are wrong.
-    pub(super) fn way_out(self) -> &'static str {
+    /// The advice for a user whose model this backend computes differently.
+    pub(super) fn remedy(self) -> &'static str {
         match self.precision {
             Precision::F32 => "`--provider cpu` is the way out",
             Precision::Bf16 => "`--precision f32` is the way out",
@@ -128,8 +128,8 @@ impl Backend {
 
     /// OpenVINO's own settings, which the provider takes as JSON.
     fn openvino_config(self, threads: usize) -> String {
-        // Said even where it is f32: what OpenVINO takes by itself is its own choice, by processor.
-        // Sessions know nothing of each other: were threads pinned, they might share a core.
+        // The precision is set for f32, too: by default OpenVINO chooses it by processor.
+        // Sessions do not know of each other: if threads were pinned, two sessions might share a core.
         let cpu = serde_json::json!({
             "INFERENCE_PRECISION_HINT": self.precision.to_string(),
             "INFERENCE_NUM_THREADS": threads,
@@ -139,7 +139,8 @@ impl Backend {
         serde_json::json!({ "CPU": cpu }).to_string()
     }
 
-    /// Whether the processor has instructions for the precision; without them it costs time, or is not used at all.
+    /// Whether the processor has instructions for the precision. Without them, the precision is slow or not used at
+    /// all.
     pub(super) fn is_native(self) -> bool {
         match self.precision {
             Precision::F32 => true,
@@ -159,7 +160,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn users_type_what_the_plan_shows() {
+    fn command_line_names_equal_the_names_in_the_plan() {
         for (typed, provider) in [("cpu", Provider::Cpu), ("openvino", Provider::OpenVino)] {
             assert_eq!(Provider::from_str(typed, false), Ok(provider));
             assert_eq!(serde_json::to_value(provider).unwrap(), typed);
@@ -174,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn bf16_is_openvinos_alone() {
+    fn only_openvino_supports_bf16() {
         for provider in [Provider::Cpu, Provider::OpenVino] {
             assert_eq!(Backend { provider, precision: Precision::F32 }.check(), Ok(()));
         }
@@ -183,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn openvino_is_told_its_precision_and_threads() {
+    fn the_openvino_config_sets_precision_and_threads() {
         for (precision, hint) in [(Precision::F32, "f32"), (Precision::Bf16, "bf16")] {
             let config = Backend { provider: Provider::OpenVino, precision }.openvino_config(3);
             let config: serde_json::Value = serde_json::from_str(&config).unwrap();

@@ -1,15 +1,16 @@
-//! How often a model ran, on how many images at once, and for how long: what statistics per batch size are made of.
+//! Counts of a model's runs by batch size, and their durations. Statistics per batch size are computed from them.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// The runs of a model since the server's start.
+use parking_lot::Mutex;
+
+/// The runs of a model since the server started.
 #[derive(Debug, Default)]
 pub struct Runs {
-    /// Of the classifier.
+    /// Runs of the classifier.
     pub classifier: RunCounts,
-    /// Of all other variants.
+    /// Runs of all other variants.
     pub variants: RunCounts,
 }
 
@@ -19,17 +20,16 @@ pub struct RunCounts(Mutex<BTreeMap<usize, (u64, Duration)>>);
 
 impl RunCounts {
     pub(super) fn record(&self, images: usize, took: Duration) {
-        // Counts are changed in one go: there is nothing half done to be found.
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self.0.lock();
         let (count, sum) = counts.entry(images).or_default();
         *count += 1;
         *sum += took;
     }
 
-    /// For each batch size that there was: how many runs, and the time they took together.
+    /// For each batch size that has occurred: the number of runs and their total duration.
     #[must_use]
     pub fn by_size(&self) -> Vec<(usize, u64, Duration)> {
-        let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let counts = self.0.lock();
         counts.iter().map(|(size, (count, sum))| (*size, *count, *sum)).collect()
     }
 }

@@ -1,23 +1,24 @@
-//! A model in the runtime: one of ONNX Runtime's sessions for each batch size it is run with.
+//! A model in the runtime: one of ONNX Runtime's sessions for each batch size.
 
 use ort::value::{TensorElementType, TensorRef, ValueType};
 
 use super::{RowOutputs, RuntimeError, SessionSpec};
-use crate::batch::{ModelFailure, Row};
+use crate::batch::ModelFailure;
+use crate::row::Row;
 
-/// A model in the runtime, with the buffer its batches are put together in.
+/// A model in the runtime, with the buffer that its batches are assembled in.
 ///
-/// ONNX Runtime plans memory and arranges a graph for shapes that it knows, so every batch size that is a power of two has
-/// a session of its own; a batch of another size is run as the largest ones that add up to it.
+/// ONNX Runtime plans memory and optimises a graph for known shapes, so every batch size that is a power of two has
+/// its own session. A batch of another size is split into the largest ones that add up to it.
 #[derive(Debug)]
 pub struct Session {
-    /// Batch size and session, largest first; a model that insists on a batch size has only that.
+    /// Batch sizes and their sessions, largest first. A model with a fixed batch size has only that one.
     buckets: Vec<(usize, ort::session::Session)>,
-    /// Whether the one session there is takes any batch size: a foreign graph whose batch dimension has another name
-    /// than ours.
+    /// Whether the only session takes any batch size: a foreign graph whose batch dimension has a different name than
+    /// ours.
     any_size: bool,
     input: String,
-    /// Names, in the order in which rows have them.
+    /// Names of the outputs, in the order of [`RowOutputs`].
     outputs: Vec<String>,
     /// Channels, height, width.
     input_shape: [usize; 3],
@@ -26,7 +27,7 @@ pub struct Session {
     buffer: Vec<f32>,
 }
 
-/// The batch size that a session's input insists on.
+/// The fixed batch size of a session's input; `None` if the batch dimension is symbolic.
 fn declared_batch(session: &ort::session::Session) -> Option<usize> {
     match session.inputs().first().map(|input| input.dtype()) {
         Some(ValueType::Tensor { shape, .. }) => {
@@ -36,7 +37,7 @@ fn declared_batch(session: &ort::session::Session) -> Option<usize> {
     }
 }
 
-/// The batch sizes of sessions for up to `max` rows, largest first.
+/// The batch sizes of the sessions for up to `max` rows, largest first.
 fn bucket_sizes(max: usize) -> Vec<usize> {
     std::iter::successors(Some(1usize), |n| n.checked_mul(2))
         .take_while(|n| *n <= max.max(1))
@@ -47,8 +48,8 @@ fn bucket_sizes(max: usize) -> Vec<usize> {
 }
 
 impl Session {
-    /// Opens the sessions for `spec` and runs each once; `open` makes one, with its batch dimension fixed if a size is
-    /// given. What the graph puts out is its scores, or `outputs`.
+    /// Opens the sessions for `spec` and runs each once. `open` opens one session, with its batch dimension fixed if
+    /// it gets a size. The session's outputs are the scores, or `outputs`.
     pub(super) fn new(
         spec: SessionSpec,
         outputs: Option<&[String]>,
@@ -56,45 +57,47 @@ impl Session {
     ) -> Result<Self, RuntimeError> {
         let sizes = bucket_sizes(spec.max_batch);
         let largest = open(sizes.first().copied())?;
-        let mut session = Self::of(largest, (spec, outputs), sizes.first().copied().unwrap_or(1))?;
-        // A graph that is not of the size it was asked for has a size of its own.
-        let own_size = session.buckets.first().map(|(size, _)| size) != sizes.first();
-        let more = if session.any_size || own_size { &[] } else { sizes.get(1..).unwrap_or_default() };
+        let mut session = Self::with_largest(largest, spec, outputs, sizes.first().copied().unwrap_or(1))?;
+        // If the graph does not have the requested size, it has a fixed size of its own.
+        let fixed_size = session.buckets.first().map(|(size, _)| size) != sizes.first();
+        let more = if session.any_size || fixed_size { &[] } else { sizes.get(1..).unwrap_or_default() };
         for &size in more {
             let smaller = open(Some(size))?;
-            // Its own size may happen to be the largest asked for.
+            // The graph's fixed size may equal the largest requested size.
             if declared_batch(&smaller).is_some_and(|n| n != size) {
                 break;
             }
             session.buckets.push((size, smaller));
         }
         let zeros = vec![0.0; session.row_len];
-        let warmed: Vec<_> = match session.any_size {
+        let warm_up_sizes: Vec<_> = match session.any_size {
             true => (1..=spec.max_batch.max(1)).collect(),
             false => session.buckets.iter().map(|(size, _)| *size).collect(),
         };
-        for size in warmed {
+        for size in warm_up_sizes {
             let rows = vec![&zeros[..]; size];
             session.run(&rows).map_err(|e| RuntimeError::Load(e.to_string()))?;
         }
         Ok(session)
     }
 
-    fn of(
+    /// Checks the inputs and outputs of the session for the largest batch size, `size`.
+    fn with_largest(
         session: ort::session::Session,
-        (spec, outputs): (SessionSpec, Option<&[String]>),
+        spec: SessionSpec,
+        outputs: Option<&[String]>,
         size: usize,
     ) -> Result<Self, RuntimeError> {
         let [height, width] = spec.input;
         let shape = [3, height, width];
 
-        let wanted = format!("one f32 tensor Nx3x{height}x{width}");
+        let expected = format!("one f32 tensor Nx3x{height}x{width}");
         let wrong = |what, expected: &str, outlets: &[ort::value::Outlet]| {
             let found: Vec<_> = outlets.iter().map(|o| format!("{}: {}", o.name(), o.dtype())).collect();
             RuntimeError::Interface { what, expected: expected.to_owned(), found: found.join(", ") }
         };
-        let [input] = session.inputs() else { return Err(wrong("input", &wanted, session.inputs())) };
-        // A symbolic dimension is −1 and fits anything.
+        let [input] = session.inputs() else { return Err(wrong("input", &expected, session.inputs())) };
+        // A symbolic dimension is −1 and fits any size.
         let fits = |dim: i64, size: usize| dim < 0 || dim == size as i64;
         let batch = match input.dtype() {
             ValueType::Tensor { ty: TensorElementType::Float32, shape: dims, .. }
@@ -102,10 +105,10 @@ impl Session {
             {
                 dims[0]
             }
-            _ => return Err(wrong("input", &wanted, session.inputs())),
+            _ => return Err(wrong("input", &expected, session.inputs())),
         };
 
-        let wanted = format!("an f32 tensor with {} scores an image, one a label", spec.classes);
+        let expected = format!("an f32 tensor with {} scores an image, one a label", spec.classes);
         let is_scores = |outlet: &&ort::value::Outlet| match outlet.dtype() {
             ValueType::Tensor { ty: TensorElementType::Float32, shape: dims, .. } if dims.len() >= 2 => {
                 fits(dims[1], spec.classes) && dims[2..].iter().all(|d| fits(*d, 1))
@@ -116,7 +119,7 @@ impl Session {
             Some(names) => names.to_vec(),
             None => match session.outputs().iter().find(is_scores) {
                 Some(scores) => vec![scores.name().to_owned()],
-                None => return Err(wrong("output", &wanted, session.outputs())),
+                None => return Err(wrong("output", &expected, session.outputs())),
             },
         };
         Ok(Self {
@@ -131,16 +134,16 @@ impl Session {
         })
     }
 
-    /// The batch sizes that have a session of their own, largest first; none if one session takes any size.
+    /// The batch sizes that have their own session, largest first; empty if one session takes any size.
     #[must_use]
     pub fn batch_sizes(&self) -> Vec<usize> {
         self.buckets.iter().filter(|_| !self.any_size).map(|(size, _)| *size).collect()
     }
 
-    /// Runs rows of 3 × height × width elements; returns one row of scores each.
+    /// Runs rows of 3 × height × width elements. Returns one row of scores each.
     ///
     /// # Errors
-    /// A row has another length, or the runtime fails.
+    /// A row has a different length, or the runtime fails.
     pub fn run_rows<R: Row>(&mut self, rows: &[R]) -> Result<Vec<Vec<f32>>, ModelFailure> {
         let classes = self.classes;
         let scores = |outputs: RowOutputs| match outputs.data(0) {
@@ -150,10 +153,10 @@ impl Session {
         self.run(rows)?.into_iter().map(scores).collect()
     }
 
-    /// Runs rows of 3 × height × width elements; returns what the graph puts out for each.
+    /// Runs rows of 3 × height × width elements. Returns the outputs of the graph for each.
     ///
     /// # Errors
-    /// A row has another length, or the runtime fails.
+    /// A row has a different length, or the runtime fails.
     pub fn run<R: Row>(&mut self, rows: &[R]) -> Result<Vec<RowOutputs>, ModelFailure> {
         let mut outputs = Vec::with_capacity(rows.len());
         if self.any_size {
@@ -162,9 +165,9 @@ impl Session {
         }
         let mut rest = rows;
         while !rest.is_empty() {
-            // The largest session that can be filled, or else the smallest, which then gets zeros.
-            let fits = self.buckets.iter().position(|(size, _)| *size <= rest.len());
-            let bucket = fits.unwrap_or(self.buckets.len() - 1);
+            // The largest session that the rows fill, or else the smallest, which then gets zeros.
+            let filled = self.buckets.iter().position(|(size, _)| *size <= rest.len());
+            let bucket = filled.unwrap_or(self.buckets.len() - 1);
             let (now, later) = rest.split_at(rest.len().min(self.buckets[bucket].0));
             self.run_bucket(bucket, now, &mut outputs)?;
             rest = later;
@@ -186,8 +189,8 @@ impl Session {
         }
         self.buffer.resize(batch * self.row_len, 0.0);
         let (filled, rest) = self.buffer.split_at_mut(rows.len() * self.row_len);
-        filled.chunks_exact_mut(self.row_len).zip(rows).for_each(|(place, row)| row.write(place));
-        // A model of a fixed batch size gets zeros for the images that are not there.
+        filled.chunks_exact_mut(self.row_len).zip(rows).for_each(|(slot, row)| row.write(slot));
+        // A model with a fixed batch size gets zeros in place of the missing images.
         rest.fill(0.0);
         let [c, h, w] = self.input_shape;
         let input = TensorRef::from_array_view(([batch, c, h, w], &self.buffer[..])).map_err(|e| failure(&e))?;

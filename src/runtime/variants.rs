@@ -1,47 +1,58 @@
-//! Sessions for other inputs and outputs than the classifier's, made when they are first asked for.
+//! Sessions for other inputs and outputs than those of the classifier, opened on the first request for them.
 //!
-//! Each worker keeps a few of them, those used last ([`Sessions`]); what they have in common is in one place for all workers
-//! ([`Variants`]). They run on ONNX Runtime's own provider in f32, whatever the classifier runs on, in the form that was proved
-//! when the model was loaded.
+//! Each worker keeps a few of them, the most recently used ones ([`Sessions`]). What the sessions of all workers have
+//! in common is in [`Variants`]. They run on ONNX Runtime's own provider in f32, whatever backend the classifier runs
+//! on, in the form that was checked when the model was loaded.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Backend, Prepared, RowOutputs, Runs, Runtime, RuntimeError, Session, SessionSpec};
-use crate::batch::{Model, ModelFailure, Row, Task};
+use parking_lot::{Mutex, MutexGuard};
+
+use super::{Backend, GraphForm, PreparedGraph, RowOutputs, Runs, Runtime, RuntimeError, Session, SessionSpec};
+use crate::batch::{Model, ModelFailure, Task};
 use crate::model::{Backbone, Variant};
+use crate::row::Row;
 use ghostserve_ghostnet::Form;
 use ghostserve_kernels::native_block;
 
-/// A task that says which of a model's graphs it is for.
+/// A task that names the one of a model's graphs that it is for.
 pub trait ForVariant: Task<Output = RowOutputs> + Row + Sync {
     /// The graph; `None` for the classifier.
     fn variant(&self) -> Option<&Arc<Variant>>;
 }
 
-/// How sessions of a model's variants are made.
+/// Limits on the sessions of variants that each worker keeps. A session's memory is that of its largest batch.
+#[derive(Clone, Copy, Debug)]
+pub struct VariantLimits {
+    /// Number of sessions.
+    pub sessions: usize,
+    /// Pixels of the images that all of these sessions take at once.
+    pub pixels: usize,
+}
+
+/// Opens sessions for a model's variants.
 #[derive(Debug)]
 pub struct Variants {
     runtime: Runtime,
     backbone: Arc<Backbone>,
-    classifier: Prepared,
+    classifier: PreparedGraph,
     spec: SessionSpec,
-    /// Sessions that each worker keeps, and pixels that they may take together.
-    keep: (usize, usize),
-    known: Mutex<Known>,
+    limits: VariantLimits,
+    registry: Mutex<VariantRegistry>,
 }
 
 #[derive(Debug, Default)]
-struct Known {
-    /// How many workers have a session.
+struct VariantRegistry {
+    /// Number of workers that have a session, by variant.
     open: HashMap<Arc<Variant>, usize>,
-    /// Those for which somebody is on the way.
+    /// Variants for which a request has a [`Claim`].
     claimed: HashSet<Arc<Variant>>,
 }
 
-/// The first to ask for a variant that no worker has a session for. Others who ask meanwhile wait for the same session, and are
-/// not told that there is one to be made.
+/// Held by the first request for a variant that no worker has a session for. Later requests wait for the same
+/// session, and do not count it as one to be opened.
 #[derive(Debug)]
 pub struct Claim {
     variants: Arc<Variants>,
@@ -55,44 +66,43 @@ impl Drop for Claim {
 }
 
 impl Variants {
-    /// For a model whose classifier runs as `classifier` and `spec` say. Each worker keeps up to `keep.0` sessions, fewer if the
-    /// images that they take at once have more than `keep.1` pixels: a session's memory is that of its largest batch.
+    /// Creates the variants of a model whose classifier runs as `classifier` and `spec` say.
     #[must_use]
     pub fn new(
         runtime: &Runtime,
         backbone: Arc<Backbone>,
-        classifier: Prepared,
+        classifier: PreparedGraph,
         spec: SessionSpec,
-        keep: (usize, usize),
+        limits: VariantLimits,
     ) -> Arc<Self> {
-        let (runtime, known) = (runtime.clone(), Mutex::default());
-        Arc::new(Self { runtime, backbone, classifier, spec, keep, known })
+        let (runtime, registry) = (runtime.clone(), Mutex::default());
+        Arc::new(Self { runtime, backbone, classifier, spec, limits, registry })
     }
 
-    /// Whether a worker that keeps some sessions has room for one more.
-    fn fits<'a>(&self, kept: impl Iterator<Item = &'a Variant>, more: &Variant) -> bool {
-        let pixels = |variant: &Variant| variant.input.iter().product::<usize>() * self.most_together(variant);
-        let (count, sum) = kept.fold((1, pixels(more)), |(count, sum), kept| (count + 1, sum + pixels(kept)));
-        count <= self.keep.0 && sum <= self.keep.1
+    /// Whether a worker with sessions for the `open` variants has capacity for one more.
+    fn fits<'a>(&self, open: impl Iterator<Item = &'a Variant>, more: &Variant) -> bool {
+        let pixels = |variant: &Variant| variant.input.iter().product::<usize>() * self.max_batch(variant);
+        let (count, sum) = open.fold((1, pixels(more)), |(count, sum), variant| (count + 1, sum + pixels(variant)));
+        count <= self.limits.sessions && sum <= self.limits.pixels
     }
 
-    /// Whether a session has to be made for whoever asks for a variant now: no worker has one, and nobody has claimed it before.
+    /// Claims a variant if a session has to be opened for it: no worker has one, and no other request has claimed it.
     #[must_use]
     pub fn claim(self: &Arc<Self>, variant: &Arc<Variant>) -> Option<Claim> {
-        let mut known = self.lock();
-        let new = !known.open.contains_key(variant) && known.claimed.insert(Arc::clone(variant));
-        drop(known);
+        let mut registry = self.lock();
+        let new = !registry.open.contains_key(variant) && registry.claimed.insert(Arc::clone(variant));
+        drop(registry);
         new.then(|| Claim { variants: Arc::clone(self), variant: Arc::clone(variant) })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Known> {
-        // Nothing that runs under the lock can leave it half changed.
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, VariantRegistry> {
+        self.registry.lock()
     }
 
-    /// Images that a session takes at most: fewer than the classifier of a larger input, so that a batch is about as much work.
+    /// Number of images that a session takes at most. A larger input than the classifier's has smaller batches, so
+    /// that a batch is about the same amount of work.
     #[must_use]
-    pub fn most_together(&self, variant: &Variant) -> usize {
+    pub fn max_batch(&self, variant: &Variant) -> usize {
         let pixels = |[height, width]: [usize; 2]| height * width;
         (self.spec.max_batch * pixels(self.spec.input) / pixels(variant.input).max(1)).clamp(1, self.spec.max_batch)
     }
@@ -100,14 +110,14 @@ impl Variants {
     fn session(&self, variant: &Variant) -> Result<Session, ModelFailure> {
         let failure = |e: &dyn std::fmt::Display| ModelFailure(e.to_string());
         let lower = |form| self.backbone.lower(variant, form).map_err(|e| failure(&e));
-        let blocked = native_block().filter(|_| self.classifier.form() == "blocked");
+        let blocked = native_block().filter(|_| self.classifier.form() == GraphForm::Blocked);
         let prepared = match blocked {
-            Some(block) => self.classifier.relative(&lower(Form::Blocked(block))?),
-            None => Ok(Prepared::alone(&lower(Form::Plain)?, "plain")),
+            Some(block) => self.classifier.with_shared_constants(&lower(Form::Blocked(block))?),
+            None => Ok(PreparedGraph::new(&lower(Form::Plain)?, GraphForm::Plain)),
         };
         let spec = SessionSpec {
             input: variant.input,
-            max_batch: self.most_together(variant),
+            max_batch: self.max_batch(variant),
             backend: Backend::default(),
             ..self.spec
         };
@@ -116,6 +126,7 @@ impl Variants {
         session.map_err(|e: RuntimeError| failure(&e))
     }
 
+    /// Records that a worker has opened (`opened`) or closed a session.
     fn count(&self, variant: &Arc<Variant>, opened: bool) {
         let open = &mut self.lock().open;
         let count = open.entry(Arc::clone(variant)).or_default();
@@ -126,34 +137,34 @@ impl Variants {
     }
 }
 
-/// A worker's sessions: the classifier's, and those of the variants used last.
+/// A worker's sessions: that of the classifier, and those of the most recently used variants.
 #[derive(Debug)]
 pub struct Sessions {
     classifier: Session,
     variants: Option<Arc<Variants>>,
     runs: Arc<Runs>,
-    /// The one used last at the end.
+    /// The sessions of variants, the most recently used at the end.
     others: Vec<(Arc<Variant>, Session)>,
 }
 
 impl Sessions {
-    /// The classifier's, and room for others where the model has variants.
+    /// Creates a worker's sessions: that of the classifier, and none yet for the variants, if the model has any.
     #[must_use]
     pub fn new(classifier: Session, variants: Option<Arc<Variants>>, runs: Arc<Runs>) -> Self {
         Self { classifier, variants, runs, others: Vec::new() }
     }
 
-    /// Has a variant's session at the end of the list; says whether it had to be made.
+    /// Moves a variant's session to the end of the list. Returns whether it had to be opened.
     fn open(&mut self, variant: &Arc<Variant>) -> Result<bool, ModelFailure> {
-        if let Some(at) = self.others.iter().position(|(other, _)| other == variant) {
-            self.others[at..].rotate_left(1);
+        if let Some(index) = self.others.iter().position(|(other, _)| other == variant) {
+            self.others[index..].rotate_left(1);
             return Ok(false);
         }
         let Some(variants) = self.variants.clone() else {
             return Err(ModelFailure("the model has no variants".to_owned()));
         };
-        // Before the new one is made, so that there are never more.
-        while !self.others.is_empty() && !variants.fits(self.others.iter().map(|(kept, _)| &**kept), variant) {
+        // Closes old sessions before the new one is opened, so that the limits hold at every moment.
+        while !self.others.is_empty() && !variants.fits(self.others.iter().map(|(other, _)| &**other), variant) {
             let (old, _) = self.others.remove(0);
             variants.count(&old, false);
         }
@@ -173,7 +184,7 @@ impl Drop for Sessions {
 }
 
 impl<T: ForVariant> Model<T> for Sessions {
-    async fn prepare(&mut self, tasks: &[&T]) -> Result<bool, ModelFailure> {
+    async fn ensure_session(&mut self, tasks: &[&T]) -> Result<bool, ModelFailure> {
         match tasks.first().and_then(|task| task.variant()) {
             Some(variant) => self.open(variant),
             None => Ok(false),
@@ -185,12 +196,12 @@ impl<T: ForVariant> Model<T> for Sessions {
             None => (&mut self.classifier, &self.runs.classifier),
             Some(variant) => match self.others.iter_mut().find(|(other, _)| other == variant) {
                 Some((_, session)) => (session, &self.runs.variants),
-                None => return Err(ModelFailure("the tasks were not prepared".to_owned())),
+                None => return Err(ModelFailure("the tasks have no session".to_owned())),
             },
         };
         let start = Instant::now();
-        let answers = session.run(tasks)?;
+        let outputs = session.run(tasks)?;
         counts.record(tasks.len(), start.elapsed());
-        Ok(answers)
+        Ok(outputs)
     }
 }

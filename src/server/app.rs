@@ -1,4 +1,4 @@
-//! What the handlers of every protocol share.
+//! The state that the handlers of every protocol share.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::service::Service;
 use crate::telemetry::Metrics;
 
-/// Handles on everything; cheap to clone.
+/// Handles to the parts of the server. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct App {
     pub(crate) service: Arc<Service>,
@@ -17,18 +17,18 @@ pub(crate) struct App {
     pub(crate) config: Arc<Config>,
     pub(crate) lifecycle: Lifecycle,
     pub(crate) bodies: BodyBudget,
-    /// Requests that may be handled at once, whatever protocol they come in.
+    /// Limits how many requests of all protocols are handled at once.
     pub(crate) requests: RequestSlots,
-    /// How fast bodies are read.
+    /// Limits how fast bodies are read.
     pub(crate) ingress: Ingress,
 }
 
 impl App {
     pub(crate) fn new(service: Arc<Service>, metrics: Arc<Metrics>, config: Arc<Config>, lifecycle: Lifecycle) -> Self {
         let share = config.load.max_client_share;
-        let bodies = BodyBudget::new(config.load.max_body_bytes, share, &metrics);
-        let requests = RequestSlots::new(config.load.max_requests, share, &metrics);
-        let ingress = Ingress::new(config.execution.plan.cores);
+        let bodies = BodyBudget::new(config.load.max_body_bytes_in_flight, share, &metrics);
+        let requests = RequestSlots::new(config.load.max_requests_in_flight, share, &metrics);
+        let ingress = Ingress::new(config.execution.core_count());
         Self { service, metrics, config, lifecycle, bodies, requests, ingress }
     }
 }

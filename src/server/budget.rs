@@ -5,7 +5,7 @@ use std::sync::Arc;
 use prometheus::{IntCounter, IntGauge};
 use tokio::time::Duration;
 
-use crate::fair_share::{Client, FairPool, Refused, Share};
+use crate::fair_share::{Client, FairPool, PoolRejection, Share};
 use crate::service::Error;
 use crate::telemetry::{GaugeGuard, Metrics};
 
@@ -44,8 +44,8 @@ impl BodyMemory {
     pub(crate) fn grow(&mut self, bytes: usize) -> Result<(), Error> {
         self.share.grow(bytes).map_err(|refused| {
             let limit = match refused {
-                Refused::Full => "memory for request bodies",
-                Refused::ClientShare => {
+                PoolRejection::Full => "memory for request bodies",
+                PoolRejection::ClientShare => {
                     self.budget.refused_share.inc();
                     "memory for request bodies from one client address"
                 }
@@ -79,12 +79,13 @@ impl RequestSlots {
     /// A slot for one request; free again when dropped.
     ///
     /// # Errors
-    /// As many requests as there may be are being handled, or as many from this client; `retry_after` says when to try again.
+    /// As many requests as there may be are being handled, or as many from this client; `retry_after` says when to
+    /// try again.
     pub(crate) fn take(&self, client: Client, retry_after: impl FnOnce() -> Duration) -> Result<Share, Error> {
-        self.slots.take(client, 1).map_err(|refused| {
+        self.slots.acquire(client, 1).map_err(|refused| {
             let limit = match refused {
-                Refused::Full => "requests in flight",
-                Refused::ClientShare => {
+                PoolRejection::Full => "requests in flight",
+                PoolRejection::ClientShare => {
                     self.refused_share.inc();
                     "requests in flight from one client address"
                 }

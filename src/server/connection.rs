@@ -2,14 +2,14 @@
 //!
 //! hyper's own header timeout is not enough here. It also runs between the requests of a kept-alive connection, so it
 //! cannot be both short (against slow headers) and long (for load balancers, which keep connections open); and
-//! hyper-util's detection of HTTP/2 reads the first bytes without any timeout. So a [`Watch`] is told what happens on the
-//! connection: bytes came, a request began, a response is done.
+//! hyper-util's detection of HTTP/2 reads the first bytes without any timeout. So a [`Watch`] is told what happens on
+//! the connection: bytes came, a request began, a response is done.
 
 use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -21,6 +21,7 @@ use hyper::service::Service as _;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
@@ -28,8 +29,8 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::task::TaskTracker;
 
 use super::grpc::is_call;
-use super::held::hold;
 use super::outgoing::{LARGE_CHUNK, Outgoing, SlowReaders};
+use super::retain::RetainBody;
 use super::shutdown::{Lifecycle, Phase};
 use crate::config::{DOWNLOAD_WINDOW, LoadLimits, TimeLimits};
 use crate::fair_share::{Client, FairPool, Share};
@@ -74,19 +75,19 @@ impl Listener {
             tokio::select! {
                 biased;
                 () = &mut stopping => break,
-                next = next => if let Some((stream, slot)) = next {
-                    self.spawn(stream, (slot, &shares), &open);
+                next = next => if let Some((socket, slot)) = next {
+                    self.spawn(socket, slot, &shares, &open);
                 },
             }
         }
         // Clients whose connection the kernel has already accepted are served too.
         while let Ok(slot) = Arc::clone(&slots).try_acquire_owned() {
-            let Some(Ok(stream)) = futures::FutureExt::now_or_never(listener.accept()) else { break };
-            self.spawn(stream, (slot, &shares), &open);
+            let Some(Ok(socket)) = futures::FutureExt::now_or_never(listener.accept()) else { break };
+            self.spawn(socket, slot, &shares, &open);
         }
         drop(listener);
         open.close();
-        if tokio::time::timeout(self.time.drain, open.wait()).await.is_err() {
+        if tokio::time::timeout(self.time.drain_timeout, open.wait()).await.is_err() {
             tracing::warn!("connections were still open at the end of the drain time");
         }
     }
@@ -94,11 +95,12 @@ impl Listener {
     fn spawn(
         &self,
         (stream, peer): (TcpStream, SocketAddr),
-        (slot, shares): (OwnedSemaphorePermit, &Arc<FairPool>),
+        slot: OwnedSemaphorePermit,
+        shares: &Arc<FairPool>,
         open: &TaskTracker,
     ) {
         let client = Client::of(peer.ip());
-        let Ok(share) = shares.take(client, 1) else {
+        let Ok(share) = shares.acquire(client, 1) else {
             // Closed without a word: an answer would have to wait for a request that may never come.
             self.metrics.client_share_refusals_total.with_label_values(&["connections"]).inc();
             tracing::debug!(%peer, "a connection was closed: its address holds its share of the connections");
@@ -111,7 +113,7 @@ impl Listener {
 
         let http = TowerToHyperService::new(self.http.clone());
         let grpc = self.grpc.clone().map(TowerToHyperService::new);
-        let (requests, slow) = (Arc::clone(&watch), self.slow_readers());
+        let (requests, slow_readers) = (Arc::clone(&watch), self.slow_readers());
         let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
             let guard = RequestGuard::begin(&requests);
             request.extensions_mut().insert(client);
@@ -120,30 +122,14 @@ impl Listener {
             // Over HTTP/2 the connection has other streams, which go on.
             let connection = (request.version() < Version::HTTP_2).then(|| Arc::clone(&requests));
             let response = call.unwrap_or(&http).call(request);
-            let slow = slow.clone();
+            let slow_readers = slow_readers.clone();
             async move {
                 let response: Result<Response<Body>, _> = response.await;
-                response.map(|response| {
-                    // A request goes on while its answer does, but a small answer is out of our hands at once.
-                    let large = response.body().size_hint().upper().is_none_or(|bytes| bytes > LARGE_CHUNK as u64);
-                    match streams || large {
-                        true => response.map(|body| Body::new(Outgoing::new(hold(body, guard), slow(connection)))),
-                        false => response,
-                    }
-                })
+                response.map(|response| watch_answer(response, streams, guard, || slow_readers(connection)))
             }
         });
 
-        let mut builder = auto::Builder::new(TokioExecutor::new());
-        builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(MAX_HEAD_BYTES);
-        builder
-            .http2()
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(self.load.max_http2_streams)
-            // A peer that is gone without a word is noticed, and one that never sends its preface's settings too.
-            .keep_alive_interval(Some(self.time.idle / 2))
-            .keep_alive_timeout(self.time.header);
-
+        let builder = self.http_builder();
         let (metrics, lifecycle) = (Arc::clone(&self.metrics), self.lifecycle.clone());
         open.spawn(async move {
             // The share first: whoever gets the slot must find the share free.
@@ -183,6 +169,19 @@ impl Listener {
 }
 
 impl Listener {
+    fn http_builder(&self) -> auto::Builder<TokioExecutor> {
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(MAX_HEAD_BYTES);
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(self.load.max_http2_streams)
+            // A peer that is gone without a word is noticed, and one that never sends its preface's settings too.
+            .keep_alive_interval(Some(self.time.idle_timeout / 2))
+            .keep_alive_timeout(self.time.header_timeout);
+        builder
+    }
+
     /// Makes what happens to slow readers on a connection, which is closed if it is given.
     fn slow_readers(&self) -> impl Fn(Option<Arc<Watch>>) -> SlowReaders + Clone + use<> {
         let least = self.time.min_download_rate.saturating_mul(DOWNLOAD_WINDOW.as_secs());
@@ -198,6 +197,21 @@ impl Listener {
             });
             SlowReaders { least, on_cut }
         }
+    }
+}
+
+/// Has an answer that takes time to send keep its request open, and drops it for slow readers.
+fn watch_answer(
+    response: Response<Body>,
+    streams: bool,
+    guard: RequestGuard,
+    slow_readers: impl FnOnce() -> SlowReaders,
+) -> Response<Body> {
+    // A request goes on while its answer does, but a small answer is out of our hands at once.
+    let large = response.body().size_hint().upper().is_none_or(|bytes| bytes > LARGE_CHUNK as u64);
+    match streams || large {
+        true => response.map(|body| Body::new(Outgoing::new(RetainBody::wrap(body, guard), slow_readers()))),
+        false => response,
     }
 }
 
@@ -250,7 +264,7 @@ enum WatchState {
 
 impl Watch {
     fn new(time: &TimeLimits) -> Arc<Self> {
-        let TimeLimits { header, idle, .. } = *time;
+        let TimeLimits { header_timeout: header, idle_timeout: idle, .. } = *time;
         let unread = if time.min_download_rate > 0 { DOWNLOAD_WINDOW } else { Duration::ZERO };
         let state = Mutex::new(WatchState::Header(Instant::now() + header));
         let (blocked, changed, http2) = (Mutex::default(), Notify::new(), AtomicBool::new(false));
@@ -258,12 +272,12 @@ impl Watch {
     }
 
     fn update(&self, change: impl FnOnce(&mut WatchState)) {
-        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
+        change(&mut self.state.lock());
     }
 
     /// Notes whether bytes could be sent, or have to wait.
     fn sent<T>(&self, result: Poll<T>) -> Poll<T> {
-        let mut blocked = self.blocked.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut blocked = self.blocked.lock();
         match (&result, *blocked) {
             (Poll::Ready(_), Some(_)) => *blocked = None,
             (Poll::Pending, None) => *blocked = Some(Instant::now()),
@@ -312,7 +326,7 @@ impl Watch {
                 WatchState::Idle(at) => deadline = Some((*at, "idle")),
                 WatchState::Busy(_) => {}
             });
-            let blocked = *self.blocked.lock().unwrap_or_else(PoisonError::into_inner);
+            let blocked = *self.blocked.lock();
             // Requests have timeouts of their own, but not once hyper holds an answer that it cannot send.
             if let Some(since) = blocked.filter(|_| self.unread > Duration::ZERO) {
                 let at = since + self.unread;

@@ -1,11 +1,12 @@
 //! The rate at which one client's bodies are read while other clients are there.
 //!
-//! Moving bytes takes processor time, too. A client on a fast network could keep the threads that serve connections busy with bodies
-//! alone, so while more than one client sends requests, each has a rate. One client alone has none.
+//! Moving bytes takes processor time, too. A client on a fast network could keep the threads that serve connections
+//! busy with bodies alone, so while more than one client sends requests, each has a rate. One client alone has none.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::time::{Duration, Instant};
 
 use crate::fair_share::Client;
@@ -27,11 +28,11 @@ const REMEMBERED: usize = 1024;
 pub(crate) struct Ingress {
     /// Bytes a second.
     rate: f64,
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<IngressState>>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct IngressState {
     /// Bytes that each client may still send at a time.
     buckets: HashMap<Client, (f64, Instant)>,
     /// Clients at which the list is gone through next.
@@ -49,8 +50,7 @@ impl Ingress {
     /// Notes that bytes of a client came; says how long to wait before more of its bytes are read.
     pub(crate) fn received(&self, client: Client, bytes: usize) -> Duration {
         let now = Instant::now();
-        // Nothing that runs under the lock can leave it half changed.
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         if state.last.replace(client).is_some_and(|last| last != client) {
             state.changed = Some(now);
         }

@@ -1,22 +1,29 @@
-//! The server: puts model, runtime, workers, service and listeners together, and takes them apart again.
+//! The server: it connects model, runtime, workers, service and listeners, and shuts them down.
 //!
-//! [`Server::start`] returns when clients can connect; the models are loaded and warm by then. [`Server::run`] serves
-//! until it is told to stop and everything admitted has been answered.
+//! [`Server::start`] returns when clients can connect; the model is loaded and warm then. [`Server::run`] serves
+//! until the server is stopped and every admitted request has its answer.
+//!
+//! Every request takes the same steps in every protocol, and its handler names them: plan (model, parameters,
+//! admission), read (the body), run ([`crate::service`]), encode. [`http`] and [`grpc`] are the protocols, [`oip`] is
+//! what both do for the Open Inference Protocol. What they share is in the files beside them.
 
 mod app;
-mod asked;
 mod budget;
 mod connection;
+mod encode;
 mod grpc;
-mod held;
 mod http;
 mod ingress;
-mod model;
 mod oip;
 mod outgoing;
 mod pace;
+mod parameters;
 mod problem;
+mod request;
+mod retain;
 mod shutdown;
+mod startup;
+mod tensors;
 
 use std::io;
 use std::net::SocketAddr;
@@ -34,13 +41,13 @@ use crate::memory::MemoryGuard;
 use crate::model::{ModelError, ModelFolder};
 use crate::preprocess::{PoolConfig, Preprocessor};
 use crate::runtime::{Runtime, RuntimeError};
-use crate::service::Service;
+use crate::service::{Service, ServiceConfig};
 use crate::telemetry::Metrics;
 use app::App;
 use connection::Listener;
 pub use grpc::DescriptorError;
-use model::start_model;
 use shutdown::{Lifecycle, Phase, Signals};
+use startup::start_model;
 
 /// A server whose listeners are bound.
 pub struct Server {
@@ -50,12 +57,12 @@ pub struct Server {
     public: TcpListener,
     admin: Option<TcpListener>,
     grpc: Option<TcpListener>,
-    calls: axum::Router,
+    grpc_router: axum::Router,
     workers: Vec<thread::JoinHandle<()>>,
     signals: Signals,
 }
 
-/// Why a server could not start.
+/// The reason why a server cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The settings contradict each other.
@@ -64,21 +71,21 @@ pub enum StartError {
     /// The model cannot be loaded.
     #[error(transparent)]
     Model(#[from] ModelError),
-    /// The runtime does not take it.
+    /// The runtime does not accept the model.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
-    /// An address cannot be listened on.
+    /// The server cannot listen on an address.
     #[error("cannot listen on {address}: {source}; is another server running there? `--listen` takes another address")]
     Listen {
-        /// Which.
+        /// The address that could not be bound.
         address: SocketAddr,
-        /// Why.
+        /// The system's error.
         source: io::Error,
     },
     /// The model fails on its first image.
     #[error("the model fails on its first image: {0}")]
     FirstRun(#[from] ModelFailure),
-    /// Signals cannot be received, so the server could not be stopped well.
+    /// Signals cannot be received, so the server could not be stopped gracefully.
     #[error("cannot receive signals: {0}")]
     Signals(io::Error),
     /// A thread cannot be started.
@@ -97,7 +104,7 @@ pub enum StartError {
 pub struct StopHandle(Lifecycle);
 
 impl StopHandle {
-    /// Begins draining.
+    /// Starts to drain the server.
     pub fn stop(&self) {
         self.0.advance(Phase::Draining);
     }
@@ -107,45 +114,48 @@ impl Server {
     /// Loads the model, starts and warms the workers, binds the listeners.
     ///
     /// # Errors
-    /// Whatever is wrong first; the message says what to change.
+    /// The first problem that is found. The message says what to change.
     pub async fn start(config: Config, runtime: &Runtime) -> Result<Self, StartError> {
         config.validate()?;
-        // From here on none of them ends the process at once.
+        // From here on no signal ends the process at once.
         let signals = Signals::receive().map_err(StartError::Signals)?;
         let metrics = Arc::new(Metrics::new()?);
         let revision = option_env!("GHOSTSERVE_BUILD_REVISION").unwrap_or("unknown");
         metrics.build_info.with_label_values(&[env!("CARGO_PKG_VERSION"), revision, runtime.version()]).set(1);
 
-        // Bound first: an address that is taken should not cost the time of loading a model.
-        let public = listen(config.listen).await?;
-        let admin = match config.admin {
+        // Bound first: if an address is taken, the server fails before it loads a model.
+        let public = listen(config.addresses.listen).await?;
+        let admin = match config.addresses.admin_addr {
             Some(address) => Some(listen(address).await?),
             None => None,
         };
-        let grpc = match config.grpc {
+        let grpc = match config.grpc_listen {
             Some(address) => Some(listen(address).await?),
             None => None,
         };
         let loaded = ModelFolder::resolve(&config.model)?.load()?;
-        let cores = Cores::oversubscribed(config.execution.plan.cores);
+        let cores = Cores::oversubscribed(config.execution.core_count());
         let (model, workers) = start_model(loaded, &config, runtime, &metrics, &cores)?;
         let pool = PoolConfig {
-            max_decoded_bytes: config.load.max_decoded_bytes,
-            limits: config.image,
-            max_waiting_images: config.load.max_images,
+            max_decoded_bytes: config.load.max_decoded_bytes_in_flight,
+            limits: config.request.image_limits(),
+            max_waiting_images: config.load.max_images_in_flight,
             max_wait: config.load.max_wait,
             max_client_share: config.load.max_client_share,
         };
         let preprocessor = Preprocessor::new(pool, cores);
-        let mut service = Service::new(model, Vec::new(), preprocessor, Arc::clone(&metrics))
-            .with_features(config.features.max_bytes_in_flight, config.load.max_client_share)
-            .with_memory_guard(MemoryGuard::start(config.load.max_memory));
-        if config.load.response_cache_bytes > 0 {
-            service = service.with_cache(config.load.response_cache_bytes);
-        }
-        let service = Arc::new(service);
+        let service = Arc::new(Service::new(ServiceConfig {
+            default_model: model,
+            other_models: Vec::new(),
+            preprocessor,
+            feature_bytes: config.features.max_feature_bytes_in_flight,
+            max_client_share: config.load.max_client_share,
+            cache_bytes: config.load.response_cache,
+            memory_guard: MemoryGuard::start(config.load.memory_limit()),
+            metrics: Arc::clone(&metrics),
+        }));
 
-        // The workers' threads have their models already; they only have to come up.
+        // The workers' sessions are open; only their threads have to start.
         while !service.is_ready() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
@@ -153,40 +163,40 @@ impl Server {
         let config = Arc::new(config);
         let lifecycle = Lifecycle::new();
         let app = App::new(service, metrics, Arc::clone(&config), lifecycle.clone());
-        let calls = grpc::router(&app)?;
-        Ok(Self { config, app, lifecycle, public, admin, grpc, calls, workers, signals })
+        let grpc_router = grpc::router(&app)?;
+        Ok(Self { config, app, lifecycle, public, admin, grpc, grpc_router, workers, signals })
     }
 
-    /// Where clients connect; the port is the real one if 0 was asked for.
+    /// The address of the public listener. If the configured port is 0, it has the port that the system chose.
     ///
     /// # Errors
-    /// The socket is gone.
+    /// The socket is closed.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.public.local_addr()
     }
 
-    /// Where operators connect, if that is another listener.
+    /// The address of the listener for operators, if there is one.
     #[must_use]
     pub fn admin_address(&self) -> Option<SocketAddr> {
         self.admin.as_ref().and_then(|admin| admin.local_addr().ok())
     }
 
-    /// Where gRPC is served, too, if it is.
+    /// The address of the listener that serves only gRPC, if there is one.
     #[must_use]
     pub fn grpc_address(&self) -> Option<SocketAddr> {
         self.grpc.as_ref().and_then(|grpc| grpc.local_addr().ok())
     }
 
-    /// Stops the server from another task.
+    /// A handle that stops the server from another task.
     #[must_use]
     pub fn stop_handle(&self) -> StopHandle {
         StopHandle(self.lifecycle.clone())
     }
 
-    /// Serves until SIGTERM, SIGINT or [`StopHandle::stop`]; then drains. Returns when everything admitted has been
-    /// answered, or the drain time is over.
+    /// Serves until SIGTERM, SIGINT, SIGQUIT or [`StopHandle::stop`], then drains. Returns when every admitted
+    /// request has its answer, or when the drain time is over.
     pub async fn run(self) {
-        let Self { config, app, lifecycle, public, admin, grpc, calls, workers, signals } = self;
+        let Self { config, app, lifecycle, public, admin, grpc, grpc_router, workers, signals } = self;
         let listener = |http, grpc| Listener {
             http,
             grpc,
@@ -195,16 +205,16 @@ impl Server {
             time: config.time,
             load: config.load,
         };
-        let public = tokio::spawn(listener(app.public(), Some(calls.clone())).serve(public));
-        let grpc = grpc.map(|socket| tokio::spawn(listener(app.nothing(), Some(calls)).serve(socket)));
+        let public = tokio::spawn(listener(app.public(), Some(grpc_router.clone())).serve(public));
+        let grpc = grpc.map(|socket| tokio::spawn(listener(app.fallback_router(), Some(grpc_router)).serve(socket)));
         let admin = admin.map(|socket| tokio::spawn(listener(app.private(), None).serve(socket)));
 
         let Signals { mut stop, other } = signals;
         let survive = tokio::spawn(other.survive());
-        let told = lifecycle.clone();
+        let stop_handle = lifecycle.clone();
         tokio::select! {
             signal = stop.next() => tracing::info!(signal, grace = ?config.time.drain_grace, "draining"),
-            () = told.reached(Phase::Draining) => tracing::info!(grace = ?config.time.drain_grace, "draining"),
+            () = stop_handle.reached(Phase::Draining) => tracing::info!(grace = ?config.time.drain_grace, "draining"),
         }
         lifecycle.advance(Phase::Draining);
         tokio::select! {
@@ -212,15 +222,15 @@ impl Server {
             _ = stop.next() => tracing::info!("a second signal: no longer accepting"),
         }
         lifecycle.advance(Phase::Stopping);
-        let deadline = Instant::now() + config.time.drain;
-        // Each waits for its connections, at most the drain time.
+        let deadline = Instant::now() + config.time.drain_timeout;
+        // Each listener waits for its connections, at most the drain time.
         let _ = public.await;
         for other in [admin, grpc].into_iter().flatten() {
             let _ = other.await;
         }
         app.service.close();
         let ended = tokio::task::spawn_blocking(move || workers.into_iter().for_each(|w| drop(w.join())));
-        // Idle workers end at once; a moment for those that only just got there.
+        // Idle workers end immediately. The others get at least a second.
         if timeout_at(deadline.max(Instant::now() + Duration::from_secs(1)), ended).await.is_err() {
             tracing::warn!("a worker did not end in time");
         }
@@ -229,13 +239,14 @@ impl Server {
     }
 }
 
-/// Connections that wait to be accepted. A burst beyond it is dropped by the system, and its clients try again after a second.
+/// Maximum number of connections that wait to be accepted. The system drops those beyond it, and their clients try
+/// again after a second.
 const BACKLOG: u32 = 4096;
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
     let open = || {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        // A server that is started again must not wait for the connections of the one before.
+        // A server that restarts must not wait for the connections of the previous one.
         #[cfg(unix)]
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;

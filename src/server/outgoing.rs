@@ -1,21 +1,23 @@
 //! Large answers on their way to the client: handed out in pieces, and dropped when the client does not take them.
 //!
-//! hyper and h2 keep whatever chunk they were given until the client has read it. A client that asks for megabytes and reads a
-//! byte a second would hold that memory for as long as it likes. So a large chunk is kept here, where a timer can drop it.
+//! hyper and h2 keep whatever chunk they were given until the client has read it. A client that asks for megabytes
+//! and reads a byte a second would hold that memory for as long as it likes. So a large chunk is kept here, where a
+//! timer can drop it.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 
 use axum::body::{Body, HttpBody};
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
+use parking_lot::Mutex;
 use tokio::time::sleep;
 
 use crate::config::DOWNLOAD_WINDOW;
 
-/// Chunks up to this size are handed on as they are. What is handed on counts against no budget any more, but stays in memory until the
-/// client has read it, and a client may have a hundred answers open on each of its connections.
+/// Chunks up to this size are handed on as they are. What is handed on counts against no budget any more, but stays
+/// in memory until the client has read it, and a client may have a hundred answers open on each of its connections.
 pub(super) const LARGE_CHUNK: usize = 16 << 10;
 
 /// What hyper gets of a larger one at a time.
@@ -25,17 +27,18 @@ const PIECE: usize = 16 << 10;
 pub(super) struct SlowReaders {
     /// Bytes in every [`DOWNLOAD_WINDOW`] that a client must take; 0 if any pace will do.
     pub(super) least: u64,
-    /// Called once when an answer is dropped. Over HTTP/1 it closes the connection; over HTTP/2 the other streams go on.
+    /// Called once when an answer is dropped. Over HTTP/1 it closes the connection; over HTTP/2 the other streams go
+    /// on.
     pub(super) on_cut: Box<dyn Fn() + Send + Sync>,
 }
 
 /// A body that can be taken away from the connection that sends it.
 pub(super) struct Outgoing {
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<OutgoingState>>,
     readers: Arc<SlowReaders>,
 }
 
-struct State {
+struct OutgoingState {
     /// `None` once the client was too slow.
     body: Option<Body>,
     /// What is left of the chunk that is being handed out.
@@ -48,24 +51,19 @@ struct State {
 
 impl Outgoing {
     pub(super) fn new(body: Body, readers: SlowReaders) -> Self {
-        let state = State { body: Some(body), chunk: Bytes::new(), handed: 0, timed: false };
+        let state = OutgoingState { body: Some(body), chunk: Bytes::new(), handed: 0, timed: false };
         Self { state: Arc::new(Mutex::new(state)), readers: Arc::new(readers) }
     }
 }
 
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    // Nothing that runs under the lock can leave the state half changed.
-    state.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Looks at a chunk's progress once in every window until it is gone, or drops it.
-async fn time_out(state: Weak<Mutex<State>>, readers: Arc<SlowReaders>) {
+async fn time_out(state: Weak<Mutex<OutgoingState>>, readers: Arc<SlowReaders>) {
     let mut before = 0;
     loop {
         sleep(DOWNLOAD_WINDOW).await;
         // The connection is gone, and the body with it.
         let Some(state) = state.upgrade() else { return };
-        let mut state = lock(&state);
+        let mut state = state.lock();
         if state.chunk.is_empty() {
             state.timed = false;
             return;
@@ -87,7 +85,7 @@ impl HttpBody for Outgoing {
     type Error = axum::Error;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let mut guard = lock(&self.state);
+        let mut guard = self.state.lock();
         let state = &mut *guard;
         let Some(body) = &mut state.body else {
             return Poll::Ready(Some(Err(axum::Error::new("the client took the answer too slowly"))));
@@ -115,12 +113,12 @@ impl HttpBody for Outgoing {
     }
 
     fn is_end_stream(&self) -> bool {
-        let state = lock(&self.state);
+        let state = self.state.lock();
         state.chunk.is_empty() && state.body.as_ref().is_some_and(HttpBody::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        let state = lock(&self.state);
+        let state = self.state.lock();
         let rest = state.body.as_ref().map(HttpBody::size_hint).unwrap_or_default();
         let left = state.chunk.len() as u64;
         let mut hint = SizeHint::new();
@@ -141,11 +139,11 @@ mod tests {
     use tokio::time::{Duration, advance};
 
     use super::*;
-    use crate::server::held::hold;
+    use crate::server::retain::RetainBody;
 
     fn outgoing(bytes: usize, least: u64) -> (Outgoing, Arc<()>, Arc<AtomicUsize>) {
         let (memory, cuts) = (Arc::new(()), Arc::new(AtomicUsize::new(0)));
-        let body = hold(Body::from(vec![7; bytes]), Arc::clone(&memory));
+        let body = RetainBody::wrap(Body::from(vec![7; bytes]), Arc::clone(&memory));
         let counted = Arc::clone(&cuts);
         let on_cut = Box::new(move || {
             counted.fetch_add(1, Ordering::Relaxed);

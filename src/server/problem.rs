@@ -1,7 +1,9 @@
-//! Errors as clients see them: `application/problem+json` (RFC 9457), and the one table from codes to statuses.
+//! Errors as clients see them: `application/problem+json` (RFC 9457), and the tables from codes to HTTP and gRPC
+//! statuses.
 //!
-//! A handler returns a [`Problem`]; its body is written further out ([`super::http::layers`]), where the request's id is
-//! known. Nothing internal is in it: an internal error says only that there was one, and the id leads to the log.
+//! A handler returns a [`Problem`]. A middleware writes its body, because it knows the request's id. A problem has no
+//! internal details: the message of an internal error is always the same, and the log has its cause under the
+//! request's id.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -15,11 +17,12 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::config::ShedStatus;
 use crate::service::{Code, Error};
+use crate::text::shortened;
 
-/// Characters of a detail.
+/// Maximum number of characters of a detail.
 const MAX_DETAIL: usize = 500;
 
-/// An error answer, before its body is written.
+/// An error answer without its body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Problem {
     pub(crate) code: Code,
@@ -27,10 +30,10 @@ pub(crate) struct Problem {
     pub(crate) retry_after: Option<Duration>,
 }
 
-/// The body, as RFC 9457 names its members, with `code` and `request_id` of our own.
+/// The body with the members of RFC 9457, and `code` and `request_id`.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "Problem")]
-pub(super) struct Body<'a> {
+pub(super) struct ProblemBody<'a> {
     r#type: String,
     title: &'static str,
     status: u16,
@@ -39,7 +42,7 @@ pub(super) struct Body<'a> {
     request_id: &'a str,
 }
 
-/// The table: a code's status and title.
+/// HTTP status and title of a code.
 pub(crate) fn status_and_title(code: Code, shed: ShedStatus) -> (StatusCode, &'static str) {
     match code {
         Code::InvalidParameter => (StatusCode::BAD_REQUEST, "Invalid parameter"),
@@ -71,7 +74,7 @@ pub(crate) fn status_and_title(code: Code, shed: ShedStatus) -> (StatusCode, &'s
     }
 }
 
-/// The table for gRPC.
+/// gRPC status of a code.
 pub(crate) fn grpc_code(code: Code, shed: ShedStatus) -> tonic::Code {
     match code {
         Code::InvalidParameter
@@ -87,7 +90,7 @@ pub(crate) fn grpc_code(code: Code, shed: ShedStatus) -> tonic::Code {
         | Code::UnsupportedMediaType
         | Code::UnsupportedImageFormat
         | Code::UndecodableImage => tonic::Code::InvalidArgument,
-        // What gRPC's own libraries say of messages that are too large.
+        // The code that gRPC libraries use for messages that are too large.
         Code::BodyTooLarge => tonic::Code::ResourceExhausted,
         Code::UnknownModel => tonic::Code::NotFound,
         Code::UnknownRoute | Code::MethodNotAllowed => tonic::Code::Unimplemented,
@@ -103,16 +106,24 @@ pub(crate) fn grpc_code(code: Code, shed: ShedStatus) -> tonic::Code {
 
 impl Problem {
     pub(crate) fn new(code: Code, detail: impl Into<String>) -> Self {
-        // Libraries' errors repeat what the client sent, which may be megabytes.
+        // Errors of libraries repeat what the client sent, which may be megabytes.
         let mut detail: String = detail.into();
-        if let Some((end, _)) = detail.char_indices().nth(MAX_DETAIL) {
-            detail.truncate(end);
+        let length = shortened(&detail, MAX_DETAIL).len();
+        if length < detail.len() {
+            detail.truncate(length);
             detail.push('…');
         }
         Self { code, detail, retry_after: None }
     }
 
-    /// The problem that an error answer from a library stands for: axum's routing, tower-http's limits.
+    /// The error of a request with more images than are accepted.
+    pub(crate) fn too_many_images(images: usize, max_images: usize) -> Self {
+        let detail =
+            format!("the request holds {images} images, more than the {max_images} accepted; send several requests");
+        Self::new(Code::TooManyImages, detail)
+    }
+
+    /// The problem of an error answer from a library: axum's routing, tower-http's limits.
     pub(crate) fn of_status(status: StatusCode) -> Self {
         match status {
             StatusCode::NOT_FOUND => Self::new(Code::UnknownRoute, "there is nothing at this path"),
@@ -130,7 +141,8 @@ impl Problem {
         }
     }
 
-    /// The status of a call. Its details say what the HTTP answer would: the code, the request's id, when to come back.
+    /// The status of a gRPC call. Its details are those of an HTTP answer: the code, the request's id, when to try
+    /// again.
     pub(crate) fn status(&self, shed: ShedStatus, request_id: &str) -> Status {
         let mut details = ErrorDetails::new();
         details.set_error_info(self.code.as_str(), env!("CARGO_PKG_NAME"), HashMap::new());
@@ -141,7 +153,7 @@ impl Problem {
         Status::with_error_details(grpc_code(self.code, shed), self.detail.clone(), details)
     }
 
-    /// The answer in the Open Inference Protocol's form.
+    /// The answer in the form of the Open Inference Protocol.
     pub(crate) fn render_oip(&self, shed: ShedStatus) -> Response {
         let (status, _) = status_and_title(self.code, shed);
         self.with_retry((status, axum::Json(serde_json::json!({ "error": self.detail }))).into_response())
@@ -154,10 +166,10 @@ impl Problem {
         response
     }
 
-    /// The answer, complete.
+    /// The complete answer.
     pub(crate) fn render(&self, shed: ShedStatus, request_id: &str) -> Response {
         let (status, title) = status_and_title(self.code, shed);
-        let body = Body {
+        let body = ProblemBody {
             r#type: format!("urn:ghostserve:problem:{}", self.code.as_str()),
             title,
             status: status.as_u16(),
@@ -182,7 +194,7 @@ impl From<Error> for Problem {
     }
 }
 
-/// Carries the problem outwards; [`super::http::layers`] writes the body.
+/// Attaches the problem to the response as an extension. A middleware writes the body.
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let (status, _) = status_and_title(self.code, ShedStatus::default());
@@ -198,7 +210,7 @@ mod tests {
 
     use super::*;
 
-    /// The whole table, so that a change of it is seen here.
+    /// The expected table is complete, so that every change of it appears here.
     #[test]
     fn every_code_has_its_status() {
         let expected = [
@@ -236,7 +248,7 @@ mod tests {
         assert_eq!(table, expected);
         let titles: BTreeSet<_> =
             Code::ALL.iter().map(|code| status_and_title(*code, ShedStatus::default()).1).collect();
-        assert_eq!(titles.len(), Code::ALL.len(), "titles tell codes apart");
+        assert_eq!(titles.len(), Code::ALL.len(), "every code has its own title");
     }
 
     #[test]
@@ -246,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn an_overload_says_when_to_come_back() {
+    fn an_overload_says_when_to_try_again() {
         let error = Error::Overloaded { limit: "images in flight", retry_after: Duration::from_secs(3) };
         let response = Problem::from(error).render(ShedStatus::default(), "id");
         assert_eq!(response.headers()[header::RETRY_AFTER], "3");

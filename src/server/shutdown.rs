@@ -1,8 +1,8 @@
 //! The server's life: running, draining, stopping.
 //!
-//! On SIGTERM, SIGINT or SIGQUIT readiness fails at once, so that load balancers turn away; for a grace period everything is
-//! still accepted, because they need a moment to notice; then the listeners close and what is in flight finishes. A
-//! second signal skips the rest of the grace period.
+//! On SIGTERM, SIGINT or SIGQUIT readiness fails at once, so that load balancers turn away; for a grace period
+//! everything is still accepted, because they need a moment to notice; then the listeners close and what is in flight
+//! finishes. A second signal skips the rest of the grace period.
 
 use tokio::sync::watch;
 
@@ -81,8 +81,8 @@ mod received {
         }
     }
 
-    /// Signals that by themselves would end the process at once, without a drain. A closed terminal sends SIGHUP; log rotation and
-    /// operators' habits send the others.
+    /// Signals that by themselves would end the process at once, without a drain. A closed terminal sends SIGHUP; log
+    /// rotation and operators' habits send the others.
     pub(crate) struct OtherSignals([Signal; 4]);
 
     impl OtherSignals {

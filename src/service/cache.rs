@@ -1,9 +1,9 @@
-//! Remembered scores: the same file, asked of the same model, is decoded and run once.
+//! A cache of scores: the same file for the same model is decoded and run once.
 //!
-//! The key is a SHA-256 over the model's digest, its input and the file's bytes, so that nobody can make one file answer
-//! for another. What a client asks of the scores (how many, how probable) is not in it: predictions are made for each
-//! request. Requests for a file that is being worked on wait for that instead of doing it again; if whoever works on it
-//! leaves or fails, the next takes over.
+//! The key is a SHA-256 over the model's digest, its input and the file's bytes, so that no client can make one file
+//! answer for another. The prediction options (how many, how probable) are not part of it: predictions are made for
+//! each request. A request for a file that another request computes waits for that result. If the other request
+//! leaves or fails, the next one takes over.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,36 +15,37 @@ use sha2::{Digest, Sha256};
 use crate::preprocess::ImageInfo;
 use ghostserve_manifest::Manifest;
 
-/// The scores of an image: what is remembered of it.
+/// The scores of an image.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scored {
-    /// What the model put out.
+    /// The model's output.
     pub scores: Vec<f32>,
-    /// What was looked at.
+    /// The image.
     pub info: ImageInfo,
 }
 
-/// A file and what is asked about it.
-pub(super) type Key = [u8; 32];
+/// Identity of a file and of the model that scores it.
+pub(super) type CacheKey = [u8; 32];
 
-/// Scores of files, within a bound on their bytes.
+/// Scores of files. The cache has a maximum size in bytes.
 #[derive(Debug)]
 pub(super) struct ScoreCache {
-    entries: Cache<Key, Arc<Scored>, Bytes>,
+    entries: Cache<CacheKey, Arc<Scored>, ScoredWeight>,
 }
 
-/// How an image got its scores.
+/// Where an image's scores came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Lookup {
-    /// They were there.
+pub(super) enum CacheOutcome {
+    /// The cache.
     Hit,
-    /// Another request was working on them.
+    /// Another request that computed them at the same time.
     Coalesced,
-    /// They were made.
+    /// This request computed them.
     Miss,
 }
 
-impl Lookup {
+impl CacheOutcome {
+    /// The name in metrics.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Hit => "hit",
@@ -54,55 +55,57 @@ impl Lookup {
     }
 }
 
-/// Bytes that an entry takes beside its scores: key, information, and what the cache keeps of it.
+/// Bytes of an entry beside its scores: key, image information, and the cache's own data.
 const OVERHEAD: u64 = 160;
 
 #[derive(Clone, Copy, Debug)]
-struct Bytes;
+struct ScoredWeight;
 
-impl Weighter<Key, Arc<Scored>> for Bytes {
-    fn weight(&self, _: &Key, scored: &Arc<Scored>) -> u64 {
+impl Weighter<CacheKey, Arc<Scored>> for ScoredWeight {
+    fn weight(&self, _: &CacheKey, scored: &Arc<Scored>) -> u64 {
         OVERHEAD + 4 * scored.scores.len() as u64
     }
 }
 
 impl ScoreCache {
-    /// A cache of at most so many bytes; `classes` is the length of most rows.
+    /// A cache of at most `bytes` bytes. `classes` is the length of most rows.
     pub(super) fn new(bytes: u64, classes: usize) -> Self {
         let entries = bytes / (OVERHEAD + 4 * classes as u64);
         let entries = usize::try_from(entries).unwrap_or(usize::MAX).max(1);
-        Self { entries: Cache::with_weighter(entries, bytes, Bytes) }
+        Self { entries: Cache::with_weighter(entries, bytes, ScoredWeight) }
     }
 
     /// The key of a file.
-    pub(super) fn key(manifest: &Manifest, file: &[u8]) -> Key {
+    pub(super) fn key(manifest: &Manifest, file: &[u8]) -> CacheKey {
         let mut hash = Sha256::new();
-        // Both are of bounded length and known before the file: no two of them can run into each other.
-        let asked = format!("{} {:?}\n", manifest.network.digest.as_str(), manifest.input);
-        hash.update((asked.len() as u64).to_le_bytes());
-        hash.update(asked.as_bytes());
+        // The prefix states its length, so that no prefix and file can be taken for another pair.
+        let prefix = format!("{} {:?}\n", manifest.network.digest.as_str(), manifest.input);
+        hash.update((prefix.len() as u64).to_le_bytes());
+        hash.update(prefix.as_bytes());
         hash.update(file);
         hash.finalize().into()
     }
 
-    /// What is remembered.
-    pub(super) fn get(&self, key: &Key) -> Option<Arc<Scored>> {
+    /// The scores in the cache.
+    pub(super) fn get(&self, key: &CacheKey) -> Option<Arc<Scored>> {
         self.entries.get(key)
     }
 
-    /// What is remembered, or being made by another, or else what `make` makes. Errors are not remembered.
+    /// The scores in the cache, or those that another request computes now, or else those that `compute` returns.
+    /// Errors are not cached.
     pub(super) async fn get_or<E>(
         &self,
-        key: &Key,
-        make: impl Future<Output = Result<Scored, E>>,
-    ) -> Result<(Arc<Scored>, Lookup), E> {
-        let made = AtomicBool::new(false);
+        key: &CacheKey,
+        compute: impl Future<Output = Result<Scored, E>>,
+    ) -> Result<(Arc<Scored>, CacheOutcome), E> {
+        let computed = AtomicBool::new(false);
         let scored = self.entries.get_or_insert_async(key, async {
-            made.store(true, Ordering::Relaxed);
-            make.await.map(Arc::new)
+            computed.store(true, Ordering::Relaxed);
+            compute.await.map(Arc::new)
         });
         let scored = scored.await?;
-        Ok((scored, if made.load(Ordering::Relaxed) { Lookup::Miss } else { Lookup::Coalesced }))
+        let outcome = if computed.load(Ordering::Relaxed) { CacheOutcome::Miss } else { CacheOutcome::Coalesced };
+        Ok((scored, outcome))
     }
 }
 
@@ -120,25 +123,25 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn requests_for_one_file_at_one_time_make_it_once() {
+    async fn concurrent_requests_for_one_file_compute_its_scores_once() {
         let cache = ScoreCache::new(1 << 20, 10);
-        let made = AtomicUsize::new(0);
-        let ask = || async {
-            let make = async {
-                made.fetch_add(1, Ordering::Relaxed);
+        let computations = AtomicUsize::new(0);
+        let look_up = || async {
+            let compute = async {
+                computations.fetch_add(1, Ordering::Relaxed);
                 tokio::time::sleep(Duration::from_millis(10)).await;
                 Ok::<_, ()>(scored(1.0))
             };
-            cache.get_or(&[7; 32], make).await.unwrap().1
+            cache.get_or(&[7; 32], compute).await.unwrap().1
         };
-        let sources = futures::future::join_all((0..5).map(|_| ask())).await;
-        assert_eq!(made.load(Ordering::Relaxed), 1);
-        assert_eq!(sources.iter().filter(|source| **source == Lookup::Miss).count(), 1);
+        let sources = futures::future::join_all((0..5).map(|_| look_up())).await;
+        assert_eq!(computations.load(Ordering::Relaxed), 1);
+        assert_eq!(sources.iter().filter(|source| **source == CacheOutcome::Miss).count(), 1);
         assert_eq!(*cache.get(&[7; 32]).unwrap(), scored(1.0));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_leaves_or_fails_is_replaced_by_who_waits() {
+    async fn a_waiting_request_takes_over_when_the_first_one_leaves_or_fails() {
         let cache = Arc::new(ScoreCache::new(1 << 20, 10));
         let first = Arc::clone(&cache);
         let leaving = tokio::spawn(async move {
@@ -151,7 +154,7 @@ mod tests {
             leaving.abort();
         };
         let (worked, ()) = futures::join!(working, end);
-        assert_eq!(worked.unwrap().1, Lookup::Miss);
+        assert_eq!(worked.unwrap().1, CacheOutcome::Miss);
 
         let failing = cache.get_or(&[2; 32], async {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -160,11 +163,11 @@ mod tests {
         let working = cache.get_or(&[2; 32], async { Ok::<_, &str>(scored(2.0)) });
         let (failed, worked) = futures::join!(failing, working);
         assert_eq!(failed.unwrap_err(), "it fails");
-        assert_eq!(worked.unwrap().1, Lookup::Miss);
+        assert_eq!(worked.unwrap().1, CacheOutcome::Miss);
     }
 
     #[tokio::test]
-    async fn it_stays_within_its_bytes() {
+    async fn the_cache_stays_within_its_bytes() {
         let cache = ScoreCache::new(100 * (OVERHEAD + 40), 10);
         for i in 0..10_000u32 {
             let mut key = [0; 32];

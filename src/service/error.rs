@@ -1,4 +1,4 @@
-//! What can go wrong with a request, for clients of any protocol.
+//! The errors of requests, for clients of any protocol.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -9,52 +9,52 @@ use serde::{Serialize, Serializer};
 use crate::batch::JobError;
 use crate::preprocess::ImageError;
 
-/// Why a request, or one of its images, is not answered. The messages are for the client.
+/// The error of a request, or of one of its images. The messages are for the client.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// The request asks for a model that is not served.
     #[error("no model `{asked}` is served; there is {served}")]
     UnknownModel {
-        /// By the client.
+        /// The name in the request.
         asked: String,
-        /// Names, for the message.
+        /// The names of all models.
         served: String,
     },
     /// More predictions than there are classes, or none.
     #[error("`top_k` must be between 1 and the model's {classes} classes, found {found}")]
     TopK {
-        /// The model's.
+        /// Number of classes of the model.
         classes: usize,
-        /// The client's.
+        /// The value in the request.
         found: usize,
     },
     /// A foreign graph, of which only the scores are known.
     #[error("model `{model}` is a foreign ONNX file, of which only the scores are known; it has no feature maps")]
     NoFeatures {
-        /// Which.
+        /// The model's name.
         model: String,
     },
     /// An output that the network does not have.
     #[error("this model has no `{found}`: it has {known}")]
     NoOutput {
-        /// By the client.
+        /// The name in the request.
         found: String,
-        /// Names, for the message.
+        /// The names of the outputs that the network has.
         known: String,
     },
     /// An input size that the network's strides do not divide, or too small for them.
     #[error("`size` must be multiples of {multiple}, at least {least}; found {width}x{height}")]
     Size {
-        /// The client's.
+        /// The height in the request.
         height: usize,
-        /// The client's.
+        /// The width in the request.
         width: usize,
-        /// What sides must be multiples of.
+        /// The number whose multiples the sides must be.
         multiple: usize,
         /// The smallest side.
         least: usize,
     },
-    /// More than may be asked for; the message says what to do.
+    /// The feature maps would exceed a limit. The message says what to do.
     #[error("{0}")]
     FeaturesTooLarge(String),
     /// The request holds no image.
@@ -63,33 +63,34 @@ pub enum Error {
     /// An image could not be read from the request's encoding.
     #[error("the image is not valid base64: {0}")]
     Base64(String),
-    /// The image itself.
+    /// The image cannot be used.
     #[error(transparent)]
     Image(#[from] ImageError),
-    /// Too much is in flight.
+    /// A limit of work in flight is reached.
     #[error("the server is at its limit of {limit}; try again in {} s", .retry_after.as_secs())]
     Overloaded {
-        /// Which bound was met.
+        /// The name of the limit.
         limit: &'static str,
-        /// When there will be room, by the present backlog; whole seconds.
+        /// Time until there is capacity, predicted from the backlog; whole seconds.
         retry_after: Duration,
     },
     /// The deadline passed.
     #[error("the deadline passed before the image was classified")]
     DeadlineExceeded,
-    /// The deadline would pass: said at once, instead of after the wait.
-    #[error("an answer would take about {} ms, which is past the request's deadline; allow more time, or try another server", .time.as_millis().max(1))]
+    /// The deadline would pass. The client gets this error immediately instead of after the wait.
+    #[error("an answer would take about {} ms, which is past the request's deadline; allow more time, or try \
+        another server", .time.as_millis().max(1))]
     DeadlineUnmeetable {
-        /// Predicted, until the first of the images is done.
+        /// Predicted time until the first of the images is done.
         time: Duration,
     },
-    /// The server is going down.
+    /// The server shuts down.
     #[error("the server is shutting down")]
     Draining,
-    /// No worker has a model yet, or any more.
+    /// No worker has a loaded model.
     #[error("the model is not ready")]
     NotReady,
-    /// A bug, or a model that failed; the log says more.
+    /// A bug, or a model that failed. The log has the details.
     #[error("the image could not be processed because of an error in the server")]
     Internal,
 }
@@ -105,7 +106,7 @@ impl From<JobError> for Error {
 }
 
 impl Error {
-    /// The error's identity.
+    /// The error's code.
     #[must_use]
     pub fn code(&self) -> Code {
         match self {
@@ -130,22 +131,23 @@ impl Error {
                     Code::UndecodableImage
                 }
                 ImageError::TooManyPixels { .. } | ImageError::TooManyScans(_) => Code::ImageTooLarge,
-                ImageError::Values(_) => Code::InvalidRequest,
+                ImageError::Tensor(_) => Code::InvalidRequest,
                 ImageError::Internal => Code::Internal,
             },
         }
     }
 }
 
-/// Declares the codes once: variant, and name as clients see it.
+/// Declares each code once: the variant, and its name for clients.
 macro_rules! codes {
     ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+) => {
-        /// The identity of an error: stable, the same in every protocol, in problems, images' outcomes and metrics.
+        /// The stable code of an error. It is the same in every protocol, in problems, in images' outcomes and in
+        /// metrics.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum Code { $($(#[doc = $doc])+ $variant,)+ }
 
         impl Code {
-            /// Every code.
+            /// All codes.
             pub const ALL: &[Self] = &[$(Self::$variant),+];
 
             /// Its name.
@@ -176,33 +178,33 @@ codes! {
     TooManyImages = "too_many_images",
     /// The image has more pixels than are accepted.
     ImageTooLarge = "image_too_large",
-    /// The feature maps asked for are larger than are made.
+    /// The requested feature maps exceed a limit.
     FeaturesTooLarge = "features_too_large",
-    /// The answer is to be had in no form that the client accepts.
+    /// The answer has no format that the client accepts.
     NotAcceptable = "not_acceptable",
-    /// The body is of no kind that is read.
+    /// The type of the body is not supported.
     UnsupportedMediaType = "unsupported_media_type",
-    /// The image is in no format that is decoded.
+    /// The format of the image is not supported.
     UnsupportedImageFormat = "unsupported_image_format",
-    /// The image is in a known format, and broken.
+    /// The image is in a supported format, but damaged.
     UndecodableImage = "undecodable_image",
     /// The model is not served.
     UnknownModel = "unknown_model",
     /// There is nothing at this path.
     UnknownRoute = "unknown_route",
-    /// The path exists, with other methods.
+    /// The path exists, but not with this method.
     MethodNotAllowed = "method_not_allowed",
     /// The body did not arrive in time.
     BodyTimeout = "body_timeout",
-    /// Too much is in flight.
+    /// A limit of work in flight is reached.
     Overloaded = "overloaded",
     /// No worker is ready.
     NotReady = "not_ready",
-    /// The server is going down.
+    /// The server shuts down.
     Draining = "draining",
     /// The client's or the server's deadline passed.
     DeadlineExceeded = "deadline_exceeded",
-    /// A mistake of ours.
+    /// An error in the server.
     Internal = "internal",
 }
 

@@ -3,9 +3,13 @@
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use crate::softmax::softmax;
 use ghostserve_manifest::{Label, OutputKind};
 
-/// A class and how probable it is.
+/// Predictions per image if the client sets no number.
+const DEFAULT_TOP_K: usize = 5;
+
+/// A class and its probability.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Prediction {
     /// Index of the output.
@@ -17,20 +21,28 @@ pub struct Prediction {
     pub probability: f32,
 }
 
-/// Which predictions are wanted.
+/// Which predictions an image gets.
 #[derive(Clone, Copy, Debug)]
-pub struct Ask {
-    /// At most so many.
+pub struct PredictionOptions {
+    /// Maximum number of predictions.
     pub top_k: usize,
-    /// None below this probability.
+    /// Minimum probability of a prediction.
     pub min_confidence: f32,
+}
+
+impl PredictionOptions {
+    /// The options of a request that sets none, for a model with so many classes.
+    #[must_use]
+    pub fn default_for(classes: usize) -> Self {
+        Self { top_k: DEFAULT_TOP_K.min(classes), min_confidence: 0.0 }
+    }
 }
 
 /// Turns a row of scores into the `top_k` most probable classes that have at least `min_confidence`.
 #[must_use]
-pub fn predict(scores: Vec<f32>, kind: OutputKind, labels: &[Label], ask: Ask) -> Vec<Prediction> {
+pub fn predict(scores: Vec<f32>, kind: OutputKind, labels: &[Label], options: PredictionOptions) -> Vec<Prediction> {
     let scores = probabilities(scores, kind);
-    top(&scores, ask.top_k, ask.min_confidence)
+    top(&scores, options.top_k, options.min_confidence)
         .into_iter()
         .map(|class| Prediction { class, label: labels[class].clone(), probability: scores[class] })
         .collect()
@@ -45,19 +57,11 @@ pub fn probabilities(mut scores: Vec<f32>, kind: OutputKind) -> Vec<f32> {
     scores
 }
 
-/// Turns logits into probabilities, in place.
-fn softmax(scores: &mut [f32]) {
-    // The largest becomes exp(0): nothing overflows.
-    let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    scores.iter_mut().for_each(|s| *s = (*s - largest).exp());
-    let sum: f32 = scores.iter().sum();
-    scores.iter_mut().for_each(|s| *s /= sum);
-}
-
-/// The indices of the `k` highest scores that are at least `least`, highest first; equal ones in the order of classes.
+/// The indices of the `k` highest scores that are at least `min_score`, highest first; equal ones in the order of
+/// classes.
 #[must_use]
-pub fn top(scores: &[f32], k: usize, least: f32) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..scores.len()).filter(|&i| scores[i] >= least).collect();
+pub fn top(scores: &[f32], k: usize, min_score: f32) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..scores.len()).filter(|&i| scores[i] >= min_score).collect();
     let descending = |a: &usize, b: &usize| scores[*b].total_cmp(&scores[*a]).then(a.cmp(b));
     if k < order.len() {
         order.select_nth_unstable_by(k, descending);
@@ -70,14 +74,6 @@ pub fn top(scores: &[f32], k: usize, least: f32) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn softmax_sums_to_one_even_for_huge_logits() {
-        let mut scores = vec![1000.0, 999.0, -1000.0];
-        softmax(&mut scores);
-        assert!((scores.iter().sum::<f32>() - 1.0).abs() < 1e-6);
-        assert!((scores[0] - 0.731_058_6).abs() < 1e-6, "{scores:?}");
-    }
 
     #[test]
     fn the_best_come_first_and_ties_in_class_order() {

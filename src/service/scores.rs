@@ -1,4 +1,4 @@
-//! The scores of images: admission, the cache, and the way through pre-processing and the queue.
+//! The scores of images: the cache, admission, and the way through pre-processing and the queue.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,211 +7,191 @@ use futures::future::join_all;
 use tokio::time::Instant;
 use tracing::Instrument;
 
-use super::cache::{Key, Lookup, ScoreCache, Scored};
-use super::{Error, How, ServedModel, Service, Times, gather};
-use crate::batch::{Demand, ONE_RUN, Permit};
-use crate::cores::in_place;
-use crate::preprocess::{Class, Estimate, Origin, Source};
+use super::cache::{CacheKey, CacheOutcome, ScoreCache, Scored};
+use super::run::{EstimatedImage, RunOptions, are_large, collect_outcomes};
+use super::{ClassifyPlan, Error, ServedModel, Service, StageTimes};
+use crate::batch::{AdmissionRequest, ONE_RUN, Permit};
+use crate::cores::run_in_place;
+use crate::preprocess::{RequestContext, Source};
 use crate::telemetry::spans;
 
-/// Images whose scores are wanted.
-#[derive(Debug)]
-pub struct ScoresRequest {
-    /// Which model; the default one if `None`.
-    pub model: Option<String>,
-    /// In the order of the answers. What could not even be read from the request stays in its place.
-    pub images: Vec<Result<Source, Error>>,
-    /// Whose images, whether somebody waits for the answer, and until when.
-    pub origin: Origin,
-}
-
-/// What became of a [`ScoresRequest`].
+/// The scores of a request's images.
 #[derive(Debug)]
 pub struct Scores {
-    /// The model that answered.
-    pub model: Arc<ServedModel>,
-    /// One outcome an image, in order.
+    /// One outcome per image, in order.
     pub rows: Vec<Result<Arc<Scored>, Error>>,
     /// The longest that any image spent in each stage.
-    pub times: Times,
+    pub times: StageTimes,
 }
 
-/// One image of a request, before any work.
-enum Asked {
-    /// To be run; with its key if scores are remembered.
-    New(Source, Estimate, Option<Key>),
-    /// Its scores are remembered.
-    Known(Arc<Scored>),
+/// One image of a request after the lookup in the cache, before any work.
+enum ImageLookup {
+    /// The model has to run.
+    Run(ImageToRun),
+    /// Its scores are in the cache.
+    Cached(Arc<Scored>),
     /// It could not be read from the request.
     Unreadable(Error),
 }
 
-fn demand(images: usize, decode: Option<Duration>, origin: Origin) -> Demand {
-    let Origin { priority, client, deadline } = origin;
-    Demand { images, decode, work: ONE_RUN, opens: false, priority, client, deadline }
+/// An image for which the model has to run.
+struct ImageToRun {
+    image: EstimatedImage,
+    /// Where its scores go in the cache, if there is one.
+    key: Option<CacheKey>,
 }
 
-/// What an image's decoding keeps the cores busy for: expensive ones get what others leave.
-pub(super) fn decode_time(estimate: &Estimate) -> Duration {
-    if estimate.class() == Class::Small { estimate.time() } else { Duration::ZERO }
-}
-
-/// Whether images are so long together that looking at all of their bytes takes milliseconds.
-pub(super) fn is_large(images: &[Result<Source, Error>]) -> bool {
-    images.iter().flatten().map(Source::len).sum::<usize>() > 256 << 10
+/// The demand of images that a model classifies.
+fn demand(images: usize, decode: Option<Duration>, context: RequestContext) -> AdmissionRequest {
+    let RequestContext { priority, client, deadline } = context;
+    AdmissionRequest { images, decode, work: ONE_RUN, opens: false, priority, client, deadline }
 }
 
 impl Service {
-    /// Whether images would be admitted at this moment: to be asked before a body is read. That they were does not say that
-    /// they will be.
+    /// Whether one image for a model would be admitted now. A handler asks before it reads a body: reading a body in
+    /// order to refuse it costs other requests more than the refusal. It is no promise that the images will be
+    /// admitted.
     ///
     /// # Errors
-    /// What [`Service::scores`] would fail with.
-    pub fn would_admit(&self, model: Option<&str>, origin: Origin) -> Result<(), Error> {
-        let model = self.model(model)?;
+    /// The refusal of [`Service::scores`].
+    pub fn would_admit(&self, model: &ServedModel, context: RequestContext) -> Result<(), Error> {
         if self.cache.is_some() {
-            // Whether it needs to be admitted depends on what is in it.
+            // Whether the request needs a permit depends on its images.
             return Ok(());
         }
         self.check_memory(model, 1)?;
-        model.queue.would_admit(demand(1, None, origin)).map_err(|e| self.refused(model, 1, e))
+        model.queue.would_admit(demand(1, None, context)).map_err(|e| self.refused(model, 1, e))
     }
 
-    /// Whether so many images would be shed at this moment. Unlike [`Service::would_admit`] nothing is counted as refused: this
-    /// is for those who can wait instead.
+    /// Whether so many images would be shed now. Unlike [`Service::would_admit`] this counts nothing as refused: it
+    /// is for requests that wait instead.
     #[must_use]
-    pub fn is_full(&self, model: &ServedModel, images: usize, origin: Origin) -> bool {
+    pub fn is_full(&self, plan: &ClassifyPlan, images: usize) -> bool {
         use crate::batch::AdmitError::{Full, WaitTooLong};
-        matches!(model.queue.would_admit(demand(images, None, origin)), Err(Full | WaitTooLong(_)))
+        matches!(plan.model.queue.would_admit(demand(images, None, plan.context)), Err(Full | WaitTooLong(_)))
     }
 
-    /// The scores of images, as the model puts them out.
+    /// Computes the scores of images.
     ///
     /// # Errors
     /// The request as a whole cannot be served; or every image in it failed, and then this is the first one's error.
-    pub async fn scores(&self, request: ScoresRequest) -> Result<Scores, Error> {
-        let model = Arc::clone(self.model(request.model.as_deref())?);
-        let (start, images) = (Instant::now(), request.images.len());
-        let scored = self.score(&model, request).await;
-        model.statistics.record(start.elapsed(), scored.as_ref().map(|(_, times)| (images, *times)));
-        let (rows, times) = scored?;
-        Ok(Scores { model, rows, times })
+    pub async fn scores(&self, plan: &ClassifyPlan, images: Vec<Result<Source, Error>>) -> Result<Scores, Error> {
+        let (start, image_count) = (Instant::now(), images.len());
+        let scores = self.score_images(plan, images).await;
+        let outcome = scores.as_ref().map(|scores| (image_count, scores.times));
+        plan.model.statistics.record(start.elapsed(), outcome);
+        scores
     }
 
-    async fn score(
-        &self,
-        model: &ServedModel,
-        request: ScoresRequest,
-    ) -> Result<(Vec<Result<Arc<Scored>, Error>>, Times), Error> {
-        if request.images.is_empty() {
+    async fn score_images(&self, plan: &ClassifyPlan, images: Vec<Result<Source, Error>>) -> Result<Scores, Error> {
+        let model = &plan.model;
+        if images.is_empty() {
             return Err(Error::NoImages);
         }
         if !model.is_ready() {
             return Err(Error::NotReady);
         }
-        let origin = request.origin;
-        // Headers are gone over, and files are hashed for the cache.
-        let large = is_large(&request.images);
-        let ask = || request.images.into_iter().map(|image| self.ask(model, image)).collect();
-        let images: Vec<Asked> = in_place(large, ask);
+        // Headers are read, and files are hashed for the cache.
+        let large = are_large(&images);
+        let look_up = || images.into_iter().map(|image| self.look_up(model, image)).collect();
+        let images: Vec<ImageLookup> = run_in_place(large, look_up);
         let estimates = images.iter().filter_map(|image| match image {
-            Asked::New(_, estimate, _) => Some(decode_time(estimate)),
+            ImageLookup::Run(ImageToRun { image, .. }) => Some(image.decode_time()),
             _ => None,
         });
-        let (to_do, decode) = estimates.fold((0, Duration::ZERO), |(count, sum), one| (count + 1, sum + one));
-        let mut permit = match to_do {
+        let (to_run, decode) = estimates.fold((0, Duration::ZERO), |(count, sum), one| (count + 1, sum + one));
+        let mut permits = match to_run {
             0 => None,
-            to_do => {
-                let admitted = model.queue.admit(demand(to_do, Some(decode), origin));
-                Some(admitted.map_err(|e| self.refused(model, to_do, e))?)
+            to_run => {
+                let admitted = model.queue.admit(demand(to_run, Some(decode), plan.context));
+                Some(admitted.map_err(|e| self.refused(model, to_run, e))?)
             }
         };
         let images = images.into_iter().enumerate().map(|(index, image)| {
-            let permit = match (&image, &mut permit) {
-                (Asked::New(_, estimate, _), Some(permit)) => permit.split_one(decode_time(estimate)),
+            let permit = match (&image, &mut permits) {
+                (ImageLookup::Run(ImageToRun { image, .. }), Some(permits)) => permits.split_one(image.decode_time()),
                 _ => None,
             };
             async move {
                 let outcome = match (image, permit) {
-                    (Asked::New(source, estimate, key), Some(permit)) => {
-                        self.score_cached(model, ((source, estimate), key), permit, origin).await
-                    }
-                    (Asked::Known(scored), _) => Ok((scored, Times::default())),
-                    (Asked::Unreadable(error), _) => Err(error),
-                    // Admission gave one permit an image.
-                    (Asked::New(..), None) => Err(Error::Internal),
+                    (ImageLookup::Run(image), Some(permit)) => self.score_cached(plan, image, permit).await,
+                    (ImageLookup::Cached(scored), _) => Ok((scored, StageTimes::default())),
+                    (ImageLookup::Unreadable(error), _) => Err(error),
+                    // Admission gave one permit per image.
+                    (ImageLookup::Run(_), None) => Err(Error::Internal),
                 };
                 self.count_image(model, &outcome);
                 outcome
             }
             .instrument(spans::image(index))
         });
-        gather(join_all(images).await)
+        let (rows, times) = collect_outcomes(join_all(images).await)?;
+        Ok(Scores { rows, times })
     }
 
-    /// What one image of a request asks for.
-    fn ask(&self, model: &ServedModel, image: Result<Source, Error>) -> Asked {
+    /// Looks an image up in the cache, and estimates what its decoding costs.
+    fn look_up(&self, model: &ServedModel, image: Result<Source, Error>) -> ImageLookup {
         let source = match image {
             Ok(source) => source,
-            Err(error) => return Asked::Unreadable(error),
+            Err(error) => return ImageLookup::Unreadable(error),
         };
-        // Whoever sends tensors has prepared them; they are not expected to come again.
+        // Only files are remembered: a client that sends tensors is not expected to send the same one again.
         let key = match (&self.cache, &source) {
             (Some(cache), Source::File(file)) => {
                 let key = ScoreCache::key(&model.manifest, file);
                 if let Some(scored) = cache.get(&key) {
-                    self.count(model, Lookup::Hit);
-                    return Asked::Known(scored);
+                    self.count_lookup(model, CacheOutcome::Hit);
+                    return ImageLookup::Cached(scored);
                 }
                 Some(key)
             }
             _ => None,
         };
         let estimate = self.preprocessor.estimate(&model.transform, &source);
-        Asked::New(source, estimate, key)
+        ImageLookup::Run(ImageToRun { image: EstimatedImage { source, estimate }, key })
     }
 
-    /// The scores of one image, made at most once for all who ask for them at the same time.
+    /// Computes the scores of one image, at most once for all requests that have the same file at the same time.
     async fn score_cached(
         &self,
-        model: &ServedModel,
-        (image, key): ((Source, Estimate), Option<Key>),
+        plan: &ClassifyPlan,
+        image: ImageToRun,
         mut permit: Permit,
-        origin: Origin,
-    ) -> Result<(Arc<Scored>, Times), Error> {
+    ) -> Result<(Arc<Scored>, StageTimes), Error> {
+        let ImageToRun { image, key } = image;
         let (Some(cache), Some(key)) = (&self.cache, key) else {
-            let (scored, times) = self.score_one(model, image, permit, origin).await?;
+            let (scored, times) = self.score_one(plan, image, permit).await?;
             return Ok((Arc::new(scored), times));
         };
-        let mut times = Times::default();
-        // Who only waits for another's work has nothing dropped when he leaves.
+        let mut times = StageTimes::default();
+        // A request that waits for another's computation has no work in progress: if it leaves, nothing counts as
+        // dropped.
         permit.settle();
-        let make = async {
+        let compute = async {
             permit.begin();
-            let (scored, spent) = self.score_one(model, image, permit, origin).await?;
+            let (scored, spent) = self.score_one(plan, image, permit).await?;
             times = spent;
             Ok(scored)
         };
-        let scored = tokio::time::timeout_at(origin.deadline, cache.get_or(&key, make)).await;
-        let (scored, lookup) = scored.unwrap_or(Err(Error::DeadlineExceeded))?;
-        self.count(model, lookup);
+        let scored = tokio::time::timeout_at(plan.context.deadline, cache.get_or(&key, compute)).await;
+        let (scored, outcome) = scored.unwrap_or(Err(Error::DeadlineExceeded))?;
+        self.count_lookup(&plan.model, outcome);
         Ok((scored, times))
     }
 
-    fn count(&self, model: &ServedModel, lookup: Lookup) {
-        self.metrics.response_cache_total.with_label_values(&[&model.manifest.id[..], lookup.name()]).inc();
+    fn count_lookup(&self, model: &ServedModel, outcome: CacheOutcome) {
+        self.metrics.response_cache_total.with_label_values(&[&model.manifest.id[..], outcome.name()]).inc();
     }
 
-    /// The scores of one image.
+    /// Computes the scores of one image.
     async fn score_one(
         &self,
-        model: &ServedModel,
-        image: (Source, Estimate),
+        plan: &ClassifyPlan,
+        image: EstimatedImage,
         permit: Permit,
-        origin: Origin,
-    ) -> Result<(Scored, Times), Error> {
-        let how = How { transform: &model.transform, sort: None, origin };
-        let (ran, times) = self.run_one(model, image, permit, how).await?;
-        Ok((Scored { scores: ran.outputs.data(0).to_vec(), info: ran.info }, times))
+    ) -> Result<(Scored, StageTimes), Error> {
+        let options = RunOptions { transform: &plan.model.transform, variant: None, context: plan.context };
+        let (output, times) = self.run_one(&plan.model, image, permit, options).await?;
+        Ok((Scored { scores: output.outputs.data(0).to_vec(), info: output.info }, times))
     }
 }

@@ -1,89 +1,90 @@
-//! A model as it is served: its contract, its queue, how it is run.
+//! A model that is served: its manifest, its queue, and how it runs.
 
 use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{ImageTask, Statistics};
+use super::{ImageTask, RequestStatistics};
 use crate::batch::{Queue, WorkerState};
 use crate::config::FeatureLimits;
-use crate::plan::{Measurement, Origin};
+use crate::plan::{PlanMeasurement, PlanOrigin};
 use crate::preprocess::Transform;
-use crate::runtime::{Agreement, Precision, Provider, Runs, Variants};
+use crate::runtime::{Agreement, GraphForm, Precision, Provider, Runs, Variants};
 use ghostserve_ghostnet::{Cost, Network};
 use ghostserve_manifest::{Label, Manifest};
 
 /// A model that is being served.
 #[derive(Debug)]
 pub struct ServedModel {
-    /// Its folder's contract.
+    /// The manifest of its folder.
     pub manifest: Manifest,
     /// The classes, in the order of the outputs.
     pub labels: Vec<Label>,
-    /// What an image costs, where the architecture is known.
+    /// Parameters and operations per image, where the architecture is known.
     pub cost: Option<Cost>,
-    /// How it is run.
-    pub plan: Plan,
-    /// Pixels to rows.
+    /// How it runs on this machine.
+    pub plan: ModelPlan,
+    /// Turns pixels into rows of its input.
     pub transform: Arc<Transform>,
-    /// Rows to workers.
+    /// Hands rows to its workers.
     pub queue: Arc<Queue<ImageTask>>,
-    /// The workers, to be asked for their readiness.
+    /// States of its workers.
     pub workers: Vec<Arc<WorkerState>>,
     /// Its feature maps, where the architecture is known.
     pub features: Option<Features>,
-    /// Runs of its sessions.
+    /// Counts the runs of its sessions.
     pub runs: Arc<Runs>,
     /// Requests for its scores.
-    pub statistics: Statistics,
+    pub statistics: RequestStatistics,
     /// Requests for its feature maps.
-    pub features_statistics: Statistics,
+    pub features_statistics: RequestStatistics,
 }
 
-/// Where feature maps come from.
+/// The source of a model's feature maps.
 #[derive(Debug)]
 pub struct Features {
-    /// What there is of them.
+    /// The network, which knows its outputs and their shapes.
     pub network: Network,
-    /// What may be asked for.
+    /// Limits of requests.
     pub limits: FeatureLimits,
-    /// Sessions for them.
+    /// Sessions for other inputs and outputs than the classifier's.
     pub variants: Arc<Variants>,
 }
 
-/// How a model is run on this machine.
+/// How a model runs on this machine, as it is reported to clients.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct Plan {
-    /// What computes.
+#[schemars(rename = "Plan")]
+pub struct ModelPlan {
+    /// The execution provider.
     pub provider: Provider,
-    /// In what type.
+    /// The type of its arithmetic.
     pub precision: Precision,
-    /// How its answers differ from those of f32 on ONNX Runtime's own provider, where it is not that.
+    /// How its answers differ from those of f32 on ONNX Runtime's own provider, if it runs in another way.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub agreement: Option<Agreement>,
     /// The form of the graph: `blocked`, `plain`, or `as given` by a foreign file.
-    pub graph: &'static str,
+    pub graph: GraphForm,
     /// The runtime's version.
     pub onnxruntime: String,
-    /// Cores that decode and compute.
+    /// Cores for decoding and inference.
     pub cores: usize,
     /// Sessions that run at the same time.
     pub workers: usize,
-    /// Threads of each.
+    /// Threads of each session.
     pub threads_per_worker: usize,
-    /// Images that a run takes at most.
+    /// Maximum number of images in one run.
     pub max_batch: usize,
     /// Milliseconds that the oldest image waits for a batch to fill.
     pub batch_delay_ms: f64,
-    /// Where the numbers of workers, threads and images are from.
-    pub origin: Origin,
-    /// What they were chosen from.
+    /// Source of the numbers of workers, threads and images.
+    pub origin: PlanOrigin,
+    /// The measurements that they were chosen from.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub measured: Vec<Measurement>,
-    /// Milliseconds of predicted wait past which requests are shed.
+    pub measured: Vec<PlanMeasurement>,
+    /// Milliseconds of predicted wait above which requests are shed.
     pub max_wait_ms: f64,
-    /// Images admitted at most: being decoded, waiting and running.
+    /// Maximum number of images in flight: being decoded, waiting and running.
     pub max_images_in_flight: usize,
 }
 

@@ -1,10 +1,11 @@
-//! What waits in a model's queue: a crop, and which of the model's graphs it is for.
+//! A task in a model's queue: a crop, and which of the model's graphs it is for.
 
 use std::sync::Arc;
 
-use crate::batch::{Row, Task};
+use crate::batch::Task;
 use crate::model::Variant;
 use crate::preprocess::Crop;
+use crate::row::Row;
 use crate::runtime::{ForVariant, RowOutputs};
 
 /// An image for a model.
@@ -12,14 +13,15 @@ use crate::runtime::{ForVariant, RowOutputs};
 pub struct ImageTask {
     pub(super) crop: Crop,
     /// The classifier if `None`.
-    pub(super) sort: Option<Sort>,
+    pub(super) variant: Option<VariantTask>,
 }
 
-/// A sort of task other than classification.
+/// A graph other than the classifier, with its batch size.
 #[derive(Clone, Debug)]
-pub(super) struct Sort {
+pub(super) struct VariantTask {
     pub(super) variant: Arc<Variant>,
-    pub(super) most_together: usize,
+    /// Maximum number of images in one run.
+    pub(super) max_batch: usize,
 }
 
 impl Row for ImageTask {
@@ -39,13 +41,13 @@ impl Task for ImageTask {
         self.variant() == other.variant()
     }
 
-    fn most_together(&self) -> usize {
-        self.sort.as_ref().map_or(usize::MAX, |sort| sort.most_together)
+    fn max_batch(&self) -> usize {
+        self.variant.as_ref().map_or(usize::MAX, |task| task.max_batch)
     }
 }
 
 impl ForVariant for ImageTask {
     fn variant(&self) -> Option<&Arc<Variant>> {
-        self.sort.as_ref().map(|sort| &sort.variant)
+        self.variant.as_ref().map(|task| &task.variant)
     }
 }

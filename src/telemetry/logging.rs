@@ -9,38 +9,39 @@ use tracing_subscriber::fmt;
 use tracing_subscriber::prelude::*;
 
 use super::spans::TARGET;
-use super::traces::Traces;
+use super::traces::TraceExporter;
 
-/// How a log line looks.
+/// Format of the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
-    /// For people.
+    /// Text, for people.
     #[default]
     Text,
-    /// One JSON object a line, for collectors.
+    /// One JSON object per line, for log collectors.
     Json,
 }
 
-/// Installs the log for the whole process, and sends panics to it. With `traces`, spans go there.
+/// Installs the log of the process and logs panics. With `exporter`, the spans of traces go to it.
 ///
 /// # Errors
 /// `filter` is not a list of `tracing` directives (`info`, `ghostserve=debug,hyper=warn`).
-pub fn install(filter: &str, format: LogFormat, traces: Option<&Traces>) -> Result<(), ParseError> {
-    let traced = |metadata: &Metadata<'_>| metadata.target() == TARGET;
-    let filter = EnvFilter::try_new(filter)?.and(filter_fn(move |metadata| !traced(metadata)));
-    // Colours are for people, not for files and collectors.
+pub fn install(filter: &str, format: LogFormat, exporter: Option<&TraceExporter>) -> Result<(), ParseError> {
+    let is_traced = |metadata: &Metadata<'_>| metadata.target() == TARGET;
+    let filter = EnvFilter::try_new(filter)?.and(filter_fn(move |metadata| !is_traced(metadata)));
+    // Only a terminal gets colours: files and collectors would store the escape sequences.
     let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     let lines = match format {
         LogFormat::Text => lines.with_target(false).boxed(),
         LogFormat::Json => lines.json().flatten_event(true).with_current_span(true).with_span_list(false).boxed(),
     };
-    // A second installation (tests in one process) keeps the first.
-    let traces = traces.map(|traces| {
-        // A span's parent is the one around it in our own code: nothing here asks OpenTelemetry for the current one.
-        let layer = tracing_opentelemetry::layer().with_tracer(traces.tracer()).with_context_activation(false);
+    let traces = exporter.map(|exporter| {
+        // A span's parent is the `tracing` span around it. Nothing reads OpenTelemetry's current context, so it need
+        // not be activated.
+        let layer = tracing_opentelemetry::layer().with_tracer(exporter.tracer()).with_context_activation(false);
         let layer = layer.with_location(false).with_threads(false).with_target(false).with_level(false);
-        layer.with_tracked_inactivity(false).with_filter(filter_fn(traced))
+        layer.with_tracked_inactivity(false).with_filter(filter_fn(is_traced))
     });
+    // Fails if a log is installed already (several tests in one process): the first one stays.
     let _ = tracing_subscriber::registry().with(lines.with_filter(filter)).with(traces).try_init();
     std::panic::set_hook(Box::new(|panic| {
         let message = panic.payload_as_str().unwrap_or("no message");

@@ -1,6 +1,6 @@
-//! Every metric of the server, in one struct. The doc comment of a field is its help text on `/metrics`.
+//! All metrics of the server, in one struct. A field's doc comment is the help text of its metric on `/metrics`.
 //!
-//! Label values come from fixed sets only: route patterns, status codes, error codes, stages, names of loaded models.
+//! Label values come from fixed sets: route patterns, status codes, error codes, stages, names of loaded models.
 
 use std::time::{Duration, Instant};
 
@@ -12,9 +12,17 @@ use prometheus::{
 
 use super::spans;
 
-/// Declares a struct of metrics, and a constructor that registers each under `ghostserve_` and its field's name.
+/// Declares a struct of metrics, and a constructor that registers each as `ghostserve_` followed by its field's name.
 macro_rules! metrics {
-    ($(#[$outer:meta])* pub struct $name:ident { $( $(#[doc = $help:literal])+ $field:ident: $kind:ident $(<$($label:literal),+>)? $(= $buckets:expr)?, )+ }) => {
+    (
+        $(#[$outer:meta])*
+        pub struct $name:ident {
+            $(
+                $(#[doc = $help:literal])+
+                $field:ident: $kind:ident $(<$($label:literal),+>)? $(= $buckets:expr)?,
+            )+
+        }
+    ) => {
         $(#[$outer])*
         #[derive(Debug)]
         pub struct $name { $( $(#[doc = $help])+ pub $field: $kind, )+ registry: Registry }
@@ -27,7 +35,7 @@ macro_rules! metrics {
                     let help = [$($help),+].concat().trim().to_owned();
                     let labels: &[&str] = &[$($($label),+)?];
                     let buckets: &[f64] = metrics!(@buckets $($buckets)?);
-                    let $field: $kind = Metric::make(name, help, labels, buckets)?;
+                    let $field: $kind = Metric::create(name, help, labels, buckets)?;
                     registry.register(Box::new($field.clone()))?;
                 )+
                 Ok(Self { $($field,)+ registry })
@@ -38,17 +46,17 @@ macro_rules! metrics {
     (@buckets $buckets:expr) => { $buckets };
 }
 
-/// A kind of metric that [`metrics!`] can make.
+/// A kind of metric that [`metrics!`] can create.
 trait Metric: Collector + Clone + Sized + 'static {
-    fn make(name: &str, help: String, labels: &[&str], buckets: &[f64]) -> prometheus::Result<Self>;
+    fn create(name: &str, help: String, labels: &[&str], buckets: &[f64]) -> prometheus::Result<Self>;
 }
 
 macro_rules! metric_kinds {
-    ($($kind:ty: |$opts:ident, $labels:ident, $buckets:ident| $make:expr;)+) => {$(
+    ($($kind:ty: |$opts:ident, $labels:ident, $buckets:ident| $create:expr;)+) => {$(
         impl Metric for $kind {
-            fn make(name: &str, help: String, $labels: &[&str], $buckets: &[f64]) -> prometheus::Result<Self> {
+            fn create(name: &str, help: String, $labels: &[&str], $buckets: &[f64]) -> prometheus::Result<Self> {
                 let $opts = Opts::new(name, help);
-                $make
+                $create
             }
         }
     )+};
@@ -63,110 +71,115 @@ metric_kinds! {
     HistogramVec: |opts, labels, buckets| Self::new(HistogramOpts::from(opts).buckets(buckets.to_vec()), labels);
 }
 
-/// 0.1 ms to 10 s: the fastest stage to the longest request.
+/// Histogram buckets of durations, seconds: from the fastest stage (0.1 ms) to the longest request (10 s).
 const SECONDS: &[f64] =
     &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+/// Histogram buckets of batch sizes, images.
 const BATCH_SIZES: &[f64] = &[1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0];
 
 metrics! {
-    /// The server's metrics. Cheap to record; cloned handles share their values.
+    /// All metrics of the server. A field is a handle that is cheap to record on; its clones share the values.
     pub struct Metrics {
-        /// HTTP requests answered, by route pattern and status.
+        /// Number of HTTP requests answered, by route pattern and status.
         http_requests_total: IntCounterVec<"route", "status">,
-        /// Seconds from the head of a request to the end of its handling, by route pattern.
+        /// Time from the head of an HTTP request to the end of its handling, in seconds, by route pattern.
         http_request_duration_seconds: HistogramVec<"route"> = SECONDS,
-        /// HTTP requests being handled.
+        /// Number of HTTP requests being handled.
         http_requests_in_flight: IntGauge,
-        /// gRPC calls that are over, by method and status.
+        /// Number of gRPC calls finished, by method and status code.
         grpc_requests_total: IntCounterVec<"method", "code">,
-        /// Seconds from the head of a call to the end of its answer, by method; streams last as long as their clients like.
+        /// Time from the head of a gRPC call to the end of its answer, in seconds, by method; a stream lasts as long as
+        /// its client keeps it open.
         grpc_request_duration_seconds: HistogramVec<"method"> = SECONDS,
-        /// gRPC calls being handled.
+        /// Number of gRPC calls being handled.
         grpc_requests_in_flight: IntGauge,
-        /// Open connections.
+        /// Number of open connections.
         http_connections: IntGauge,
-        /// Connections closed because the client was too slow or idle, by phase: header, idle, response (it took an answer too
-        /// slowly).
+        /// Number of connections closed because the client was too slow or idle, by phase: header, idle, response (the
+        /// client read an answer too slowly).
         http_connection_timeouts_total: IntCounterVec<"phase">,
-        /// Error answers, by code: each refused request counts once. Shows every bound that bites.
+        /// Number of error answers, by error code; each refused request counts once, so every limit that takes effect
+        /// is visible here.
         problems_total: IntCounterVec<"code">,
-        /// Images, by model and outcome: ok, or the code of the error.
+        /// Number of images, by model and outcome: ok, or the error code.
         images_total: IntCounterVec<"model", "outcome">,
-        /// Seconds spent in a stage of a request: read, decode, resize, queue, infer, encode, total.
+        /// Time spent in a stage of a request, in seconds, by stage: read, decode, resize, queue, infer, encode, total.
         stage_duration_seconds: HistogramVec<"stage"> = SECONDS,
-        /// Bytes of request bodies in memory.
+        /// Memory used by request bodies, in bytes.
         body_bytes: IntGauge,
-        /// Requests and connections refused because one client address held its share, by resource: connections, requests, body_bytes,
-        /// feature_bytes, large_images. Other clients were served.
+        /// Number of requests and connections refused because one client address had used its share while other
+        /// clients were served, by resource: connections, requests, body_bytes, feature_bytes, large_images.
         client_share_refusals_total: IntCounterVec<"resource">,
-        /// Images a run of the model took at once.
+        /// Number of images in one run of the model, by model.
         batch_size: HistogramVec<"model"> = BATCH_SIZES,
-        /// Images waiting for a worker.
+        /// Number of images waiting for a worker, by model.
         queue_depth: IntGaugeVec<"model">,
-        /// Images admitted and not yet answered: being decoded, waiting or running.
+        /// Number of images admitted and not yet answered (being decoded, waiting or running), by model.
         images_in_flight: IntGaugeVec<"model">,
-        /// Images admitted at most at once.
+        /// Largest number of images admitted at the same time, by model.
         images_capacity: IntGaugeVec<"model">,
-        /// Images admitted and then dropped, by reason: cancelled (the client went away), expired (its deadline passed); and by
-        /// the stage they had reached: decode, queue, infer.
+        /// Number of images dropped after admission, by model, by reason (cancelled: the client went away; expired: the
+        /// deadline passed) and by the stage that they had reached (decode, queue, infer).
         images_dropped_total: IntCounterVec<"model", "reason", "stage">,
-        /// Images refused at admission, by reason: images (as many are in flight as may be), wait (the predicted wait is
-        /// longer than anybody is made to wait), deadline (the predicted wait is longer than the request's own deadline), memory (feature
-        /// maps of all requests take what they may).
+        /// Number of images refused at admission, by model and reason: images (the maximum is in flight), wait (the
+        /// predicted wait exceeds --max-wait), deadline (the predicted wait exceeds the request's own deadline), memory
+        /// (the feature maps of all requests use all the memory allowed for them).
         images_shed_total: IntCounterVec<"model", "reason">,
-        /// Seconds that an image admitted now would wait for a core, by what is in flight and what an image costs: the signal
-        /// to scale by.
+        /// Predicted time that an image admitted now waits for a core, in seconds, by model; computed from the images
+        /// in flight and the cost of an image, and the signal for autoscaling.
         predicted_wait_seconds: GaugeVec<"model">,
-        /// Images looked up among the remembered ones, by model and outcome: hit, coalesced (another request was working on the same
-        /// file), miss. Only with --response-cache.
+        /// Number of images looked up in the response cache, by model and outcome: hit, coalesced (another request was
+        /// computing the same file), miss; recorded only with --response-cache.
         response_cache_total: IntCounterVec<"model", "outcome">,
-        /// Sessions made for other input sizes or outputs than the classifier's; if it keeps growing, --feature-sessions is too small
-        /// for what clients ask for.
+        /// Number of sessions created for other input sizes or outputs than the classifier's, by model; if it keeps
+        /// growing, --feature-sessions is too small for the sizes and outputs that clients request.
         sessions_opened_total: IntCounterVec<"model">,
-        /// Bytes that feature maps, their images and answers take in memory.
+        /// Memory used by feature maps, their images and their answers, in bytes.
         feature_bytes: IntGauge,
-        /// Threads that decode or run the model at this moment: at most a quarter more than cores.
+        /// Number of threads that decode or run the model now; at most 25 % more than ghostserve_cores.
         cores_busy: IntGauge,
-        /// Cores that may.
+        /// Number of cores available for decoding and inference.
         cores: IntGauge,
-        /// Requests whose client went away before the answer, by route pattern.
+        /// Number of HTTP requests whose client went away before the answer, by route pattern.
         http_requests_abandoned_total: IntCounterVec<"route">,
-        /// Workers that can take a batch.
+        /// Number of workers that can take a batch, by model.
         workers_ready: IntGaugeVec<"model">,
-        /// Times a worker had to load its model again after a failure.
+        /// Number of times a worker loaded its model again after a failure, by model.
         worker_restarts_total: IntCounterVec<"model">,
-        /// Images on which a decoder panicked. The image is refused, nothing else is lost; worth reporting all the same.
+        /// Number of images on which a decoder panicked; only that image is refused, but every panic is worth a report.
         decoder_panics_total: IntCounter,
-        /// Always 1; labels tell which model is served.
+        /// Always 1; the labels identify the served model.
         model_info: IntGaugeVec<"model", "digest", "architecture">,
-        /// Always 1; labels tell how a model is run.
-        plan_info: IntGaugeVec<"model", "provider", "precision", "graph", "workers", "threads_per_worker", "max_batch">,
-        /// Always 1; labels tell what is running.
+        /// Always 1; the labels describe how a model is run.
+        plan_info: IntGaugeVec<
+            "model", "provider", "precision", "graph", "workers", "threads_per_worker", "max_batch"
+        >,
+        /// Always 1; the labels identify the running build.
         build_info: IntGaugeVec<"version", "revision", "onnxruntime">,
     }
 }
 
-/// The stages a request goes through; the names are those of the `Server-Timing` header.
+/// A stage of a request. The names are also those of the `Server-Timing` header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// The body arrives.
+    /// Reading the body.
     Read,
-    /// Header and pixels.
+    /// Decoding the image: header and pixels.
     Decode,
-    /// Resize, crop, normalisation.
+    /// Resizing, cropping and normalising.
     Resize,
     /// Waiting for a worker.
     Queue,
-    /// The model runs.
+    /// Running the model.
     Infer,
-    /// The answer is written.
+    /// Writing the answer.
     Encode,
-    /// All of it.
+    /// The whole request.
     Total,
 }
 
 impl Stage {
-    /// Its name in metrics and headers.
+    /// Name in metrics and headers.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -182,10 +195,10 @@ impl Stage {
 }
 
 impl Metrics {
-    /// A fresh set, all zero, with the process's own (`process_*`) beside it.
+    /// Creates all metrics with the value zero, and on Linux the metrics of the process (`process_*`).
     ///
     /// # Errors
-    /// Two metrics of one name: a mistake in this file.
+    /// Two metrics have the same name: a defect in this file.
     pub fn new() -> prometheus::Result<Self> {
         let metrics = Self::register()?;
         #[cfg(target_os = "linux")]
@@ -193,28 +206,28 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// Records the time a stage took.
-    pub fn stage(&self, stage: Stage, took: Duration) {
+    /// Records the duration of a stage.
+    pub fn record_stage(&self, stage: Stage, took: Duration) {
         self.stage_duration_seconds.with_label_values(&[stage.name()]).observe(took.as_secs_f64());
     }
 
-    /// Begins a stage that is timed here and now; its span is a part of the current one.
-    pub(crate) fn begin(&self, stage: Stage) -> Timing<'_> {
-        Timing { metrics: self, stage, start: Instant::now(), _span: spans::stage(stage) }
+    /// Starts the timer of a stage; the stage's span is a child of the current one.
+    pub(crate) fn start_stage(&self, stage: Stage) -> StageTimer<'_> {
+        StageTimer { metrics: self, stage, start: Instant::now(), _span: spans::stage(stage) }
     }
 
-    /// The Prometheus text format.
+    /// Renders all metrics in the Prometheus text format.
     ///
     /// # Errors
-    /// A metric without values or a name: a mistake in this file.
+    /// A metric has no values or no name: a defect in this file.
     pub fn render(&self) -> prometheus::Result<String> {
         TextEncoder::new().encode_to_string(&self.registry.gather())
     }
 
-    /// The handles that the batching of one model records on.
+    /// The metrics that the batching of one model records.
     #[must_use]
     pub fn for_model(&self, model: &str) -> ModelMetrics {
-        let stage = |stage: Stage| self.stage_duration_seconds.with_label_values(&[stage.name()]);
+        let duration = |stage: Stage| self.stage_duration_seconds.with_label_values(&[stage.name()]);
         let dropped = |reason| {
             let counter = |stage: Stage| self.images_dropped_total.with_label_values(&[model, reason, stage.name()]);
             [counter(Stage::Decode), counter(Stage::Queue), counter(Stage::Infer)]
@@ -224,58 +237,67 @@ impl Metrics {
             in_flight: self.images_in_flight.with_label_values(&[model]),
             capacity: self.images_capacity.with_label_values(&[model]),
             batch_size: self.batch_size.with_label_values(&[model]),
-            queued: stage(Stage::Queue),
-            infer: stage(Stage::Infer),
+            queue_seconds: duration(Stage::Queue),
+            infer_seconds: duration(Stage::Infer),
             cancelled: dropped("cancelled"),
             expired: dropped("expired"),
             workers_ready: self.workers_ready.with_label_values(&[model]),
-            restarts: self.worker_restarts_total.with_label_values(&[model]),
-            opened: self.sessions_opened_total.with_label_values(&[model]),
+            worker_restarts: self.worker_restarts_total.with_label_values(&[model]),
+            sessions_opened: self.sessions_opened_total.with_label_values(&[model]),
         }
     }
 }
 
-/// A stage that is going on. One that is dropped before its end is not recorded.
-pub(crate) struct Timing<'m> {
+/// Timer of a running stage. If it is dropped before [`Self::end`], nothing is recorded.
+pub(crate) struct StageTimer<'m> {
     metrics: &'m Metrics,
     stage: Stage,
     start: Instant,
     _span: tracing::Span,
 }
 
-impl Timing<'_> {
-    /// Records the time it took.
+impl StageTimer<'_> {
+    /// Ends the stage: records its duration and returns it.
     pub(crate) fn end(self) -> Duration {
         let took = self.start.elapsed();
-        self.metrics.stage(self.stage, took);
+        self.metrics.record_stage(self.stage, took);
         took
     }
 }
 
-/// What [`crate::batch`] records for one model.
+/// The metrics that [`crate::batch`] records for one model.
 #[derive(Clone, Debug)]
-#[allow(missing_docs)]
 pub struct ModelMetrics {
+    /// Number of images waiting for a worker.
     pub queue_depth: IntGauge,
+    /// Number of images admitted and not yet answered.
     pub in_flight: IntGauge,
+    /// Largest number of images admitted at the same time.
     pub capacity: IntGauge,
+    /// Number of images in one run.
     pub batch_size: Histogram,
-    pub queued: Histogram,
-    pub infer: Histogram,
-    /// By stage: decode, queue, infer.
+    /// Time an image waits in the queue, seconds.
+    pub queue_seconds: Histogram,
+    /// Duration of the run that computed an image, seconds.
+    pub infer_seconds: Histogram,
+    /// Number of images dropped because the client went away, by stage: decode, queue, infer.
     pub cancelled: [IntCounter; 3],
+    /// Number of images dropped because the deadline passed, by stage: decode, queue, infer.
     pub expired: [IntCounter; 3],
+    /// Number of workers that can take a batch.
     pub workers_ready: IntGauge,
-    pub restarts: IntCounter,
-    pub opened: IntCounter,
+    /// Number of times a worker loaded its model again after a failure.
+    pub worker_restarts: IntCounter,
+    /// Number of sessions created for other input sizes or outputs than the classifier's.
+    pub sessions_opened: IntCounter,
 }
 
 impl ModelMetrics {
-    /// The counter of images that were dropped in a stage because their client left, or their deadline passed.
-    pub(crate) fn dropped(&self, why: Dropped, stage: Stage) -> &IntCounter {
-        let counters = match why {
-            Dropped::Cancelled => &self.cancelled,
-            Dropped::Expired => &self.expired,
+    /// The counter of images dropped in a stage for a reason.
+    pub(crate) fn dropped(&self, reason: DropReason, stage: Stage) -> &IntCounter {
+        let counters = match reason {
+            DropReason::Cancelled => &self.cancelled,
+            DropReason::Expired => &self.expired,
         };
         match stage {
             Stage::Queue => &counters[1],
@@ -285,20 +307,20 @@ impl ModelMetrics {
     }
 }
 
-/// Why an image that was admitted was dropped.
+/// The reason why an admitted image was dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Dropped {
-    /// Its client went away.
+pub(crate) enum DropReason {
+    /// The client went away.
     Cancelled,
-    /// Its deadline passed.
+    /// The deadline passed.
     Expired,
 }
 
-/// Raises a gauge while it lives, so that no path can forget to lower it.
+/// Raises a gauge while it exists: every path that drops it lowers the gauge again.
 #[derive(Debug)]
 pub struct GaugeGuard {
     gauge: IntGauge,
-    by: i64,
+    amount: i64,
 }
 
 impl GaugeGuard {
@@ -310,29 +332,29 @@ impl GaugeGuard {
 
     /// Raises `gauge` by an amount.
     #[must_use]
-    pub fn by(gauge: &IntGauge, by: i64) -> Self {
-        gauge.add(by);
-        Self { gauge: gauge.clone(), by }
+    pub fn by(gauge: &IntGauge, amount: i64) -> Self {
+        gauge.add(amount);
+        Self { gauge: gauge.clone(), amount }
     }
 }
 
 impl GaugeGuard {
     /// Raises the gauge further.
-    pub(crate) fn grow(&mut self, by: i64) {
-        self.gauge.add(by);
-        self.by += by;
+    pub(crate) fn grow(&mut self, amount: i64) {
+        self.gauge.add(amount);
+        self.amount += amount;
     }
 
-    /// Hands one of its count to a guard of its own.
+    /// Moves one unit into a new guard; the gauge stays the same.
     pub(crate) fn split_one(&mut self) -> Self {
-        self.by -= 1;
-        Self { gauge: self.gauge.clone(), by: 1 }
+        self.amount -= 1;
+        Self { gauge: self.gauge.clone(), amount: 1 }
     }
 }
 
 impl Drop for GaugeGuard {
     fn drop(&mut self) {
-        self.gauge.sub(self.by);
+        self.gauge.sub(self.amount);
     }
 }
 
@@ -346,12 +368,13 @@ mod tests {
         let metrics = Metrics::new().unwrap();
         metrics.for_model("m").queue_depth.set(3);
         let text = metrics.render().unwrap();
-        assert!(text.contains("# HELP ghostserve_queue_depth Images waiting for a worker.\n"), "{text}");
+        let help = "# HELP ghostserve_queue_depth Number of images waiting for a worker, by model.\n";
+        assert!(text.contains(help), "{text}");
         assert!(text.contains("ghostserve_queue_depth{model=\"m\"} 3\n"), "{text}");
     }
 
     #[test]
-    fn a_gauge_falls_when_its_guard_goes() {
+    fn a_gauge_falls_when_its_guard_is_dropped() {
         let gauge = IntGauge::new("g", "g").unwrap();
         let guard = GaugeGuard::by(&gauge, 5);
         assert_eq!(gauge.get(), 5);

@@ -1,11 +1,11 @@
-//! What the server says about itself: [`Metrics`] for Prometheus, logs through `tracing`, [`traces`] for OpenTelemetry.
+//! Observability: [`Metrics`] for Prometheus, logs through `tracing`, [`traces`] for OpenTelemetry.
 //!
-//! A leaf: everything may record here, nothing here knows who does.
+//! Every module may record here; this module depends on none of them.
 
 pub mod logging;
 mod metrics;
 pub(crate) mod spans;
 pub mod traces;
 
-pub(crate) use metrics::Dropped;
+pub(crate) use metrics::{DropReason, StageTimer};
 pub use metrics::{GaugeGuard, Metrics, ModelMetrics, Stage};

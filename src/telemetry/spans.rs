@@ -1,8 +1,8 @@
-//! The spans of a trace: one for a request or a call, one for each image and each stage in it, one for each batch.
+//! The spans of traces: one per request or call, one per image and per stage of it, one per batch.
 //!
-//! They are `tracing` spans of a target of their own, [`TARGET`]: the log leaves them out, and without an exporter
-//! ([`super::traces`]) they are disabled where they are made and cost a comparison. Names and attributes are OpenTelemetry's
-//! semantic conventions where those have them.
+//! They are `tracing` spans with the target [`TARGET`]. The log omits them. Without an exporter ([`super::traces`])
+//! they are disabled where they are created and cost one comparison. Names and attributes follow OpenTelemetry's
+//! semantic conventions where these define them.
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use opentelemetry::propagation::TextMapPropagator;
@@ -15,13 +15,13 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::Stage;
 
-/// The target of all spans that are traced.
+/// The `tracing` target of all spans that are exported.
 pub(crate) const TARGET: &str = "ghostserve::trace";
 
-/// On answers: the span that the server made of the request, as W3C's Trace Context (level 2) writes it.
+/// Response header with the server's span of the request, in the format of W3C Trace Context (level 2).
 pub(crate) const TRACE_RESPONSE: HeaderName = HeaderName::from_static("traceresponse");
 
-/// An HTTP request. `route` is the pattern, not the path.
+/// Span of an HTTP request. `route` is the route pattern, `path` the requested path.
 pub(crate) fn request(method: &http::Method, route: &str, path: &str, headers: &HeaderMap) -> Span {
     let span = info_span!(
         target: TARGET,
@@ -36,11 +36,11 @@ pub(crate) fn request(method: &http::Method, route: &str, path: &str, headers: &
         "error.type" = Empty,
         request_id = Empty,
     );
-    adopt(&span, headers);
+    set_parent_from(&span, headers);
     span
 }
 
-/// A gRPC call; `method` is `/package.Service/Method`.
+/// Span of a gRPC call. `method` is `/package.Service/Method`.
 pub(crate) fn call(method: &str, headers: &HeaderMap) -> Span {
     let name = method.trim_start_matches('/');
     let (service, method) = name.rsplit_once('/').unwrap_or(("", name));
@@ -56,21 +56,21 @@ pub(crate) fn call(method: &str, headers: &HeaderMap) -> Span {
         "rpc.grpc.status_code" = Empty,
         request_id = Empty,
     );
-    adopt(&span, headers);
+    set_parent_from(&span, headers);
     span
 }
 
-/// One image of a request, the first being 0.
+/// Span of one image of a request. The first image has index 0.
 pub(crate) fn image(index: usize) -> Span {
     info_span!(target: TARGET, "image", "image.index" = index)
 }
 
-/// An image waits for one of the cores before it is decoded.
+/// Span of an image's wait for a core before it is decoded.
 pub(crate) fn wait_for_core() -> Span {
     info_span!(target: TARGET, "wait_for_core")
 }
 
-/// A stage of the request, or of the image, whose span is the current one.
+/// Span of a stage; a child of the current span, which is that of a request or an image.
 pub(crate) fn stage(stage: Stage) -> Span {
     match stage {
         Stage::Read => info_span!(target: TARGET, "read"),
@@ -79,64 +79,66 @@ pub(crate) fn stage(stage: Stage) -> Span {
         Stage::Queue => info_span!(target: TARGET, "queue"),
         Stage::Infer => info_span!(target: TARGET, "infer"),
         Stage::Encode => info_span!(target: TARGET, "encode"),
-        // The request's own span.
+        // The span of the request covers it.
         Stage::Total => Span::none(),
     }
 }
 
-/// A run of the model for images of several requests: a trace of its own, linked to each of them and they to it.
-pub(crate) struct Batch {
+/// Spans of one run of the model for images of several requests. The run is the root of a separate trace, which links
+/// to each image's span; a span `infer` below each of these links back.
+pub(crate) struct BatchSpan {
     span: Span,
-    images: Vec<Span>,
+    /// The span `infer` of each image.
+    infer: Vec<Span>,
 }
 
-impl Batch {
-    /// Begins a run for the images whose spans are given.
+impl BatchSpan {
+    /// Starts the span of a run for images with the given spans.
     pub(crate) fn begin<'a>(images: impl ExactSizeIterator<Item = &'a Span>) -> Self {
         let span = info_span!(target: TARGET, parent: None, "batch", "batch.size" = images.len());
         if span.is_disabled() {
-            return Self { span, images: Vec::new() };
+            return Self { span, infer: Vec::new() };
         }
-        // Links come first: whether the batch is sampled depends on them.
+        // The links are set first: the sampler decides by them.
         let images: Vec<_> = images.collect();
         images.iter().for_each(|image| {
             span.follows_from(*image);
         });
-        let infer = |image: &&Span| {
-            let infer = info_span!(target: TARGET, parent: *image, "infer");
-            infer.follows_from(&span);
-            infer
+        let infer_span = |image: &&Span| {
+            let child = info_span!(target: TARGET, parent: *image, "infer");
+            child.follows_from(&span);
+            child
         };
-        let images = images.iter().map(infer).collect();
-        Self { span, images }
+        let infer = images.iter().map(infer_span).collect();
+        Self { span, infer }
     }
 
-    /// The model failed.
+    /// Marks all spans as failed.
     pub(crate) fn failed(&self) {
-        for span in self.images.iter().chain([&self.span]) {
+        for span in self.infer.iter().chain([&self.span]) {
             span.set_status(opentelemetry::trace::Status::error("the model failed"));
         }
     }
 }
 
-/// Makes the caller's span, if the headers name one, the parent.
-fn adopt(span: &Span, headers: &HeaderMap) {
+/// Makes the caller's span the parent, if the headers contain one.
+fn set_parent_from(span: &Span, headers: &HeaderMap) {
     if !span.is_disabled() {
         let context = TraceContextPropagator::new().extract(&HeaderExtractor(headers));
-        // A span that was only just made has no parent yet.
+        // Fails if the span has already started; this one is new.
         let _ = span.set_parent(context);
     }
 }
 
-/// The trace's id, and what [`TRACE_RESPONSE`] says; nothing of a span that is not traced.
+/// The trace id of a span and its value of [`TRACE_RESPONSE`]; `None` if the span is not traced.
 pub(crate) fn identity(span: &Span) -> Option<(String, HeaderValue)> {
     if span.is_disabled() {
         return None;
     }
     let context = span.context();
     let span = context.span();
-    let own = span.span_context();
-    let trace = own.is_valid().then(|| own.trace_id().to_string())?;
-    let value = format!("00-{trace}-{}-{:02x}", own.span_id(), own.trace_flags().to_u8());
+    let span = span.span_context();
+    let trace = span.is_valid().then(|| span.trace_id().to_string())?;
+    let value = format!("00-{trace}-{}-{:02x}", span.span_id(), span.trace_flags().to_u8());
     Some((trace, HeaderValue::try_from(value).ok()?))
 }

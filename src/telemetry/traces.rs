@@ -1,8 +1,9 @@
-//! Traces for OpenTelemetry: the spans of `telemetry::spans`, sent to a collector by OTLP. Off unless an endpoint is given.
+//! Traces for OpenTelemetry: exports the spans of `telemetry::spans` to a collector by OTLP. Off unless an endpoint is
+//! configured.
 //!
-//! A thread of its own sends them in batches. When the collector is slow or gone, spans are dropped, and nothing else
-//! suffers. What OpenTelemetry's specification leaves to the environment (`OTEL_EXPORTER_OTLP_HEADERS`,
-//! `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_TRACES_SAMPLER`, `OTEL_BSP_*`) its SDK reads itself.
+//! The SDK's own thread sends the spans in batches. If the collector is slow or unreachable, spans are dropped;
+//! requests are not affected. The SDK itself reads the environment variables that OpenTelemetry specifies
+//! (`OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_TRACES_SAMPLER`, `OTEL_BSP_*`).
 
 use std::future::Future;
 use std::io::Read;
@@ -16,89 +17,89 @@ use opentelemetry::trace::{Link, SpanKind, TraceContextExt, TraceId, TraceState,
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_http::{HttpClient, HttpError};
 use opentelemetry_otlp::{
-    ExporterBuildError, Protocol as Wire, SpanExporter, WithExportConfig, WithHttpConfig, WithTonicConfig, tonic_types,
+    ExporterBuildError, Protocol, SpanExporter, WithExportConfig, WithHttpConfig, WithTonicConfig, tonic_types,
 };
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{Sampler, SamplingDecision, SamplingResult, SdkTracer, SdkTracerProvider, ShouldSample};
 use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
 
-/// Where traces are posted, below an endpoint that speaks HTTP.
-const PATH: &str = "/v1/traces";
-/// For a collector to answer, and for the last spans to be sent when the server stops.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// A collector's answer is a few bytes.
-const LONGEST_ANSWER: u64 = 64 << 10;
+/// Path to which traces are posted, relative to an HTTP endpoint.
+const TRACES_PATH: &str = "/v1/traces";
+/// Time allowed for a collector's response, and for the last spans when the server stops.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// Largest length of a collector's response that is read, bytes. The usual response has a few bytes.
+const MAX_RESPONSE: u64 = 64 << 10;
 
-/// What is sent where.
+/// Settings of the export.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TraceConfig {
-    /// The collector: `http://collector:4318`, without a path.
+    /// Address of the collector without a path: `http://collector:4318`.
     pub endpoint: String,
-    /// How it is spoken to.
-    pub protocol: Protocol,
-    /// Which part of the requests whose callers have not decided is traced, 0 to 1; `None` for what the environment says,
-    /// or all.
+    /// Transport to the collector.
+    pub protocol: OtlpProtocol,
+    /// Fraction of requests to trace, 0 to 1, of those whose callers have not decided; `None` for the sampler that the
+    /// environment names, or all requests.
     pub ratio: Option<f64>,
-    /// The service's name in traces.
+    /// Name of the service in traces.
     pub service: String,
 }
 
-/// OTLP's transports, by their names in `OTEL_EXPORTER_OTLP_PROTOCOL`.
+/// A transport of OTLP. Value names are those of `OTEL_EXPORTER_OTLP_PROTOCOL`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Protocol {
-    /// Protobuf over HTTP; collectors take it on port 4318.
+pub enum OtlpProtocol {
+    /// Protobuf over HTTP; collectors listen on port 4318.
     #[default]
     #[value(name = "http/protobuf")]
     Http,
-    /// gRPC; collectors take it on port 4317.
+    /// gRPC; collectors listen on port 4317.
     Grpc,
 }
 
-/// Why traces cannot be sent.
+/// The reason why traces cannot be exported.
 #[derive(Debug, thiserror::Error)]
-pub enum TracesError {
-    /// Not an address.
+pub enum TraceExporterError {
+    /// The endpoint is not an HTTP address.
     #[error("`{0}` is no address of a collector; expected one like http://collector:4318")]
     Endpoint(String),
-    /// Not a part of a whole.
+    /// The ratio is not between 0 and 1.
     #[error("the part of the requests that is traced must be between 0 and 1, found {0}")]
     Ratio(f64),
-    /// OpenTelemetry does not take the settings.
+    /// The OpenTelemetry SDK rejects the settings.
     #[error(transparent)]
     Exporter(#[from] ExporterBuildError),
 }
 
-/// The exporter. [`Traces::end`] sends what is left.
+/// The exporter of traces. [`TraceExporter::end`] sends the remaining spans.
 #[derive(Debug)]
-pub struct Traces {
+pub struct TraceExporter {
     provider: SdkTracerProvider,
 }
 
-impl Traces {
-    /// Starts it. The collector need not be there yet. With [`Protocol::Grpc`] only within a tokio runtime, which must last
-    /// as long.
+impl TraceExporter {
+    /// Starts the exporter. The collector need not be reachable yet. [`OtlpProtocol::Grpc`] needs a tokio runtime that
+    /// lives as long as the exporter.
     ///
     /// # Errors
     /// A setting cannot be used.
-    pub fn start(config: &TraceConfig) -> Result<Self, TracesError> {
+    pub fn start(config: &TraceConfig) -> Result<Self, TraceExporterError> {
         let endpoint = config.endpoint.trim_end_matches('/');
         let uri = endpoint.parse::<Uri>().ok();
         if !uri.is_some_and(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some()) {
-            return Err(TracesError::Endpoint(config.endpoint.clone()));
+            return Err(TraceExporterError::Endpoint(config.endpoint.clone()));
         }
         if let Some(ratio) = config.ratio.filter(|ratio| !(0.0..=1.0).contains(ratio)) {
-            return Err(TracesError::Ratio(ratio));
+            return Err(TraceExporterError::Ratio(ratio));
         }
         let exporter = match config.protocol {
-            Protocol::Http => SpanExporter::builder()
+            OtlpProtocol::Http => SpanExporter::builder()
                 .with_http()
-                .with_http_client(Client::new())
-                .with_protocol(Wire::HttpBinary)
-                .with_endpoint(format!("{endpoint}{PATH}"))
-                .with_timeout(PATIENCE)
+                .with_http_client(OtlpHttpClient::new())
+                .with_protocol(Protocol::HttpBinary)
+                .with_endpoint(format!("{endpoint}{TRACES_PATH}"))
+                .with_timeout(TIMEOUT)
                 .build()?,
-            Protocol::Grpc => {
-                let exporter = SpanExporter::builder().with_tonic().with_endpoint(endpoint).with_timeout(PATIENCE);
+            OtlpProtocol::Grpc => {
+                let exporter = SpanExporter::builder().with_tonic().with_endpoint(endpoint).with_timeout(TIMEOUT);
                 match endpoint.starts_with("https:") {
                     true => {
                         exporter.with_tls_config(tonic_types::transport::ClientTlsConfig::new().with_enabled_roots())
@@ -113,11 +114,11 @@ impl Traces {
             .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
             .build();
         let provider = SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource);
-        // Otherwise the SDK asks the environment, and says so of nothing: all.
+        // Without a sampler, the SDK takes the one that the environment names, by default one that samples all.
         let provider = match config.ratio {
             Some(ratio) => {
-                let own = Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(ratio)));
-                provider.with_sampler(ByLinks(own))
+                let by_ratio = Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(ratio)));
+                provider.with_sampler(BatchLinkSampler(by_ratio))
             }
             None => provider,
         };
@@ -128,20 +129,20 @@ impl Traces {
         self.provider.tracer("ghostserve")
     }
 
-    /// Sends what is left, at most for some seconds.
+    /// Sends the remaining spans; takes at most five seconds.
     pub fn end(self) {
-        if let Err(error) = self.provider.shutdown_with_timeout(PATIENCE) {
+        if let Err(error) = self.provider.shutdown_with_timeout(TIMEOUT) {
             tracing::warn!(%error, "the last traces may be lost");
         }
     }
 }
 
-/// Decides as another sampler, but a batch is sampled exactly if one of the images in it is: a trace that leads to a batch
-/// must find it there.
+/// A sampler that samples a batch exactly if one of its images is sampled, so that the link from an image's trace to
+/// the batch leads to an exported span. It delegates every other decision to the inner sampler.
 #[derive(Clone, Debug)]
-struct ByLinks<S>(S);
+struct BatchLinkSampler<S>(S);
 
-impl<S: ShouldSample + Clone + 'static> ShouldSample for ByLinks<S> {
+impl<S: ShouldSample + Clone + 'static> ShouldSample for BatchLinkSampler<S> {
     fn should_sample(
         &self,
         parent: Option<&Context>,
@@ -151,8 +152,8 @@ impl<S: ShouldSample + Clone + 'static> ShouldSample for ByLinks<S> {
         attributes: &[KeyValue],
         links: &[Link],
     ) -> SamplingResult {
-        let root = parent.is_none_or(|parent| !parent.has_active_span());
-        if !root || links.is_empty() {
+        let is_root = parent.is_none_or(|parent| !parent.has_active_span());
+        if !is_root || links.is_empty() {
             return self.0.should_sample(parent, trace, name, kind, attributes, links);
         }
         let sampled = links.iter().any(|link| link.span_context.is_sampled());
@@ -161,13 +162,13 @@ impl<S: ShouldSample + Clone + 'static> ShouldSample for ByLinks<S> {
     }
 }
 
-/// OTLP over HTTP by the client that the hub is asked with, on the exporter's own thread.
+/// HTTP client of the exporter: `ureq`, as the hub's client, blocking on the exporter's own thread.
 #[derive(Debug)]
-struct Client(ureq::Agent);
+struct OtlpHttpClient(ureq::Agent);
 
-impl Client {
+impl OtlpHttpClient {
     fn new() -> Self {
-        // As for the hub: the system's certificates, and a provider that is named because none is the process's default.
+        // As for the hub: the system's certificates, and an explicit provider, as the process has no default one.
         let tls = TlsConfig::builder()
             .provider(TlsProvider::Rustls)
             .root_certs(RootCerts::PlatformVerifier)
@@ -178,23 +179,23 @@ impl Client {
             .user_agent(concat!("ghostserve/", env!("CARGO_PKG_VERSION")))
             .http_status_as_error(false)
             .max_redirects(0)
-            // Collectors are neighbours; a proxy in the environment is for the hub.
+            // A collector is usually in the same network; the proxies of the environment apply to the hub.
             .proxy(None)
-            .timeout_global(Some(PATIENCE))
+            .timeout_global(Some(TIMEOUT))
             .build();
         Self(config.new_agent())
     }
 
     fn send(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let (parts, body) = request.into_parts();
-        let (parts, answer) = self.0.run(Request::from_parts(parts, &body[..]))?.into_parts();
+        let (parts, response) = self.0.run(Request::from_parts(parts, &body[..]))?.into_parts();
         let mut body = Vec::new();
-        answer.into_reader().take(LONGEST_ANSWER).read_to_end(&mut body)?;
+        response.into_reader().take(MAX_RESPONSE).read_to_end(&mut body)?;
         Ok(Response::from_parts(parts, body.into()))
     }
 }
 
-impl HttpClient for Client {
+impl HttpClient for OtlpHttpClient {
     fn send_bytes<'s, 'f>(
         &'s self,
         request: Request<Bytes>,
@@ -222,9 +223,8 @@ mod tests {
     #[test]
     fn a_batch_is_sampled_if_one_of_its_images_is() {
         let decide = |sampler: Sampler, links: &[Link]| {
-            let result =
-                ByLinks(sampler).should_sample(None, TraceId::from(1), "batch", &SpanKind::Internal, &[], links);
-            result.decision
+            let sampler = BatchLinkSampler(sampler);
+            sampler.should_sample(None, TraceId::from(1), "batch", &SpanKind::Internal, &[], links).decision
         };
         assert_eq!(decide(Sampler::AlwaysOff, &[link(false), link(true)]), SamplingDecision::RecordAndSample);
         assert_eq!(decide(Sampler::AlwaysOn, &[link(false)]), SamplingDecision::Drop);
@@ -233,22 +233,22 @@ mod tests {
     }
 
     #[test]
-    fn settings_that_cannot_be_used_are_told() {
-        let with = |endpoint: &str, ratio| {
+    fn invalid_settings_are_errors() {
+        let start = |endpoint: &str, ratio| {
             let config = TraceConfig {
                 endpoint: endpoint.to_owned(),
-                protocol: Protocol::Http,
+                protocol: OtlpProtocol::Http,
                 ratio,
                 service: "ghostserve".to_owned(),
             };
-            Traces::start(&config).map(Traces::end).map_err(|error| error.to_string())
+            TraceExporter::start(&config).map(TraceExporter::end).map_err(|error| error.to_string())
         };
         for bad in ["", "collector", "collector:4318", "ftp://collector", "http://"] {
-            assert!(with(bad, None).unwrap_err().contains("expected one like http://collector:4318"), "{bad}");
+            assert!(start(bad, None).unwrap_err().contains("expected one like http://collector:4318"), "{bad}");
         }
         for bad in [-0.1, 1.1, f64::NAN] {
-            assert!(with("http://127.0.0.1:1", Some(bad)).unwrap_err().contains("between 0 and 1"), "{bad}");
+            assert!(start("http://127.0.0.1:1", Some(bad)).unwrap_err().contains("between 0 and 1"), "{bad}");
         }
-        assert_eq!(with("http://127.0.0.1:1/", Some(0.5)), Ok(()));
+        assert_eq!(start("http://127.0.0.1:1/", Some(0.5)), Ok(()));
     }
 }

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Attacks servers that it starts itself, and checks for each attack what an ordinary client notices, how much memory
-the server takes, and that it still works afterwards.
+"""Attacks servers that it starts itself. For each attack it checks the latency and the failures of an ordinary client,
+the server's memory, and that the server works afterwards.
 
     run.py BINARY [--seconds 4] [--only NAME ...] [--list] [--json FILE]
 
 The attackers come from 127.0.0.2 and ordinary clients from 127.0.0.1. The attackers stand for other machines, so they
-run in a process that gets what the server leaves of the processor. PHOTOS names a folder of photographs for the
-ordinary client. ONNX Runtime is looked for in .runtime, or where GHOSTSERVE_ONNXRUNTIME says.
+run in a process of the lowest priority, which takes no processor time from the server. PHOTOS names a folder of
+photographs for the ordinary client. GHOSTSERVE_ONNXRUNTIME names the folder of ONNX Runtime, by default .runtime.
 """
 
 import argparse
@@ -32,32 +32,35 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "deploy"))
 
 import common
-from attacks import ATTACKS, CLASSIFY, FEATURES, MAPS, SAFETENSORS, Target
+from attacks import ATTACKS, CLASSIFY, FEATURES, MAPS, SAFETENSORS, AttackedServer
 from common import PHOTO, ROOT, request, running
 
-# What fails an attack. A ratio of two small numbers says nothing, so the 99th percentile must also be above a time.
+# Limits. The ratio of the p99 under attack to the p99 without is checked only if the p99 under attack exceeds MIN_P99_MS:
+# a ratio of two small numbers means nothing.
 MAX_RATIO = 3
 MIN_P99_MS = 60
-# Of an ordinary client's requests.
+# Largest share of failed requests of an ordinary client.
 MAX_FAILED = 0.01
-# Megabytes beside what the server had before the attack. Past this it is killed, to protect the machine.
+# Memory growth at which the server is killed to protect the machine, megabytes.
 STOP_GROWTH = 4000
-# Seconds that /livez may take, during the attack and after it. A burst of connections may cost the probe its first SYN,
-# which the system sends again after a second.
+# Longest time that /livez may take during the attack and after it, seconds. In a burst of connections the probe may lose
+# its first SYN, which the system repeats after a second.
 MAX_LIVEZ = 1.5
 
+# Requests per second of the ordinary client.
 RATE = 40
+# Length of the measurement without an attack, seconds.
 BASELINE_SECONDS = 2
 CACHE = Path(tempfile.gettempdir()) / "ghostserve-hostile"
 
 
 def end_with_parent():
-    """Has Linux kill this process when its parent is gone (PR_SET_PDEATHSIG)."""
+    """Makes Linux kill this process when its parent ends (PR_SET_PDEATHSIG)."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 class Server(common.Server):
-    """One whose log is kept."""
+    """A server whose log goes to a file."""
 
     def __init__(self, binary, model):
         self.log = CACHE / "server.log"
@@ -82,12 +85,12 @@ class Server(common.Server):
         return request(self.port, "POST" if body else "GET", path, body, headers, timeout)[0]
 
     def memory(self):
-        """Megabytes: resident now, and at most since `forget`."""
+        """Returns the resident memory and its peak since `reset_peak`, megabytes."""
         text = Path(f"/proc/{self.process.pid}/status").read_text()
-        found = dict(re.findall(r"^(VmRSS|VmHWM):\s+(\d+) kB", text, re.MULTILINE))
-        return (int(found.get("VmRSS", 0)) / 1024, int(found.get("VmHWM", 0)) / 1024)
+        sizes = dict(re.findall(r"^(VmRSS|VmHWM):\s+(\d+) kB", text, re.MULTILINE))
+        return (int(sizes.get("VmRSS", 0)) / 1024, int(sizes.get("VmHWM", 0)) / 1024)
 
-    def forget(self):
+    def reset_peak(self):
         Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
 
     def panics(self):
@@ -95,12 +98,12 @@ class Server(common.Server):
 
 
 def model_224():
-    """The embedded model's weights in a model folder with inputs of 224 pixels."""
-    own, folder = ROOT / "models/ghostnetv2-cifar10", CACHE / "model-224"
+    """Writes a model folder with the embedded model's weights and inputs of 224 pixels."""
+    embedded, folder = ROOT / "models/ghostnetv2-cifar10", CACHE / "model-224"
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("weights.safetensors", "labels.txt"):
-        shutil.copyfile(own / name, folder / name)
-    text = (own / "manifest.toml").read_text()
+        shutil.copyfile(embedded / name, folder / name)
+    text = (embedded / "manifest.toml").read_text()
     text = re.sub(r"^source = .*\n", "", text, flags=re.MULTILINE)
     text = re.sub(r"^size = \[64, 64\]", "size = [224, 224]", text, flags=re.MULTILINE)
     text = re.sub(r"^resize = 64", "resize = 256", text, flags=re.MULTILINE)
@@ -108,13 +111,14 @@ def model_224():
     return folder
 
 
-Load = collections.namedtuple("Load", "p99 requests failed outcomes")
+# Result of an ordinary client: p99 in milliseconds, numbers of requests and of failed requests, counts by outcome.
+ClientResult = collections.namedtuple("ClientResult", "p99 requests failed outcomes")
 
 
 @contextmanager
 def ordinary_client(binary, port, seconds, warm_up=0):
-    """One that sends photographs at random times. Gives a function that waits for its end and says what it saw. Its
-    first request must succeed, so it has to start before an attack."""
+    """A client that sends photographs at random times. Yields a function that waits for its end and returns its result.
+    Its first request must succeed, so it has to start before an attack."""
     photos = os.environ.get("PHOTOS") or str(PHOTO)
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
@@ -125,22 +129,24 @@ def ordinary_client(binary, port, seconds, warm_up=0):
             def result():
                 try:
                     process.wait(seconds + warm_up + 30)
-                    return read(json.loads(report.read_text())["targets"][0]["loads"][0]["rounds"][0])
+                    return read_round(json.loads(report.read_text())["targets"][0]["loads"][0]["rounds"][0])
                 except (subprocess.TimeoutExpired, OSError, ValueError):
-                    return Load(math.inf, 1, 1, {"no report": 1})
+                    return ClientResult(math.inf, 1, 1, {"no report": 1})
 
             yield result
 
 
-def read(found):
-    outcomes = {**found["statuses"], **found["errors"]}
-    good = found["statuses"].get("200", 0)
+def read_round(measurement):
+    """Returns the client's result from a round of the report of `ghostserve bench`."""
+    outcomes = {**measurement["statuses"], **measurement["errors"]}
+    successes = measurement["statuses"].get("200", 0)
     total = sum(outcomes.values())
-    return Load(found["figures"]["p99"] if good else math.inf, total, total - good, outcomes)
+    p99 = measurement["figures"]["p99"] if successes else math.inf
+    return ClientResult(p99, total, total - successes, outcomes)
 
 
-class Watch(threading.Thread):
-    """Asks ten times a second whether the server is alive, and looks at its memory. Kills it when that is dangerous."""
+class ServerMonitor(threading.Thread):
+    """Probes /livez ten times per second and watches the server's memory. Kills the server at STOP_GROWTH."""
 
     def __init__(self, server, before):
         super().__init__(daemon=True)
@@ -154,54 +160,54 @@ class Watch(threading.Thread):
             try:
                 self.server.status("/livez", timeout=5)
             except (OSError, http.client.HTTPException):
-                # No answer is the longest there can be, unless the server is gone.
+                # A missing answer counts as at least five seconds, unless the server has ended.
                 start = min(start, time.monotonic() - 5) if self.server.alive() else start
             self.slowest = max(self.slowest, time.monotonic() - start)
             self.ended.wait(0.1)
 
     def guard(self):
-        """In a thread of its own: a server that does not answer may be the one that takes all memory."""
+        """Watches the memory. A separate thread: a server that does not answer probes may be taking all memory."""
         while not self.ended.wait(0.05):
             try:
-                now, highest = self.server.memory()
+                now, peak = self.server.memory()
             except OSError:
                 return
-            self.peak = max(self.peak, now, highest)
+            self.peak = max(self.peak, now, peak)
             if self.peak > self.before + STOP_GROWTH and self.server.alive():
                 self.killed = True
                 self.server.process.kill()
 
     def __enter__(self):
         self.start()
-        self.guarding = threading.Thread(target=self.guard, daemon=True)
-        self.guarding.start()
+        self.guard_thread = threading.Thread(target=self.guard, daemon=True)
+        self.guard_thread.start()
         return self
 
     def __exit__(self, *_):
         self.ended.set()
         self.join()
-        self.guarding.join()
+        self.guard_thread.join()
 
 
 class Attackers:
-    """A process that attacks until it is ended; it ends with this one at the latest."""
+    """A process that attacks until it is stopped, or this process ends."""
 
-    def __init__(self, chosen, prepared, server, seconds):
+    def __init__(self, attack, prepared, server, seconds):
         context = multiprocessing.get_context("fork")
         self.stop, (self.result, self.sender) = context.Event(), context.Pipe(False)
-        self.arguments = chosen, prepared, Target(server), seconds
+        self.arguments = attack, prepared, AttackedServer(server), seconds
         self.process = context.Process(target=self.run, daemon=True)
-        self.seen = {}
+        self.outcomes = {}
 
     def run(self):
-        chosen, prepared, target, seconds = self.arguments
+        attack, prepared, target, seconds = self.arguments
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         end_with_parent()
         os.nice(19)
-        threading.Thread(target=chosen.run, args=(target, prepared), daemon=True).start()
+        threading.Thread(target=attack.run, args=(target, prepared), daemon=True).start()
         self.stop.wait(seconds)
         with target.lock:
-            self.sender.send(dict(target.seen))
+            self.sender.send(dict(target.outcomes))
         os._exit(0)
 
     def __enter__(self):
@@ -211,124 +217,124 @@ class Attackers:
     def __exit__(self, *_):
         self.stop.set()
         if self.result.poll(10):
-            self.seen = self.result.recv()
+            self.outcomes = self.result.recv()
         self.process.join(1)
         self.process.kill()
         self.process.join()
 
 
-def recovered(server):
-    """What does not work once the attack is over."""
-    wrong = []
+def recovery_failures(server):
+    """Returns what does not work after the attack."""
+    failures = []
     try:
         if server.status("/livez", timeout=MAX_LIVEZ) != 200:
-            wrong.append("/livez fails afterwards")
+            failures.append("/livez fails afterwards")
     except (OSError, http.client.HTTPException):
-        wrong.append("/livez does not answer afterwards")
+        failures.append("/livez does not answer afterwards")
     photo, end, last = PHOTO.read_bytes(), time.monotonic() + 3, None
     while time.monotonic() < end:
         try:
             last = server.status(CLASSIFY, photo, timeout=3)
             if last == 200:
-                return wrong
+                return failures
         except (OSError, http.client.HTTPException) as error:
             last = type(error).__name__
         time.sleep(0.1)
-    return [*wrong, f"no photo is classified afterwards ({last})"]
+    return [*failures, f"no photo is classified afterwards ({last})"]
 
 
-def wants_maps(server):
-    """What an ordinary client sees that asks for a feature map of the usual size."""
+def request_maps(server):
+    """Requests a feature map of the usual size as an ordinary client. Returns the status or the error."""
     try:
         return server.status(MAPS, PHOTO.read_bytes(), {"accept": SAFETENSORS}, timeout=5)
     except (OSError, http.client.HTTPException) as error:
         return type(error).__name__
 
 
-def measure(binary, name, chosen, seconds):
-    """Makes one attack on a new server. Gives a row of the table."""
-    prepared = chosen.prepare()
-    seconds = max(seconds, chosen.seconds)
-    server = Server(binary, model_224() if chosen.model else None)
+def measure(binary, name, attack, seconds):
+    """Makes one attack on a new server. Returns a row of the table."""
+    prepared = attack.prepare()
+    seconds = max(seconds, attack.seconds)
+    server = Server(binary, model_224() if attack.model else None)
     try:
         photo = PHOTO.read_bytes()
         for _ in range(20):
             server.status(CLASSIFY, photo)
-        if chosen.maps:
-            # What the server keeps for such inputs is part of what it had before.
+        if attack.maps:
+            # Sessions for these inputs stay in memory: they must not count as growth.
             for path in (FEATURES, MAPS):
                 server.status(path, photo, {"accept": SAFETENSORS})
         with ordinary_client(binary, server.port, BASELINE_SECONDS) as result:
-            without = result()
-        server.forget()
+            baseline = result()
+        server.reset_peak()
         before = server.memory()[0]
         with ordinary_client(binary, server.port, seconds, warm_up=1) as result:
             time.sleep(0.3)
-            with Attackers(chosen, prepared, server, seconds + 60) as attackers, Watch(server, before) as watch:
-                during = result()
-                maps = [wants_maps(server) for _ in range(3)] if chosen.maps else []
+            with Attackers(attack, prepared, server, seconds + 60) as attackers, ServerMonitor(server, before) as monitor:
+                attacked = result()
+                maps = [request_maps(server) for _ in range(3)] if attack.maps else []
         alive = server.alive()
-        wrong = recovered(server) if alive else []
+        failures = recovery_failures(server) if alive else []
         panics = server.panics()
     finally:
         server.stop()
-    ratio = during.p99 / without.p99
-    if watch.killed:
-        wrong.append("it took so much memory that it was killed")
+    ratio = attacked.p99 / baseline.p99
+    if monitor.killed:
+        failures.append("it took so much memory that it was killed")
     elif not alive:
-        wrong.append(f"the process died ({server.process.returncode})")
-    growth = watch.peak - before
-    if growth > chosen.growth:
-        wrong.append(f"memory grew by {growth:.0f} MB")
-    if math.isinf(during.p99):
-        wrong.append("no ordinary request was answered")
-    elif ratio > MAX_RATIO and during.p99 > MIN_P99_MS:
-        wrong.append(f"p99 is {ratio:.1f} times as long")
-    if alive and watch.slowest > MAX_LIVEZ:
-        wrong.append(f"/livez took {watch.slowest:.1f} s")
-    if during.failed > (0 if chosen.strict else MAX_FAILED * during.requests):
-        others = {what: count for what, count in during.outcomes.items() if what != "200"}
-        wrong.append(f"ordinary clients got {others}")
+        failures.append(f"the process died ({server.process.returncode})")
+    growth = monitor.peak - before
+    if growth > attack.growth:
+        failures.append(f"memory grew by {growth:.0f} MB")
+    if math.isinf(attacked.p99):
+        failures.append("no ordinary request was answered")
+    elif ratio > MAX_RATIO and attacked.p99 > MIN_P99_MS:
+        failures.append(f"p99 is {ratio:.1f} times as long")
+    if alive and monitor.slowest > MAX_LIVEZ:
+        failures.append(f"/livez took {monitor.slowest:.1f} s")
+    if attacked.failed > (0 if attack.strict else MAX_FAILED * attacked.requests):
+        others = {outcome: count for outcome, count in attacked.outcomes.items() if outcome != "200"}
+        failures.append(f"ordinary clients got {others}")
     if any(status != 200 for status in maps):
-        wrong.append(f"ordinary clients that want feature maps got {maps}")
-    wrong += unwelcome(attackers.seen, chosen.allowed)
-    if during.outcomes.get("500"):
-        wrong.append("an ordinary client got an internal error")
+        failures.append(f"ordinary clients that request feature maps got {maps}")
+    failures += unexpected_outcomes(attackers.outcomes, attack.allowed)
+    if attacked.outcomes.get("500"):
+        failures.append("an ordinary client got an internal error")
     return {
         "attack": name,
-        "seen": dict(sorted(attackers.seen.items(), key=lambda item: -item[1])),
+        "seen": dict(sorted(attackers.outcomes.items(), key=lambda item: -item[1])),
         "alive": alive,
         "memory_before_mb": round(before),
-        "memory_peak_mb": round(watch.peak),
-        "livez_max_ms": round(watch.slowest * 1e3, 1),
-        "p99_without_ms": number(without.p99),
-        "p99_with_ms": number(during.p99),
+        "memory_peak_mb": round(monitor.peak),
+        "livez_max_ms": round(monitor.slowest * 1e3, 1),
+        "p99_without_ms": number(baseline.p99),
+        "p99_with_ms": number(attacked.p99),
         "ratio": number(ratio),
-        "ordinary": during.outcomes,
-        "ordinary_failed": during.failed,
+        "ordinary": attacked.outcomes,
+        "ordinary_failed": attacked.failed,
         "panics": panics,
-        "failures": wrong,
+        "failures": failures,
     }
 
 
-def unwelcome(seen, allowed):
-    """What the attackers saw and should not have seen."""
-    statuses = [what for what in seen if re.match(r"\d+|grpc|http", what)]
+def unexpected_outcomes(outcomes, allowed):
+    """Returns the attackers' outcomes that are not allowed."""
+    statuses = [outcome for outcome in outcomes if re.match(r"\d+|grpc|http", outcome)]
     if allowed:
-        bad = [what for what in statuses if what.split()[0] not in allowed]
+        bad = [outcome for outcome in statuses if outcome.split()[0] not in allowed]
     else:
-        bad = [what for what in statuses if re.match(r"(http )?500|grpc 13", what) or "internal" in what]
-    return [f"the attacker got {what}" for what in bad]
+        bad = [outcome for outcome in statuses if re.match(r"(http )?500|grpc 13", outcome) or "internal" in outcome]
+    return [f"the attacker got {outcome}" for outcome in bad]
 
 
 def number(value):
     return round(value, 1) if math.isfinite(value) else None
 
 
-# Headings, and how wide the columns are.
+# Headings and widths of the columns; a negative width aligns to the left.
 COLUMNS = {
     "attack": -21,
-    "the attacker saw": -48,
+    "attacker's outcomes": -48,
     "alive": -5,
     "before MB": 9,
     "peak MB": 7,
@@ -342,42 +348,43 @@ COLUMNS = {
 
 
 def line(values):
+    """Formats a line of the table from pairs of text and width."""
     cells = (f"{value[: abs(width)]:{'<' if width < 0 else '>'}{abs(width)}}" for value, width in values[:-1])
     return "  ".join([*cells, values[-1][0]])
 
 
 def show(row):
-    """One line of the table."""
-    seen = ", ".join(f"{what} × {count}" for what, count in list(row["seen"].items())[:3]) or "nothing"
+    """Formats a row as a line of the table."""
+    outcomes = ", ".join(f"{outcome} × {count}" for outcome, count in list(row["seen"].items())[:3]) or "nothing"
     result = "FAILED: " + "; ".join(row["failures"]) if row["failures"] else "ok"
     if row["panics"]:
         result += f" ({row['panics']} panics in the log)"
     numbers = ["memory_before_mb", "memory_peak_mb", "livez_max_ms", "p99_without_ms", "p99_with_ms", "ratio"]
     numbers = ["–" if row[name] is None else str(row[name]) for name in numbers]
     alive = "yes" if row["alive"] else "NO"
-    cells = [row["attack"], seen, alive, *numbers, str(row["ordinary_failed"]), result]
+    cells = [row["attack"], outcomes, alive, *numbers, str(row["ordinary_failed"]), result]
     return line(list(zip(cells, COLUMNS.values())))
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Attacks a server of its own.")
+    parser = argparse.ArgumentParser(description="Attacks servers that it starts itself.")
     parser.add_argument("binary", nargs="?")
-    parser.add_argument("--seconds", type=int, default=4, help="of each attack")
+    parser.add_argument("--seconds", type=int, default=4, help="duration of each attack")
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=ATTACKS)
     parser.add_argument("--list", action="store_true", help="print the attacks and end")
     parser.add_argument("--json", metavar="FILE")
     arguments = parser.parse_args()
     if arguments.list:
-        for name, chosen in ATTACKS.items():
-            print(f"{name:<22}{chosen.what}")
+        for name, attack in ATTACKS.items():
+            print(f"{name:<22}{attack.description}")
         return
     if not arguments.binary:
-        parser.error("which binary?")
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    # Whoever started this may ignore the signal, and the server would inherit that.
+        parser.error("the binary is missing")
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    # The parent process may ignore SIGHUP, and the server would inherit that.
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    # So that all that was started ends, too.
+    # Ends through SystemExit, so that everything that was started is stopped.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("FAILED: ended by SIGTERM"))
     os.environ.setdefault("GHOSTSERVE_ONNXRUNTIME", str(ROOT / ".runtime/onnxruntime"))
     CACHE.mkdir(exist_ok=True)

@@ -237,8 +237,8 @@ async fn large_images_keep_nobody_else_waiting() {
 async fn a_client_that_fills_the_line_of_large_images_is_refused_and_another_is_not() {
     // Places for four large images, two of them for one client.
     let server = TestServer::with(|c| {
-        c.load.max_images = 16;
-        c.request.max_images = 16;
+        c.load.max_images_in_flight = 16;
+        c.request.max_images_per_request = 16;
     })
     .await;
     let large = png_of_zeros(5000, 5000);
@@ -279,7 +279,7 @@ fn a_cut_jpeg_with_a_long_tail_is_refused_at_once() {
 /// Codes that only clear the table, in a GIF of one pixel: seconds of work with nothing to show for it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_small_image_that_takes_seconds_is_given_up() {
-    let server = TestServer::with(|c| c.time.request = Duration::from_secs(30)).await;
+    let server = TestServer::with(|c| c.time.request_timeout = Duration::from_secs(30)).await;
     let mut file = b"GIF89a\x01\0\x01\0\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\x01\0\x01\0\0\x0b".to_vec();
     // Two codes of twelve bits in three bytes: 0x800 is to clear.
     let codes = [0x00, 0x08, 0x80].repeat(85);
@@ -318,7 +318,7 @@ async fn a_body_below_the_least_rate_is_refused_long_before_the_time_for_bodies(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_address_does_not_get_all_places_for_requests() {
-    let server = TestServer::with(|c| c.load.max_requests = 4).await;
+    let server = TestServer::with(|c| c.load.max_requests_in_flight = 4).await;
     let mut open = Vec::new();
     for _ in 0..2 {
         let mut stream = TcpStream::connect(server.address).await.unwrap();
@@ -383,7 +383,7 @@ async fn an_answer_that_nobody_reads_is_dropped_with_its_memory() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_past_its_memory_sheds_while_it_works_and_never_for_ever() {
     // More than any process takes.
-    let server = TestServer::with(|c| c.load.max_memory = 1).await;
+    let server = TestServer::with(|c| c.load.max_memory = Some(1)).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     // Nothing is in flight: refusing would free nothing.
     assert_eq!(server.classify("", JPEG).await.0, 200);

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use ghostserve_loadtest::report::Figure;
+use ghostserve_loadtest::report::Statistic;
 use ghostserve_loadtest::{
-    Endpoint, ErrorKind, Event, Images, Load, Measurement, Plan, RequestStyle, Settings, Target, Watch, campaign,
-    measure,
+    CampaignEvent, CampaignPlan, ImageSet, LoadTarget, PreparedEndpoint, RequestErrorKind, RequestFormat,
+    RunMeasurement, RunObserver, RunSettings, Workload, measure, run_campaign,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -81,8 +81,8 @@ async fn serve(mut stream: TcpStream, does: fn(usize) -> Does, count: Arc<Atomic
     }
 }
 
-fn settings() -> Settings {
-    Settings {
+fn settings() -> RunSettings {
+    RunSettings {
         duration: Duration::from_millis(400),
         warm_up: Duration::from_millis(50),
         timeout: Duration::from_secs(2),
@@ -95,35 +95,36 @@ fn settings() -> Settings {
 }
 
 /// One run against a fake, on a thread as the program's.
-async fn run(does: fn(usize) -> Does, load: Load, settings: Settings) -> Measurement {
+async fn run(does: fn(usize) -> Does, workload: Workload, settings: RunSettings) -> RunMeasurement {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("image");
     std::fs::write(&path, vec![7; 600_000]).unwrap();
-    let images = Images::read(&[path]).unwrap();
+    let images = ImageSet::read(&[path]).unwrap();
     let address = fake(does).await;
-    let target = Target::parse(&format!("fake=http://{address}/classify")).unwrap();
+    let target = LoadTarget::parse(&format!("fake=http://{address}/classify")).unwrap();
     let task = move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let patience = Duration::from_secs(2);
-            let endpoint = Endpoint::prepare(target, &images, &RequestStyle::default(), patience).await.unwrap();
-            let plan = Plan {
-                loads: vec![load],
+            let endpoint =
+                PreparedEndpoint::prepare(target, &images, &RequestFormat::default(), patience).await.unwrap();
+            let plan = CampaignPlan {
+                workloads: vec![workload],
                 rounds: 1,
                 search: false,
                 slo_percentile: 99.0,
                 settings,
                 images: images.description(),
             };
-            let ignore = |_: Event<'_>| ();
-            campaign(&[Arc::new(endpoint)], &plan, &CancellationToken::new(), &ignore).await.unwrap()
+            let ignore = |_: CampaignEvent<'_>| ();
+            run_campaign(&[Arc::new(endpoint)], &plan, &CancellationToken::new(), &ignore).await.unwrap()
         })
     };
     let report = tokio::task::spawn_blocking(task).await.unwrap();
-    report.subjects[0].series[0].rounds[0].clone()
+    report.targets[0].series[0].rounds[0].clone()
 }
 
-const CLOSED: Load = Load::Closed { connections: 4 };
+const CLOSED: Workload = Workload::ClosedLoop { connections: 4 };
 
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_are_counted_by_status_and_refusals_apart() {
@@ -134,7 +135,7 @@ async fn answers_are_counted_by_status_and_refusals_apart() {
     assert_eq!(found.rejected.count(), found.statuses[&429]);
     assert!(found.success.count() > 10);
     assert!(found.throughput() > 10.0 && found.goodput() <= found.throughput());
-    assert!((Figure::Failures.of(&found) - 50.0).abs() < 10.0);
+    assert!((Statistic::Failures.of(&found) - 50.0).abs() < 10.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -151,10 +152,10 @@ async fn an_early_refusal_is_an_answer_even_if_the_body_could_not_be_sent() {
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_that_are_closed_are_errors_and_are_opened_again() {
     let found = run(|n| if n % 3 == 2 { Does::Close } else { Does::Answer(OK) }, CLOSED, settings()).await;
-    assert!(found.errors[&ErrorKind::Reset] > 3, "{:?}", found.errors);
-    assert!(found.success.count() > found.errors[&ErrorKind::Reset]);
+    assert!(found.errors[&RequestErrorKind::Reset] > 3, "{:?}", found.errors);
+    assert!(found.success.count() > found.errors[&RequestErrorKind::Reset]);
     assert!(found.connections_opened > 4);
-    assert!(found.first_errors[&ErrorKind::Reset].contains("without an answer"), "{:?}", found.first_errors);
+    assert!(found.first_errors[&RequestErrorKind::Reset].contains("without an answer"), "{:?}", found.first_errors);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -162,7 +163,7 @@ async fn what_is_no_json_is_an_error_where_json_is_asked_for() {
     let does = |n| Does::Answer(if n == 0 { OK } else { "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nno" });
     let found = run(does, CLOSED, settings()).await;
     assert_eq!((found.success.count(), found.errors.len()), (0, 1));
-    assert!(found.errors[&ErrorKind::Body] > 0);
+    assert!(found.errors[&RequestErrorKind::Body] > 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -170,8 +171,8 @@ async fn requests_that_a_stall_kept_from_being_sent_count_from_when_they_were_du
     // One connection, and one stall that begins inside the window: a tester that waits politely would see one slow answer.
     let stall = Duration::from_millis(300);
     let does: fn(usize) -> Does = |n| if n == 20 { Does::Stall(Duration::from_millis(300)) } else { Does::Answer(OK) };
-    let settings = Settings { max_connections: 1, duration: Duration::from_millis(900), ..settings() };
-    let found = run(does, Load::Open { rate: 100.0 }, settings).await;
+    let settings = RunSettings { max_connections: 1, duration: Duration::from_millis(900), ..settings() };
+    let found = run(does, Workload::OpenLoop { arrival_rate: 100.0 }, settings).await;
     let slow: u64 = found.success.buckets().iter().filter(|(time, _)| *time > stall / 3).map(|(_, count)| count).sum();
     assert!(slow >= 8, "{slow} of {} requests were slow", found.success.count());
     assert!(found.queued >= 8);
@@ -208,16 +209,18 @@ async fn the_program_writes_its_reports_and_keeps_its_promises() {
 }
 
 /// One target's measurement over a closed loop.
-async fn measured(target: &str, style: RequestStyle) -> Result<Measurement, String> {
-    let (target, settings) = (Target::parse(target).unwrap(), settings());
+async fn measured(target: &str, style: RequestFormat) -> Result<RunMeasurement, String> {
+    let (target, settings) = (LoadTarget::parse(target).unwrap(), settings());
     tokio::task::spawn_blocking(move || {
         let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         tokio.block_on(async {
             let patience = Duration::from_secs(5);
-            let endpoint = Endpoint::prepare(target, &Images::built_in(), &style, patience).await;
+            let endpoint = PreparedEndpoint::prepare(target, &ImageSet::built_in(), &style, patience).await;
             let endpoint = Arc::new(endpoint.map_err(|e| e.to_string())?);
-            let watch = Watch { progress: &|_| (), stop: CancellationToken::new() };
-            measure(&endpoint, Load::Closed { connections: 4 }, &settings, &watch).await.map_err(|e| e.to_string())
+            let observer = RunObserver { on_progress: &|_| (), stop: CancellationToken::new() };
+            measure(&endpoint, Workload::ClosedLoop { connections: 4 }, &settings, &observer)
+                .await
+                .map_err(|e| e.to_string())
         })
     })
     .await
@@ -230,21 +233,21 @@ async fn calls_are_measured_alone_and_in_a_mix() {
     let calls = "ghostserve_grpc_requests_total{code=\"OK\",method=\"/ghostserve.v1.InferenceService/Classify\"}";
     let requests = "ghostserve_http_requests_total{route=\"/v1/classify\",status=\"200\"}";
     let grpc = format!("grpc://{}", server.address);
-    let alone = measured(&grpc, RequestStyle::default()).await.unwrap();
+    let alone = measured(&grpc, RequestFormat::default()).await.unwrap();
     assert!(alone.success.count() > 10 && alone.failures() == 0, "{:?}", alone.first_errors);
     let before = server.metric(calls).await;
     assert!(before > 10.0 && server.metric(requests).await == 0.0);
     let mix = format!("mix=http://{}/v1/classify+{grpc}", server.address);
-    let mixed = measured(&mix, RequestStyle::default()).await.unwrap();
+    let mixed = measured(&mix, RequestFormat::default()).await.unwrap();
     assert!(mixed.success.count() > 10 && mixed.failures() == 0, "{:?}", mixed.first_errors);
     assert!(server.metric(calls).await > before + 5.0 && server.metric(requests).await > 5.0);
     // Refusals are refusals.
-    let form = RequestStyle { multipart: Some("file".to_owned()), ..RequestStyle::default() };
+    let form = RequestFormat { multipart: Some("file".to_owned()), ..RequestFormat::default() };
     assert!(measured(&grpc, form).await.unwrap_err().contains("--multipart"));
-    let late = RequestStyle { headers: vec!["grpc-timeout: 1n".to_owned()], ..RequestStyle::default() };
+    let late = RequestFormat { headers: vec!["grpc-timeout: 1n".to_owned()], ..RequestFormat::default() };
     let refused = measured(&grpc, late).await.unwrap_err();
     assert!(refused.contains("504"), "{refused}");
-    let lost = measured(&format!("{grpc}/no.Service/Method"), RequestStyle::default()).await.unwrap_err();
+    let lost = measured(&format!("{grpc}/no.Service/Method"), RequestFormat::default()).await.unwrap_err();
     assert!(lost.contains("501"), "{lost}");
 }
 

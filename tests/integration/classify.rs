@@ -162,7 +162,7 @@ async fn parameters_that_cannot_be_meant_are_refused_with_a_reason() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deadline_that_has_passed_is_a_504_and_the_image_is_dropped() {
     // One worker, kept busy by many images, so that the last one has to wait.
-    let server = TestServer::with(|c| c.execution.plan.workers = Some(1)).await;
+    let server = TestServer::with(|c| c.execution.workers = Some(1)).await;
     let file = STANDARD.encode(picture(600, 600, 1, ImageFormat::Png));
     let busy = server.post("/v1/classify").json(&json!({"images": vec![file; 32]}));
     let busy = tokio::spawn(busy.send());

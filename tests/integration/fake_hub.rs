@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use ghostserve_hub::{Event, Hub, HubError, HubSettings, Limits, Proxies, PullRequest, Pulled, Reference};
+use ghostserve_hub::{
+    Hub, HubError, HubSettings, Proxies, PullEvent, PullReport, PullRequest, Reference, TransferLimits,
+};
 use ghostserve_manifest::Digest;
 use serde_json::{Value, json};
 use sha1::Digest as _;
@@ -154,7 +156,8 @@ pub(crate) struct User {
 impl User {
     pub(crate) fn of(endpoint: &str) -> Self {
         let home = tempfile::tempdir().unwrap();
-        let limits = Limits { backoff: Duration::from_millis(10), attempts: 3, ..Limits::default() };
+        let limits =
+            TransferLimits { initial_backoff: Duration::from_millis(10), attempts: 3, ..TransferLimits::default() };
         let settings = HubSettings {
             endpoint: endpoint.to_owned(),
             token: None,
@@ -170,15 +173,15 @@ impl User {
         self.home.path().join("model")
     }
 
-    pub(crate) fn pull(&self) -> Result<Pulled, HubError> {
+    pub(crate) fn pull(&self) -> Result<PullReport, HubError> {
         self.pull_with("me/net-in1k", None, false)
     }
 
-    pub(crate) fn pull_with(&self, reference: &str, file: Option<&str>, force: bool) -> Result<Pulled, HubError> {
+    pub(crate) fn pull_with(&self, reference: &str, file: Option<&str>, force: bool) -> Result<PullReport, HubError> {
         let reference = &Reference::parse(reference)?;
         let folder = &self.folder();
         let request = PullRequest { reference, file, folder, force, architectures: &["ghostnetv2_100"] };
-        let observer = |event: Event<'_>| self.events.lock().unwrap().push(format!("{event:?}"));
+        let observer = |event: PullEvent<'_>| self.events.lock().unwrap().push(format!("{event:?}"));
         Hub::new(self.settings.clone())?.pull(&request, &observer)
     }
 

@@ -85,7 +85,7 @@ async fn maps_embeddings_gates_and_scores_are_timms() {
     let model = folder.path().to_str().unwrap().to_owned();
     let server = TestServer::with(|config| {
         config.model = model;
-        config.features.sessions = 2;
+        config.features.feature_sessions = 2;
     })
     .await;
     let goldens = SafetensorsFile::parse(include_bytes!("../goldens/served.safetensors")).unwrap();
@@ -355,7 +355,7 @@ async fn attention_tells_its_layers() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bad_requests_get_the_problem_that_says_what_to_do() {
-    let server = TestServer::with(|config| config.features.max_pixels = 320 * 320).await;
+    let server = TestServer::with(|config| config.features.max_feature_pixels = 320 * 320).await;
     for (path, status, what, says) in [
         ("/v1/features?levels=c6", 400, "invalid_parameter", "c1 to c5"),
         ("/v1/features?levels=", 400, "invalid_parameter", "c1 to c5"),
@@ -395,8 +395,8 @@ async fn bad_requests_get_the_problem_that_says_what_to_do() {
 async fn memory_for_maps_is_bounded() {
     // c1 at 320: 16 maps of 160×160, once in f32 and once in the answer, and the crop: 3.6 MB.
     let server = TestServer::with(|config| {
-        config.features.max_bytes = 8 << 20;
-        config.features.max_bytes_in_flight = 8 << 20;
+        config.features.max_feature_bytes = 8 << 20;
+        config.features.max_feature_bytes_in_flight = 8 << 20;
     })
     .await;
     let form =
@@ -416,8 +416,8 @@ async fn memory_for_maps_is_bounded() {
 #[tokio::test(flavor = "multi_thread")]
 async fn sessions_make_room_for_each_other() {
     let server = TestServer::with(|config| {
-        config.features.sessions = 1;
-        config.execution.plan.workers = Some(1);
+        config.features.feature_sessions = 1;
+        config.execution.workers = Some(1);
     })
     .await;
     for size in ["64", "96", "64x96", "96", "64"] {
@@ -463,7 +463,7 @@ async fn the_model_tells_what_there_is() {
 /// A thousand requests put together at random, some right, most wrong somewhere.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_combination_of_parameters_is_an_internal_error() {
-    let server = TestServer::with(|config| config.features.sessions = 2).await;
+    let server = TestServer::with(|config| config.features.feature_sessions = 2).await;
     let mut state = 20_261_124u64;
     let mut pick = move |from: &[&'static str]| {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

@@ -73,7 +73,7 @@ async fn a_call_answers_what_http_answers() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_call_says_what_http_would_have_said() {
-    let server = TestServer::with(|config| config.request.max_multi_body = 10 << 20).await;
+    let server = TestServer::with(|config| config.request.max_multi_body_bytes = 10 << 20).await;
     let mut client = client(&server).await;
     let large = vec![0; (10 << 20) + 1];
     let many = (0..33).map(|_| JPEG.to_vec()).collect();
@@ -116,9 +116,9 @@ async fn a_failed_call_says_what_http_would_have_said() {
 async fn an_overloaded_server_says_when_to_come_back() {
     // One request fills it.
     let server = TestServer::with(|config| {
-        config.load.max_images = 1;
-        config.request.max_images = 1;
-        config.load.max_requests = 1;
+        config.load.max_images_in_flight = 1;
+        config.request.max_images_per_request = 1;
+        config.load.max_requests_in_flight = 1;
     })
     .await;
     let (mut sender, receiver) = futures::channel::mpsc::channel::<v1::ClassifyStreamRequest>(1);
@@ -138,8 +138,8 @@ async fn an_overloaded_server_says_when_to_come_back() {
 async fn a_stream_answers_every_request_and_outlives_bad_ones() {
     // Far more than the server admits at once: a stream is held back, not shed.
     let server = TestServer::with(|config| {
-        config.load.max_images = 4;
-        config.request.max_images = 4;
+        config.load.max_images_in_flight = 4;
+        config.request.max_images_per_request = 4;
     })
     .await;
     let requests = futures::stream::iter(0..120u32).map(|i| v1::ClassifyStreamRequest {
@@ -200,7 +200,7 @@ async fn a_client_that_leaves_takes_its_work_along() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_silent_stream_is_ended() {
-    let server = TestServer::with(|config| config.time.idle = Duration::from_millis(300)).await;
+    let server = TestServer::with(|config| config.time.idle_timeout = Duration::from_millis(300)).await;
     let silence = futures::stream::pending::<v1::ClassifyStreamRequest>();
     let mut answers = client(&server).await.classify_stream(silence).await.unwrap().into_inner();
     let status = answers.message().await.unwrap_err();
@@ -304,7 +304,7 @@ async fn the_server_tells_what_it_speaks_and_how_it_is() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_port_of_its_own_has_grpc_alone() {
-    let server = TestServer::with(|config| config.grpc = Some(([127, 0, 0, 1], 0).into())).await;
+    let server = TestServer::with(|config| config.grpc_listen = Some(([127, 0, 0, 1], 0).into())).await;
     let own = format!("http://{}", server.grpc.unwrap());
     let channel = Channel::from_shared(own.clone()).unwrap().connect().await.unwrap();
     assert!(InferenceServiceClient::new(channel).classify(request(vec![JPEG.to_vec()])).await.is_ok());

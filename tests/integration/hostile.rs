@@ -73,8 +73,8 @@ async fn files_that_are_no_image_served() {
 #[tokio::test(flavor = "multi_thread")]
 async fn bodies_over_the_limit_are_refused_declared_or_not() {
     let server = TestServer::with(|c| {
-        c.request.max_body = 100_000;
-        c.request.max_multi_body = 200_000;
+        c.request.max_body_bytes = 100_000;
+        c.request.max_multi_body_bytes = 200_000;
     })
     .await;
     let expected = (413, "body_too_large".to_owned());
@@ -166,8 +166,8 @@ async fn a_jpeg_of_a_thousand_scans_is_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn overload_is_shed_with_a_time_to_come_back_and_everything_returns_to_zero() {
     let server = TestServer::with(|c| {
-        c.execution.plan.workers = Some(1);
-        c.load.max_images = 32;
+        c.execution.workers = Some(1);
+        c.load.max_images_in_flight = 32;
     })
     .await;
     let photo = picture(1200, 900, 3, ImageFormat::Png);
@@ -197,7 +197,7 @@ async fn overload_is_shed_with_a_time_to_come_back_and_everything_returns_to_zer
 
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_past_their_bound_are_shed_before_their_body() {
-    let server = TestServer::with(|c| c.load.max_requests = 1).await;
+    let server = TestServer::with(|c| c.load.max_requests_in_flight = 1).await;
     // A request whose body never comes holds the only place.
     let head = format!("POST /v1/classify HTTP/1.1\r\nHost: {}\r\nContent-Length: 1000\r\n\r\n", server.address);
     let mut slow = tokio::net::TcpStream::connect(server.address).await.unwrap();

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use ghostserve_hub::{Outcome, Proxies, Token};
+use ghostserve_hub::{FolderOutcome, Proxies, Token};
 use ghostserve_manifest::{Digest, MANIFEST_FILE, Manifest, parse_labels};
 use serde_json::json;
 
@@ -32,7 +32,7 @@ fn a_folder_is_written_once_and_verified() {
     let mut user = User::of(&hub.url());
     let pulled = user.pull().unwrap();
     let expected = Repository::of_bytes().weights;
-    assert_eq!((pulled.outcome, &pulled.commit[..], pulled.size), (Outcome::Written, COMMIT, 300_000));
+    assert_eq!((pulled.outcome, &pulled.commit[..], pulled.size), (FolderOutcome::Written, COMMIT, 300_000));
     assert_eq!(user.weights(), expected);
 
     let text = std::fs::read_to_string(user.folder().join(MANIFEST_FILE)).unwrap();
@@ -49,11 +49,11 @@ fn a_folder_is_written_once_and_verified() {
     assert!(user.saw("Started") && user.saw("Position(300000)") && user.saw("Finished"));
 
     // Again: the branch is asked for, the files are not. Offline: nothing is.
-    assert_eq!(user.pull().unwrap().outcome, Outcome::Unchanged);
+    assert_eq!(user.pull().unwrap().outcome, FolderOutcome::Unchanged);
     let before = hub.seen().len();
     user.settings.offline = true;
     std::fs::remove_dir_all(user.folder()).unwrap();
-    assert_eq!(user.pull().unwrap().outcome, Outcome::Written);
+    assert_eq!(user.pull().unwrap().outcome, FolderOutcome::Written);
     assert_eq!(user.weights(), expected);
     assert_eq!((hub.weights_requests().len(), hub.seen().len()), (1, before));
 
@@ -76,8 +76,8 @@ fn a_folder_with_something_else_is_not_touched_without_force() {
     let error = user.pull().unwrap_err().to_string();
     assert!(error.contains("its manifest.toml") && error.contains("--force"), "{error}");
     assert_eq!(std::fs::read(user.folder().join(MANIFEST_FILE)).unwrap(), b"mine");
-    assert_eq!(user.pull_with("me/net-in1k", None, true).unwrap().outcome, Outcome::Replaced);
-    assert_eq!(user.pull().unwrap().outcome, Outcome::Unchanged);
+    assert_eq!(user.pull_with("me/net-in1k", None, true).unwrap().outcome, FolderOutcome::Replaced);
+    assert_eq!(user.pull().unwrap().outcome, FolderOutcome::Unchanged);
     assert!(user.folder().join("notes.txt").is_file(), "what is not the model's stays");
 }
 
@@ -184,7 +184,7 @@ fn bodies_of_another_size_than_declared_are_cut_off() {
     assert!(error.contains("it ended after 200000 of 300000 bytes"), "{error}");
 
     let mut user = User::of(&good_hub().url());
-    user.settings.limits.max_file = 1000;
+    user.settings.limits.max_file_size = 1000;
     assert!(user.refused().contains("expected at most 1000 bytes, found 300000"));
 }
 
@@ -238,7 +238,7 @@ fn a_server_that_stalls_is_left() {
         repository.answer(request, stream);
     });
     let mut user = User::of(&hub.url());
-    user.settings.limits.stall = Duration::from_millis(300);
+    user.settings.limits.stall_timeout = Duration::from_millis(300);
     let start = Instant::now();
     user.pull().unwrap();
     assert!(start.elapsed() < Duration::from_secs(5));

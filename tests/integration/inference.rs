@@ -1,9 +1,9 @@
 //! The Open Inference Protocol over REST: the traps, and that tensors are what files are.
 
-use ghostserve::batch::Row;
 use ghostserve::cores::Cores;
 use ghostserve::model::{EMBEDDED_MODEL, ModelFolder};
 use ghostserve::preprocess::{PoolConfig, Preprocessor, Transform};
+use ghostserve::row::Row;
 use serde_json::{Value, json};
 
 use crate::images::{JPEG, picture};
@@ -87,7 +87,7 @@ async fn files_pixels_and_inputs_give_what_classify_gives() {
     let manifest = ModelFolder::resolve(EMBEDDED_MODEL).unwrap().load().unwrap().manifest;
     let pool = PoolConfig::default();
     let transform = std::sync::Arc::new(Transform::new(manifest.input));
-    let crop = Preprocessor::new(pool, Cores::new(1)).run_here(&transform, &file).unwrap().crop;
+    let crop = Preprocessor::new(pool, Cores::new(1)).run_sync(&transform, &file).unwrap().crop;
     let mut row = vec![0.0f32; crop.elements()];
     crop.write(&mut row);
     let [height, width] = manifest.input.crop;
@@ -119,7 +119,7 @@ async fn files_pixels_and_inputs_give_what_classify_gives() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn errors_are_the_protocols_and_say_what_is_wrong() {
-    let server = TestServer::with(|config| config.request.max_images = 4).await;
+    let server = TestServer::with(|config| config.request.max_images_per_request = 4).await;
     let file = [&(JPEG.len() as u32).to_le_bytes()[..], JPEG].concat();
     let good = || input("BYTES", json!([1]), file.len());
     let path = format!("{MODEL}/infer");

@@ -13,6 +13,7 @@ mod grpc;
 mod hostile;
 mod hub;
 mod images;
+mod imports;
 mod inference;
 mod models;
 mod network;

@@ -36,7 +36,7 @@ async fn the_default_model_is_described() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn health_and_metrics_can_have_a_listener_of_their_own() {
-    let server = TestServer::with(|c| c.admin = Some(([127, 0, 0, 1], 0).into())).await;
+    let server = TestServer::with(|c| c.addresses.admin_addr = Some(([127, 0, 0, 1], 0).into())).await;
     assert_eq!(server.classify("", JPEG).await.0, 200);
     for path in ["/metrics", "/livez", "/readyz"] {
         assert_eq!(server.get(path).await.status(), 404, "{path} is not for clients");

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use ghostserve::model::{ModelGraph, OnnxSource};
-use ghostserve::runtime::{Backend, NamedTensor, Prepared, SessionSpec};
+use ghostserve::runtime::{Backend, NamedTensor, PreparedGraph, SessionSpec};
 use ghostserve_ghostnet::{Config, Cost, Form, Network, Output, PRESETS, Size, Target, preset};
 use ghostserve_kernels::native_block;
 use ghostserve_weights::{SafetensorsFile, Seeded, Synthetic, TensorSource, synthetic_tensor};
@@ -58,7 +58,7 @@ fn run(network: &Network, input: [usize; 4], outputs: &[Output], form: Form) -> 
     let graph = graph(network, [input[2], input[3]], outputs, form);
     // The first rows of the two-image input that the goldens were made with.
     let two = synthetic_tensor("input", &[2, input[1], input[2], input[3]]);
-    runtime().run_once(&graph, (input, &two[..input.iter().product()])).unwrap()
+    runtime().run_once(&graph, input, &two[..input.iter().product()]).unwrap()
 }
 
 fn worst(expected: &[f32], found: &[f32]) -> f32 {
@@ -234,7 +234,7 @@ fn a_blocked_graph_that_does_not_prove_itself_is_not_used() {
     };
     let prepared = |blocked| {
         let built = ModelGraph::Built { input: [3, 64, 64], plain: source(Form::Plain), blocked };
-        runtime().prepare(&built).unwrap().form()
+        runtime().prepare(&built).unwrap().form().as_str()
     };
     assert_eq!(prepared(Some(source(Form::Blocked(block)))), "blocked");
     assert_eq!(prepared(None), "plain");
@@ -243,7 +243,7 @@ fn a_blocked_graph_that_does_not_prove_itself_is_not_used() {
 }
 
 /// A foreign graph: its batch dimension (`dim_param: "batch"`, seven bytes of the file) replaced by other seven.
-fn with_batch_dimension(replacement: [u8; 7]) -> Prepared {
+fn with_batch_dimension(replacement: [u8; 7]) -> PreparedGraph {
     let OnnxSource::Memory(bytes) = graph(&network("ghostnetv2_100"), [64, 64], &[Output::Logits], Form::Plain) else {
         unreachable!("graphs are made in memory")
     };
@@ -278,7 +278,8 @@ fn foreign_graphs_keep_their_own_batch_dimension() {
 
 #[test]
 fn sessions_can_be_made_at_the_same_time() {
-    let graph = Prepared::from(graph(&network("ghostnet_050"), [32, 32], &[Output::Logits], *forms().last().unwrap()));
+    let graph =
+        PreparedGraph::from(graph(&network("ghostnet_050"), [32, 32], &[Output::Logits], *forms().last().unwrap()));
     let spec = SessionSpec { input: [32, 32], classes: 1000, max_batch: 4, threads: 1, backend: Backend::default() };
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| runtime().session(&graph, spec).map(|_| ()))).collect();

@@ -20,8 +20,8 @@ async fn what_is_not_given_is_measured_once_and_kept() {
     let folder = tempfile::tempdir().unwrap();
     let start = || {
         TestServer::with(|c| {
-            c.execution.plan.calibrate = true;
-            c.execution.plan.cache = Some(folder.path().to_owned());
+            c.execution.no_calibration = false;
+            c.execution.plan_cache = Some(folder.path().to_owned());
         })
     };
     let first = plan(&start().await).await;
@@ -37,9 +37,9 @@ async fn what_is_not_given_is_measured_once_and_kept() {
         assert_eq!(first[number], second[number], "{number}");
     }
     let given = TestServer::with(|c| {
-        c.execution.plan.calibrate = true;
-        (c.execution.plan.workers, c.execution.plan.threads_per_worker) = (Some(1), Some(1));
-        c.execution.plan.max_batch = Some(2);
+        c.execution.no_calibration = false;
+        (c.execution.workers, c.execution.threads_per_worker) = (Some(1), Some(1));
+        c.execution.max_batch = Some(2);
     });
     let given = plan(&given.await).await;
     assert_eq!((&given["origin"], &given["max_batch"]), (&Value::from("given"), &Value::from(2)));
@@ -96,7 +96,7 @@ async fn a_deadline_that_cannot_be_met_is_refused_before_any_work() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_is_known_is_neither_decoded_nor_run_again() {
-    let server = TestServer::with(|c| c.load.response_cache_bytes = 1 << 20).await;
+    let server = TestServer::with(|c| c.load.response_cache = 1 << 20).await;
     let other = picture(64, 48, 1, image::ImageFormat::Png);
     let outcomes = async |outcome: &str| {
         server.metric(&format!("ghostserve_response_cache_total{{{MODEL},outcome=\"{outcome}\"}}")).await

@@ -3,11 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use ghostserve::config::{Config, Execution, FeatureLimits, LoadLimits, RequestLimits, ShedStatus, TimeLimits};
-use ghostserve::model::EMBEDDED_MODEL;
-use ghostserve::plan::Wanted;
-use ghostserve::preprocess::ImageLimits;
-use ghostserve::runtime::Backend;
+use ghostserve::config::Config;
 use ghostserve::server::{Server, StopHandle};
 use serde_json::Value;
 use tokio::task::JoinHandle;
@@ -23,58 +19,18 @@ pub(crate) struct TestServer {
     pub(crate) client: reqwest::Client,
 }
 
-/// The program's defaults, but for the address and a drain that tests can wait for.
+/// The program's defaults, except for the address, the cores, and times that tests can wait for.
 pub(crate) fn config() -> Config {
-    Config {
-        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-        admin: None,
-        grpc: None,
-        model: EMBEDDED_MODEL.to_owned(),
-        // No calibration: it is for one server a machine, and has tests of its own.
-        execution: Execution {
-            plan: Wanted { cores: 2, ..Wanted::default() },
-            batch_delay: Duration::ZERO,
-            backend: Backend::default(),
-        },
-        request: RequestLimits {
-            max_body: 10 << 20,
-            max_multi_body: 32 << 20,
-            max_images: 32,
-            max_parts: 64,
-            max_part_headers: 16,
-        },
-        image: ImageLimits::default(),
-        exact_decode: false,
-        features: FeatureLimits {
-            max_pixels: 640 * 640,
-            sessions: 4,
-            max_bytes: 64 << 20,
-            max_bytes_in_flight: 256 << 20,
-        },
-        load: LoadLimits {
-            max_connections: 4096,
-            max_requests: 1024,
-            max_images: 512,
-            max_wait: Duration::from_secs(10),
-            response_cache_bytes: 0,
-            max_body_bytes: 256 << 20,
-            max_decoded_bytes: 1 << 30,
-            max_http2_streams: 100,
-            max_client_share: 0.5,
-            max_memory: 0,
-        },
-        time: TimeLimits {
-            header: Duration::from_secs(5),
-            body: Duration::from_secs(10),
-            request: Duration::from_secs(10),
-            min_upload_rate: 8 << 10,
-            min_download_rate: 32 << 10,
-            idle: Duration::from_secs(75),
-            drain_grace: Duration::from_millis(100),
-            drain: Duration::from_secs(10),
-        },
-        shed_status: ShedStatus::TooManyRequests,
-    }
+    let mut config = Config::default();
+    config.addresses.listen = SocketAddr::from(([127, 0, 0, 1], 0));
+    config.execution.cores = Some(2);
+    // Calibration is for one server per machine, and has tests of its own.
+    config.execution.no_calibration = true;
+    config.load.max_wait = Duration::from_secs(10);
+    config.load.max_memory = Some(0);
+    config.time.drain_grace = Duration::from_millis(100);
+    config.time.drain_timeout = Duration::from_secs(10);
+    config
 }
 
 impl TestServer {
@@ -82,7 +38,7 @@ impl TestServer {
         Self::with(|_| ()).await
     }
 
-    /// A server with some of its settings changed.
+    /// A server with some settings changed.
     pub(crate) async fn with(change: impl FnOnce(&mut Config)) -> Self {
         let mut config = config();
         change(&mut config);

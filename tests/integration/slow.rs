@@ -37,7 +37,7 @@ async fn closed_after(server: &TestServer, bytes: &[u8], pause: Duration) -> (Du
 
 #[tokio::test(flavor = "multi_thread")]
 async fn heads_that_do_not_come_close_the_connection() {
-    let server = TestServer::with(|c| c.time.header = SHORT).await;
+    let server = TestServer::with(|c| c.time.header_timeout = SHORT).await;
     let slow = Duration::from_millis(50);
     // Nothing; a head that trickles; what could still become HTTP/2's preface.
     for bytes in [&b""[..], b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Slow: 1\r\n", b"P", b"PRI * HT"] {
@@ -50,7 +50,7 @@ async fn heads_that_do_not_come_close_the_connection() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_trickles_gets_a_408_after_its_time_however_steady() {
-    let server = TestServer::with(|c| c.time.body = SHORT).await;
+    let server = TestServer::with(|c| c.time.body_timeout = SHORT).await;
     let head = format!("POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", JPEG.len());
     let mut stream = TcpStream::connect(server.address).await.unwrap();
     let start = Instant::now();
@@ -76,8 +76,8 @@ async fn a_body_that_trickles_gets_a_408_after_its_time_however_steady() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_idle_connection_outlives_the_header_time_and_not_the_idle_time() {
     let server = TestServer::with(|c| {
-        c.time.header = Duration::from_millis(100);
-        c.time.idle = Duration::from_secs(1);
+        c.time.header_timeout = Duration::from_millis(100);
+        c.time.idle_timeout = Duration::from_secs(1);
     })
     .await;
     let mut stream = TcpStream::connect(server.address).await.unwrap();

@@ -1,29 +1,25 @@
-//! The modules of the GhostNets: Ghost module, squeeze-excite, bottleneck. Each holds its layers, counts them and lowers
-//! them; none knows where in the network it stands beyond the checkpoint scope it is given.
+//! The modules of the GhostNets: Ghost module, squeeze-excite, bottleneck. Each holds its layers, counts their cost and
+//! lowers them. A module knows its position in the network only by the checkpoint scope that it receives.
 
 use super::BuildError;
 use super::config::DfcConfig;
 use super::dfc::{Dfc, DfcShape};
 use super::layers::{Activation, Branch, ConvBn, ConvShape, Cost, Pointwise, Size};
-use super::lowering::{ExciteParts, GhostParts, Lowering, NamedConv, Residual};
+use super::lowering::{GhostParts, Lowering, NamedConv, Residual, SqueezeExciteParts};
 use ghostserve_weights::Scope;
 
-/// What a block is given to lower itself with: where its weights are, and which of its attention maps are wanted.
-pub(super) struct Site<'a> {
+/// The arguments of a block's lowering: the scope of its weights, and the names of its requested attention outputs.
+pub(super) struct BlockContext<'a> {
     pub(super) scope: Scope<'a>,
-    /// The graph output that the gate of the expanded features shall be.
+    /// Name of the graph output for the gate of the expanded features, if it is requested.
     pub(super) attention: Option<String>,
-    /// The same of the features that leave the block.
+    /// The same for the gate of the block's output features.
     pub(super) output_attention: Option<String>,
 }
 
-/// Reads a layer's weights.
-pub(super) fn load(layer: &ConvBn, scope: &Scope<'_>) -> Result<NamedConv, BuildError> {
-    Ok(NamedConv { name: scope.key(layer.key()), conv: layer.load(scope)?, activation: layer.activation })
-}
-
-/// Half of the maps by a 1×1 convolution ("intrinsic"), the other half by a 3×3 depthwise one on those ("ghost"),
-/// joined and cut to the channels wanted; with [`Dfc`], multiplied by its attention.
+/// A Ghost module. A 1×1 convolution makes half of the maps ("intrinsic"), and a 3×3 depthwise convolution makes the
+/// other half ("ghost") from them. Both halves are joined and cut to the number of output channels. With [`Dfc`], the
+/// result is multiplied by the attention.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GhostModule {
     primary: ConvBn,
@@ -38,27 +34,27 @@ struct GhostShape<'a> {
     output: usize,
     activation: Activation,
     dilation: usize,
-    /// Length of the attention's strips, if the module carries it.
-    dfc: Option<usize>,
-    settings: Settings<'a>,
+    /// Length of the attention's strips, if the module has attention.
+    dfc_kernel: Option<usize>,
+    settings: NetworkSettings<'a>,
 }
 
-/// What all modules of a network have in common.
+/// The settings that all modules of a network share.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Settings<'a> {
-    /// Trained with parallel branches.
+pub(super) struct NetworkSettings<'a> {
+    /// Whether the layers are trained with parallel branches.
     pub(super) reparameterized: bool,
     pub(super) dfc: &'a DfcConfig,
 }
 
-/// GhostNetV3 trains three convolutions in parallel.
+/// The three parallel branches of GhostNetV3's 1×1 convolution.
 const PRIMARY: [Branch; 3] = [
     Branch::full("primary_rpr_conv.0.conv", "primary_rpr_conv.0.bn1"),
     Branch::full("primary_rpr_conv.1.conv", "primary_rpr_conv.1.bn1"),
     Branch::full("primary_rpr_conv.2.conv", "primary_rpr_conv.2.bn1"),
 ];
 
-/// Beside those, one with a single tap, and none at all.
+/// The branches of GhostNetV3's depthwise convolution: three full kernels, one single tap, one batch norm alone.
 const CHEAP: [Branch; 5] = [
     Branch::full("cheap_rpr_conv.0.conv", "cheap_rpr_conv.0.bn1"),
     Branch::full("cheap_rpr_conv.1.conv", "cheap_rpr_conv.1.bn1"),
@@ -67,6 +63,7 @@ const CHEAP: [Branch; 5] = [
     Branch::identity("cheap_rpr_skip"),
 ];
 
+/// The branches of GhostNetV3's strided convolution: three full kernels and one single tap.
 const DOWNSAMPLE: [Branch; 4] = [
     Branch::full("dw_rpr_conv.0.conv", "dw_rpr_conv.0.bn1"),
     Branch::full("dw_rpr_conv.1.conv", "dw_rpr_conv.1.bn1"),
@@ -76,7 +73,7 @@ const DOWNSAMPLE: [Branch; 4] = [
 
 impl GhostModule {
     fn new(shape: GhostShape<'_>) -> Self {
-        let GhostShape { input, output, activation, dilation, dfc, settings } = shape;
+        let GhostShape { input, output, activation, dilation, dfc_kernel, settings } = shape;
         let half = output.div_ceil(2);
         let (primary, cheap) = if settings.reparameterized {
             (PRIMARY.to_vec(), CHEAP.to_vec())
@@ -86,49 +83,51 @@ impl GhostModule {
                 vec![Branch::full("cheap_operation.0", "cheap_operation.1")],
             )
         };
-        let strips =
+        let attention =
             |kernel| Dfc::new(DfcShape { scope: "short_conv", input, output, kernel, dilation, config: settings.dfc });
         Self {
             primary: ConvBn { branches: primary, shape: ConvShape::pointwise(input, half), activation },
             cheap: ConvBn { branches: cheap, shape: ConvShape::depthwise(half, [3, 3], 1, dilation), activation },
             output,
-            dfc: dfc.map(strips),
+            dfc: dfc_kernel.map(attention),
         }
     }
 
-    /// The attention branch, where there is one.
+    /// The attention branch, if the module has one.
     #[must_use]
     pub fn dfc(&self) -> Option<&Dfc> {
         self.dfc.as_ref()
     }
 
-    fn cost(&self, at: Size) -> Cost {
-        let dfc = self.dfc.as_ref().map(|dfc| dfc.cost(at)).unwrap_or_default();
-        self.primary.cost(at) + self.cheap.cost(at) + dfc
+    fn cost(&self, input: Size) -> Cost {
+        let dfc = self.dfc.as_ref().map(|dfc| dfc.cost(input)).unwrap_or_default();
+        self.primary.cost(input) + self.cheap.cost(input) + dfc
     }
 
+    /// Lowers the module; `attention` names the graph output for its gate.
     fn lower<L: Lowering>(
         &self,
-        to: &mut L,
-        site: (&Scope<'_>, Option<String>),
+        lowering: &mut L,
+        scope: &Scope<'_>,
         x: &L::Map,
+        attention: Option<String>,
         residual: Option<Residual<'_, L::Map>>,
     ) -> Result<L::Map, BuildError> {
-        let (scope, attention) = site;
         let parts = GhostParts {
             name: scope.key("ghost"),
             x,
-            primary: load(&self.primary, scope)?,
-            cheap: load(&self.cheap, scope)?,
+            primary: NamedConv::load(&self.primary, scope)?,
+            cheap: NamedConv::load(&self.cheap, scope)?,
             output: self.output,
             attention: self.dfc.as_ref().map(|dfc| dfc.load(scope, x, attention)).transpose()?,
             residual,
         };
-        Ok(to.ghost(parts)?)
+        Ok(lowering.ghost(parts)?)
     }
 }
 
-/// Channel attention: the mean of every map, squeezed and expanded by two 1×1 convolutions, gates the map.
+/// Squeeze-excite, a channel attention: two 1×1 convolutions squeeze and expand the means of the maps to a gate per
+/// map.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SqueezeExcite {
     reduce: Pointwise,
@@ -148,15 +147,15 @@ impl SqueezeExcite {
         self.reduce.cost(one) + self.expand.cost(one)
     }
 
-    fn lower<L: Lowering>(&self, to: &mut L, scope: &Scope<'_>, x: &L::Map) -> Result<L::Map, BuildError> {
+    fn lower<L: Lowering>(&self, lowering: &mut L, scope: &Scope<'_>, x: &L::Map) -> Result<L::Map, BuildError> {
         let (reduce, reduce_bias) = self.reduce.load(scope)?;
         let (expand, expand_bias) = self.expand.load(scope)?;
-        let parts = ExciteParts { reduce, reduce_bias, expand, expand_bias };
-        Ok(to.squeeze_excite(&scope.key("excite"), x, parts)?)
+        let parts = SqueezeExciteParts { reduce, reduce_bias, expand, expand_bias };
+        Ok(lowering.squeeze_excite(&scope.key("excite"), x, parts)?)
     }
 }
 
-/// What is added to a bottleneck's output: its input, brought to the same shape.
+/// The shortcut of a bottleneck: its input, brought to the output's shape and added to the output.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Shortcut {
     /// The input itself.
@@ -172,7 +171,8 @@ pub struct Projection {
     pointwise: ConvBn,
 }
 
-/// Expand by a Ghost module, stride, squeeze-excite, reduce by a Ghost module, add the shortcut.
+/// The bottleneck of the GhostNets. A Ghost module expands, a depthwise convolution strides, a squeeze-excite follows,
+/// a second Ghost module reduces, and the shortcut is added. Stride and squeeze-excite are optional.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bottleneck {
     ghost1: GhostModule,
@@ -190,17 +190,17 @@ pub(super) struct BottleneckShape<'a> {
     pub(super) expanded: usize,
     pub(super) output: usize,
     pub(super) kernel: usize,
-    /// Of the stage table, which decides what layers there are.
+    /// The stride in the stage table, which decides which layers exist.
     pub(super) nominal_stride: usize,
-    /// As run: 1 where dilation takes a stride's place.
+    /// The stride of the convolution: 1 where dilation replaces a stride.
     pub(super) stride: usize,
-    /// Of the layers before the stride and of those behind it.
+    /// Dilation of the layers before the stride and of the layers after it.
     pub(super) dilation: [usize; 2],
-    /// Channels of the squeeze, if there is a squeeze-excite.
+    /// Number of squeezed channels, if there is a squeeze-excite.
     pub(super) squeezed: Option<usize>,
-    /// The strips' length, if there is a DFC branch.
+    /// Length of the strips, if there is a DFC branch.
     pub(super) dfc_kernel: Option<usize>,
-    pub(super) settings: Settings<'a>,
+    pub(super) settings: NetworkSettings<'a>,
 }
 
 impl Bottleneck {
@@ -229,17 +229,17 @@ impl Bottleneck {
                 output: expanded,
                 activation: Activation::Relu,
                 dilation: before,
-                dfc: shape.dfc_kernel.filter(|_| settings.dfc.enhance.expanded()),
+                dfc_kernel: shape.dfc_kernel.filter(|_| settings.dfc.enhance.expanded()),
                 settings,
             }),
             downsample: (shape.nominal_stride > 1).then(|| strided(downsample, expanded)),
-            squeeze_excite: shape.squeezed.map(|s| SqueezeExcite::new(expanded, s)),
+            squeeze_excite: shape.squeezed.map(|squeezed| SqueezeExcite::new(expanded, squeezed)),
             ghost2: GhostModule::new(GhostShape {
                 input: expanded,
                 output,
                 activation: Activation::None,
                 dilation: after,
-                dfc: shape.dfc_kernel.filter(|_| settings.dfc.enhance.output()),
+                dfc_kernel: shape.dfc_kernel.filter(|_| settings.dfc.enhance.output()),
                 settings,
             }),
             shortcut,
@@ -247,51 +247,56 @@ impl Bottleneck {
         }
     }
 
-    /// Its first Ghost module, which expands.
+    /// The first Ghost module, which expands.
     #[must_use]
     pub fn ghost1(&self) -> &GhostModule {
         &self.ghost1
     }
 
-    /// Its second Ghost module, which reduces.
+    /// The second Ghost module, which reduces.
     #[must_use]
     pub fn ghost2(&self) -> &GhostModule {
         &self.ghost2
     }
 
-    pub(super) fn output_size(&self, at: Size) -> Size {
-        at.strided(self.stride)
+    pub(super) fn output_size(&self, input: Size) -> Size {
+        input.strided(self.stride)
     }
 
-    pub(super) fn cost(&self, at: Size) -> Cost {
-        let small = self.output_size(at);
+    pub(super) fn cost(&self, input: Size) -> Cost {
+        let output = self.output_size(input);
         let shortcut = match &self.shortcut {
             Shortcut::Identity => Cost::default(),
-            Shortcut::Projection(p) => p.depthwise.cost(at) + p.pointwise.cost(small),
+            Shortcut::Projection(p) => p.depthwise.cost(input) + p.pointwise.cost(output),
         };
-        self.ghost1.cost(at)
-            + self.downsample.as_ref().map(|layer| layer.cost(at)).unwrap_or_default()
+        self.ghost1.cost(input)
+            + self.downsample.as_ref().map(|layer| layer.cost(input)).unwrap_or_default()
             + self.squeeze_excite.as_ref().map(SqueezeExcite::cost).unwrap_or_default()
-            + self.ghost2.cost(small)
+            + self.ghost2.cost(output)
             + shortcut
     }
 
-    pub(super) fn lower<L: Lowering>(&self, to: &mut L, site: Site<'_>, x: &L::Map) -> Result<L::Map, BuildError> {
-        let scope = &site.scope;
-        let mut y = self.ghost1.lower(to, (&scope.sub("ghost1"), site.attention), x, None)?;
+    pub(super) fn lower<L: Lowering>(
+        &self,
+        lowering: &mut L,
+        context: BlockContext<'_>,
+        x: &L::Map,
+    ) -> Result<L::Map, BuildError> {
+        let scope = &context.scope;
+        let mut y = self.ghost1.lower(lowering, &scope.sub("ghost1"), x, context.attention, None)?;
         if let Some(downsample) = &self.downsample {
-            y = to.conv(load(downsample, scope)?, &y, None)?;
+            y = lowering.conv(NamedConv::load(downsample, scope)?, &y, None)?;
         }
         if let Some(squeeze_excite) = &self.squeeze_excite {
-            y = squeeze_excite.lower(to, &scope.sub("se"), &y)?;
+            y = squeeze_excite.lower(lowering, &scope.sub("se"), &y)?;
         }
         let residual = match &self.shortcut {
             Shortcut::Identity => Residual::Map(x),
             Shortcut::Projection(p) => {
-                let small = to.conv(load(&p.depthwise, scope)?, x, None)?;
-                Residual::Projected(small, load(&p.pointwise, scope)?)
+                let filtered = lowering.conv(NamedConv::load(&p.depthwise, scope)?, x, None)?;
+                Residual::Projected(filtered, NamedConv::load(&p.pointwise, scope)?)
             }
         };
-        self.ghost2.lower(to, (&scope.sub("ghost2"), site.output_attention), &y, Some(residual))
+        self.ghost2.lower(lowering, &scope.sub("ghost2"), &y, context.output_attention, Some(residual))
     }
 }

@@ -1,51 +1,53 @@
-//! What a network is: the numbers of the papers' tables and the knobs of their ablations, before any channel is resolved.
+//! Configurations of networks: the numbers of the papers' tables and the settings of their ablations, before any
+//! channel count is resolved.
 
 use serde::{Deserialize, Serialize};
 
 /// A network of the GhostNet family, or MobileNetV2, as data.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// What it is called in tables and in the written graph.
+    /// The network's name in tables and in the written graph.
     pub name: String,
-    /// What the rows of the stage table are built as.
+    /// The kind of bottleneck that each row of the stage table becomes.
     pub block: BlockKind,
-    /// Multiplies every channel count (then rounded by [`make_divisible`]).
+    /// The factor of every channel count. [`make_divisible`] rounds the product.
     pub width: f64,
-    /// Outputs of the classifier.
+    /// Number of outputs of the classifier.
     pub classes: usize,
-    /// Channels of the input image.
+    /// Number of channels of the input image.
     pub input_channels: usize,
-    /// Input pixels per pixel of the deepest maps, in one direction: 32, or 16 or 8 by dilation in place of strides.
+    /// Input pixels per pixel of the deepest maps, in one direction: 32, or 16 or 8, where dilation replaces strides.
     pub output_stride: usize,
-    /// Channels of the stem convolution at width 1.
+    /// Number of channels of the stem convolution at width 1.
     pub stem_channels: usize,
-    /// The bottlenecks, grouped in stages as in the checkpoints' `blocks.S.B`.
+    /// The bottlenecks, grouped in stages as by the keys `blocks.S.B` of the checkpoints.
     pub stages: Vec<Vec<BottleneckConfig>>,
-    /// Channels of the last 1×1 convolution before pooling, at width 1; not of [`BlockKind::InvertedResidual`].
+    /// Number of channels of the last 1×1 convolution before pooling, at width 1. Unused for
+    /// [`BlockKind::InvertedResidual`].
     pub final_channels: usize,
-    /// Units of the hidden layer between pooling and classifier, not scaled by the width. In a network of
-    /// [`BlockKind::InvertedResidual`], channels of the last 1×1 convolution, which the width only enlarges.
+    /// Number of units of the hidden layer between pooling and classifier. The width does not scale it. For
+    /// [`BlockKind::InvertedResidual`]: number of channels of the last 1×1 convolution, which the width only enlarges.
     pub head_features: usize,
-    /// Squeeze-excite: squeezed channels as a share of the expanded ones.
+    /// Squeezed channels of a squeeze-excite as a fraction of the expanded channels.
     pub se_ratio: f64,
     /// The attention branch.
     pub dfc: DfcConfig,
 }
 
-/// The bottlenecks of a network.
+/// The kind of bottleneck of a network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BlockKind {
     /// Two Ghost modules (GhostNet and GhostNetV2).
     Ghost,
-    /// The same, trained with parallel branches that are added up into one convolution when loaded (GhostNetV3).
+    /// Two Ghost modules trained with parallel branches (GhostNetV3). Loading adds the branches up to one convolution.
     GhostReparameterized,
     /// Expansion, depthwise convolution, projection (MobileNetV2).
     InvertedResidual,
 }
 
 impl BlockKind {
-    /// Channel counts are multiples of this.
+    /// The number that divides every scaled channel count.
     #[must_use]
     pub fn divisor(self) -> usize {
         if self == Self::InvertedResidual { 8 } else { 4 }
@@ -56,61 +58,65 @@ impl BlockKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct BottleneckConfig {
-    /// Side of the depthwise kernels of the stride and of the shortcut, pixels.
+    /// Side of the depthwise kernels of the strided convolution and of the shortcut, in pixels.
     pub kernel: usize,
-    /// Channels between the two Ghost modules; of an inverted residual, as a multiple of its input's.
+    /// Number of channels between the two Ghost modules. For an inverted residual: the expansion factor, a multiple of
+    /// its input channels.
     pub expanded: usize,
-    /// Channels that leave the bottleneck.
+    /// Number of output channels.
     pub output: usize,
-    /// Whether a squeeze-excite stands between the Ghost modules.
+    /// Whether a squeeze-excite is between the Ghost modules.
     #[serde(default)]
     pub squeeze_excite: bool,
-    /// 1, or 2 to halve the resolution.
+    /// The stride: 1, or 2 to halve the resolution.
     pub stride: usize,
 }
 
-/// DFC ("decoupled fully connected") attention. The defaults are the paper's, and what the released weights need.
+/// The settings of DFC ("decoupled fully connected") attention. The defaults are the paper's, with the pooling and the
+/// upsampling of the released weights.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DfcConfig {
-    /// Length of the horizontal and of the vertical strip in each stage, pixels of the pooled map; none where the stage's
-    /// bottlenecks carry no attention.
+    /// Length of the horizontal and of the vertical strip for each stage, in pixels of the pooled map; `None` for a
+    /// stage without attention.
     pub kernels: Vec<Option<usize>>,
-    /// Which features are multiplied by it.
+    /// The features that the gate multiplies.
     pub enhance: Enhance,
-    /// What makes a gate of the strips' result.
+    /// The gate function.
     pub gate: Gate,
-    /// Where the gate function stands.
+    /// The position of the gate function.
     pub gate_at: GateAt,
-    /// How the input is halved.
+    /// The pooling that halves the input.
     pub pool: Pool,
-    /// How the gate is brought to the features' size.
+    /// The interpolation that brings the gate to the features' size.
     pub upsample: Upsample,
 }
 
-/// Which of a bottleneck's features attention enhances.
+/// The features of a bottleneck that attention enhances.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Enhance {
-    /// Those between the two Ghost modules.
+    /// The features between the two Ghost modules.
     #[default]
     Expanded,
-    /// Those that leave the second one.
+    /// The output of the second Ghost module.
     Output,
-    /// Both, each with a branch of its own.
+    /// Both, each with a separate branch.
     Both,
 }
 
 impl Enhance {
+    /// Whether the expanded features are enhanced.
     pub(super) fn expanded(self) -> bool {
         self != Self::Output
     }
 
+    /// Whether the output features are enhanced.
     pub(super) fn output(self) -> bool {
         self != Self::Expanded
     }
 }
 
-/// A function from the strips' result to a factor.
+/// The gate function: makes a factor of the strips' result.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Gate {
@@ -123,110 +129,110 @@ pub enum Gate {
     Clip,
 }
 
-/// Where the gate function is applied.
+/// The position of the gate function relative to the upsampling.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GateAt {
-    /// On the small maps.
+    /// On the small maps, before the upsampling.
     #[default]
     Before,
-    /// On the upsampled ones.
+    /// On the upsampled maps.
     After,
 }
 
-/// A 2×2 pooling.
+/// The kind of 2×2 pooling.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Pool {
-    /// Mean.
+    /// The mean.
     #[default]
     Average,
-    /// Largest value.
+    /// The largest value.
     Max,
 }
 
-/// An interpolation, as PyTorch's `interpolate` without `align_corners`.
+/// The interpolation, as PyTorch's `interpolate` without `align_corners`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Upsample {
-    /// The nearest pixel to the left and above.
+    /// Takes the nearest pixel to the left and above.
     #[default]
     Nearest,
-    /// Of four pixels.
+    /// Interpolates between four pixels.
     Bilinear,
-    /// Of sixteen pixels.
+    /// Interpolates between sixteen pixels.
     Bicubic,
 }
 
-/// A configuration that is no network.
+/// Reasons why a configuration is not a valid network.
 #[derive(Debug, thiserror::Error, PartialEq)]
 pub enum ConfigError {
     /// A number that must be positive.
     #[error("`{field}` must be a positive number, found {found}")]
     Positive {
-        /// Which.
+        /// The field's name.
         field: &'static str,
-        /// The number.
+        /// The number in the configuration.
         found: f64,
     },
     /// A count that must not be zero.
     #[error("`{field}` must be at least 1, found 0")]
     Zero {
-        /// Which.
+        /// The field's name.
         field: &'static str,
     },
-    /// An even kernel has no centre.
+    /// An even kernel size: such a kernel has no centre.
     #[error("`{field}` must be odd, found {found}")]
     EvenKernel {
-        /// Which.
+        /// The field's name.
         field: &'static str,
-        /// The size.
+        /// The kernel's size.
         found: usize,
     },
-    /// A number that would make a network nobody can hold in memory.
-    #[error("`{field}` must be at most {most}, found {found}")]
+    /// A number that would make a network too large for memory.
+    #[error("`{field}` must be at most {limit}, found {found}")]
     TooLarge {
-        /// Which.
+        /// The field's name.
         field: &'static str,
-        /// The limit.
-        most: usize,
-        /// The number.
+        /// The largest valid number.
+        limit: usize,
+        /// The number in the configuration.
         found: usize,
     },
-    /// Strides other than those of the papers.
+    /// A stride that the papers do not use.
     #[error("`stride` must be 1 or 2, found {0}")]
     Stride(usize),
-    /// An output stride that dilation cannot make.
+    /// An output stride that dilation cannot produce.
     #[error("`output_stride` must be 8, 16 or 32, found {0}")]
     OutputStride(usize),
-    /// Attention in a stage that is not there.
+    /// Attention in a stage that the network does not have.
     #[error("`dfc` names stage {found}, but the network has stages 0 to {last}")]
     Stage {
-        /// The stage named.
+        /// The stage in the configuration.
         found: usize,
-        /// The last there is.
+        /// The network's last stage.
         last: usize,
     },
     /// Settings that exclude each other.
     #[error("{0}")]
     Combination(&'static str),
-    /// A configuration file that cannot be read as one.
+    /// A configuration file that cannot be parsed.
     #[error("{0}")]
     Syntax(String),
 }
 
-/// More channels or classes than this are a typing error.
+/// The largest number of channels or classes. A larger one is a typing error.
 const MAX_CHANNELS: usize = 1 << 16;
-/// More bottlenecks than this are no network anybody has trained.
+/// The largest number of bottlenecks, far more than any trained network has.
 const MAX_BOTTLENECKS: usize = 1024;
-/// The longest strip or kernel.
+/// The largest kernel size and strip length.
 const MAX_KERNEL: usize = 63;
 
 impl Config {
-    /// Checks the numbers that would make no network.
+    /// Checks that every number is in range and that the settings fit each other.
     ///
     /// # Errors
-    /// The first number that is out of range, or the settings that exclude each other.
+    /// The first number out of range, or the settings that exclude each other.
     pub fn validate(&self) -> Result<(), ConfigError> {
         for (field, found) in [("width", self.width), ("se_ratio", self.se_ratio)] {
             if !(found.is_finite() && found > 0.0) {
@@ -249,11 +255,11 @@ impl Config {
                 return Err(ConfigError::Zero { field });
             }
             if scaled > MAX_CHANNELS as f64 {
-                return Err(ConfigError::TooLarge { field, most: MAX_CHANNELS, found: scaled as usize });
+                return Err(ConfigError::TooLarge { field, limit: MAX_CHANNELS, found: scaled as usize });
             }
         }
         if rows().count() > MAX_BOTTLENECKS {
-            return Err(ConfigError::TooLarge { field: "stages", most: MAX_BOTTLENECKS, found: rows().count() });
+            return Err(ConfigError::TooLarge { field: "stages", limit: MAX_BOTTLENECKS, found: rows().count() });
         }
         let strips = self.dfc.kernels.iter().flatten().map(|k| ("dfc.kernel", *k));
         for (field, found) in rows().map(|r| ("kernel", r.kernel)).chain(strips) {
@@ -261,7 +267,7 @@ impl Config {
                 return Err(ConfigError::EvenKernel { field, found });
             }
             if found > MAX_KERNEL {
-                return Err(ConfigError::TooLarge { field, most: MAX_KERNEL, found });
+                return Err(ConfigError::TooLarge { field, limit: MAX_KERNEL, found });
             }
         }
         if let Some(row) = rows().find(|r| !matches!(r.stride, 1 | 2)) {
@@ -279,12 +285,12 @@ impl Config {
                 "`squeeze_excite` is not part of an inverted residual: MobileNetV2 has none",
             ));
         }
-        // Where nothing is expanded there are no expanded features to enhance.
-        let flat = |(s, rows): (usize, &Vec<BottleneckConfig>)| {
+        // A bottleneck that expands nothing has no expanded features to enhance.
+        let expands_nothing = |(s, rows): (usize, &Vec<BottleneckConfig>)| {
             self.dfc_kernel(s).is_some() && rows.iter().any(|r| r.expanded == 1)
         };
         let inverted = self.block == BlockKind::InvertedResidual;
-        if inverted && self.dfc.enhance.expanded() && self.stages.iter().enumerate().any(flat) {
+        if inverted && self.dfc.enhance.expanded() && self.stages.iter().enumerate().any(expands_nothing) {
             return Err(ConfigError::Combination(
                 "`dfc` enhances the expanded features of a stage that expands nothing: take the stage out of \
                  `dfc.stages`, or set `dfc.enhance` to `output`",
@@ -293,13 +299,13 @@ impl Config {
         Ok(())
     }
 
-    /// `channels` at this network's width.
+    /// The channel count `channels` at this network's width.
     #[must_use]
     pub fn scaled(&self, channels: usize) -> usize {
         make_divisible(channels as f64 * self.width, self.block.divisor())
     }
 
-    /// Length of the DFC strips in a stage, if its bottlenecks carry attention.
+    /// Length of the DFC strips in a stage; `None` if the stage has no attention.
     #[must_use]
     pub fn dfc_kernel(&self, stage: usize) -> Option<usize> {
         self.dfc.kernels.get(stage).copied().flatten()
@@ -307,7 +313,7 @@ impl Config {
 }
 
 impl DfcConfig {
-    /// The paper's settings, with strips of length `kernel` in the given stages.
+    /// The default settings, with strips of length `kernel` in the given stages.
     #[must_use]
     pub fn in_stages(stages: impl IntoIterator<Item = usize>, kernel: usize) -> Self {
         let mut kernels = Vec::new();
@@ -327,15 +333,15 @@ impl DfcConfig {
         }
     }
 
-    /// No attention.
+    /// The settings of a network without attention.
     #[must_use]
     pub fn none() -> Self {
         Self::in_stages([], 5)
     }
 }
 
-/// Rounds a channel count to a multiple of `divisor`, at least one multiple, and never more than a tenth down. This is
-/// the rule of the MobileNet family, which checkpoints depend on.
+/// Rounds a channel count to the nearest multiple of `divisor`. The result is at least `divisor` and at least nine
+/// tenths of `channels`. This is the rule of the MobileNet family; the shapes in checkpoints depend on it.
 #[must_use]
 pub fn make_divisible(channels: f64, divisor: usize) -> usize {
     let rounded = ((channels + divisor as f64 / 2.0) as usize / divisor * divisor).max(divisor);

@@ -1,18 +1,16 @@
-//! DFC attention: the branch that looks along a whole cross of pixels.
+//! DFC attention: the branch that covers a whole cross of pixels.
 
-use super::BuildError;
-use super::blocks::load;
 use super::config::{DfcConfig, GateAt};
 use super::layers::{Activation, ConvBn, ConvShape, Cost, Size};
-use super::lowering::AttentionParts;
-use ghostserve_weights::Scope;
+use super::lowering::{AttentionParts, NamedConv};
+use ghostserve_weights::{Scope, WeightsError};
 
-/// Decoupled fully connected attention: at half resolution, a 1×1 convolution, then a horizontal and a vertical
-/// depthwise strip, through a gate function and up again. Between them the strips reach a whole cross of pixels at
-/// O(K·H·W) where full attention needs O((H·W)²).
+/// Decoupled fully connected attention. The input is pooled to half its resolution. A 1×1 convolution, a horizontal and
+/// a vertical depthwise strip follow, then a gate function and the upsampling. The two strips together cover a whole
+/// cross of pixels at O(K·H·W), where full attention needs O((H·W)²).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dfc {
-    /// Scope of its keys below the module's.
+    /// Scope of the branch's keys below the scope of its module.
     scope: &'static str,
     kernel: usize,
     project: ConvBn,
@@ -46,36 +44,39 @@ impl Dfc {
         }
     }
 
-    /// Length of its strips, pixels of the pooled map.
+    /// Length of the strips, in pixels of the pooled map.
     #[must_use]
     pub fn kernel(&self) -> usize {
         self.kernel
     }
 
-    /// Channels and size of its gate, as it is put out, where it gates what is made of maps of a size.
-    pub(super) fn gate(&self, at: Size) -> (usize, Size) {
-        let size = if self.config.gate_at == GateAt::Before { at.pooled() } else { at };
+    /// Channels and size of the gate as a graph output, for features of the size `features`.
+    pub(super) fn gate_shape(&self, features: Size) -> (usize, Size) {
+        let size = if self.config.gate_at == GateAt::Before { features.pooled() } else { features };
         (self.project.shape.output, size)
     }
 
-    pub(super) fn cost(&self, at: Size) -> Cost {
-        [&self.project, &self.horizontal, &self.vertical].into_iter().map(|layer| layer.cost(at.pooled())).sum()
+    pub(super) fn cost(&self, input: Size) -> Cost {
+        [&self.project, &self.horizontal, &self.vertical].into_iter().map(|layer| layer.cost(input.pooled())).sum()
     }
 
-    /// Reads its weights; `scope` is the module's.
+    /// Reads the weights. `scope` is the module's scope, `output` the name of the graph output for the gate.
+    ///
+    /// # Errors
+    /// A tensor is missing or does not fit.
     pub(super) fn load<'a, M>(
         &'a self,
         scope: &Scope<'_>,
         x: &'a M,
         output: Option<String>,
-    ) -> Result<AttentionParts<'a, M>, BuildError> {
+    ) -> Result<AttentionParts<'a, M>, WeightsError> {
         let scope = scope.sub(self.scope);
         Ok(AttentionParts {
             name: scope.key("dfc"),
             x,
-            project: load(&self.project, &scope)?,
-            horizontal: load(&self.horizontal, &scope)?,
-            vertical: load(&self.vertical, &scope)?,
+            project: NamedConv::load(&self.project, &scope)?,
+            horizontal: NamedConv::load(&self.horizontal, &scope)?,
+            vertical: NamedConv::load(&self.vertical, &scope)?,
             config: &self.config,
             output,
         })

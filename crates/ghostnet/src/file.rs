@@ -1,4 +1,4 @@
-//! Configurations as TOML files: a preset to start from, and what differs.
+//! Configuration files in TOML: a preset as the base, and the fields that differ from it.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use super::config::{
 };
 use super::presets::{PRESETS, preset};
 
-/// The file as written. Every field but `base` is optional.
+/// The fields of a file. All but `base` are optional. serde's messages contain the names of these structs.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
@@ -28,6 +28,7 @@ struct File {
     dfc: DfcTable,
 }
 
+/// The table `[dfc]` of a file.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct DfcTable {
@@ -43,10 +44,10 @@ struct DfcTable {
 }
 
 impl Config {
-    /// Reads the text of a configuration file.
+    /// Parses the text of a configuration file.
     ///
     /// # Errors
-    /// The first thing in it that is wrong: syntax, an unknown field or base, a number, a combination.
+    /// The first fault: the syntax, an unknown field or base, a number out of range, settings that exclude each other.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
         let file: File = toml::from_str(text).map_err(|e| ConfigError::Syntax(e.to_string().trim_end().to_owned()))?;
         let Some(base) = preset(&file.base) else {
@@ -55,7 +56,8 @@ impl Config {
         };
         if base.block == BlockKind::InvertedResidual && (file.final_channels.is_some() || file.se_ratio.is_some()) {
             return Err(ConfigError::Combination(
-                "`final_channels` and `se_ratio` are not part of MobileNetV2: `head_features` sets its last convolution",
+                "`final_channels` and `se_ratio` are not part of MobileNetV2: `head_features` sets its last \
+                 convolution",
             ));
         }
         let stages = file.stages.unwrap_or_else(|| base.stages.clone());
@@ -70,7 +72,7 @@ impl Config {
             final_channels: file.final_channels.unwrap_or(base.final_channels),
             head_features: file.head_features.unwrap_or(base.head_features),
             se_ratio: file.se_ratio.unwrap_or(base.se_ratio),
-            dfc: file.dfc.over(base.dfc, stages.len())?,
+            dfc: file.dfc.apply_to(base.dfc, stages.len())?,
             stages,
         };
         config.validate()?;
@@ -79,15 +81,16 @@ impl Config {
 }
 
 impl DfcTable {
-    fn over(self, base: DfcConfig, stages: usize) -> Result<DfcConfig, ConfigError> {
+    /// The settings of `base` with those of the table in their place, for a network of `stages` stages.
+    fn apply_to(self, base: DfcConfig, stages: usize) -> Result<DfcConfig, ConfigError> {
         let last = stages.saturating_sub(1);
         let mut kernels = base.kernels;
-        if let Some(carrying) = self.stages {
+        if let Some(attention_stages) = self.stages {
             let default = kernels.iter().flatten().next().copied().unwrap_or(5);
-            if let Some(&found) = carrying.iter().find(|s| **s > last) {
+            if let Some(&found) = attention_stages.iter().find(|s| **s > last) {
                 return Err(ConfigError::Stage { found, last });
             }
-            kernels = DfcConfig::in_stages(carrying, default).kernels;
+            kernels = DfcConfig::in_stages(attention_stages, default).kernels;
         }
         if let Some(kernel) = self.kernel {
             kernels.iter_mut().flatten().for_each(|k| *k = kernel);
@@ -130,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn attention_is_placed_and_measured_by_stage() {
+    fn stages_and_kernels_of_attention_are_set_by_the_file() {
         let text =
             "base = \"ghostnetv2_100\"\n[dfc]\nstages = [3, 5]\nkernel = 7\nkernels = { 5 = 3 }\ngate = \"clip\"";
         let dfc = Config::parse(text).unwrap().dfc;
@@ -139,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn errors_name_what_is_wrong() {
         for (text, expected) in [
             ("base = \"resnet50\"", "`base`: expected one of ghostnet_050"),
             ("width = 1.0", "base"),

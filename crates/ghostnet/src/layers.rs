@@ -1,4 +1,4 @@
-//! The layers that the blocks are made of: what each costs, and how weights become a convolution that is ready to run.
+//! The layers of the blocks: the cost of each layer, and its weights as one convolution that is ready to run.
 
 use std::iter::Sum;
 use std::ops::Add;
@@ -6,26 +6,26 @@ use std::ops::Add;
 use crate::graph::{Conv2d, Tensor};
 use ghostserve_weights::{Scope, WeightsError};
 
-/// What PyTorch and timm add to a variance before its root is taken.
+/// The constant that PyTorch and timm add to a variance before they take its root.
 const BATCH_NORM_EPSILON: f64 = 1e-5;
 
-/// Height and width of a feature map, pixels.
+/// Height and width of a feature map or an image, in pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Size {
-    /// Rows.
+    /// Number of rows.
     pub height: usize,
-    /// Columns.
+    /// Number of columns.
     pub width: usize,
 }
 
 impl Size {
-    /// The size after `floor`-dividing convolution with "same" padding: every stride-2 layer here has an odd kernel and
-    /// half of it as padding.
+    /// The size after a convolution with this stride. Every stride-2 layer here has an odd kernel and half of it as
+    /// padding, so the sides are divided and rounded up.
     pub(super) fn strided(self, stride: usize) -> Self {
         Self { height: self.height.div_ceil(stride), width: self.width.div_ceil(stride) }
     }
 
-    /// The size after 2×2 pooling, which drops an odd row or column.
+    /// The size after 2×2 pooling, which drops the last row or column of an odd side.
     pub(super) fn pooled(self) -> Self {
         Self { height: self.height / 2, width: self.width / 2 }
     }
@@ -35,12 +35,12 @@ impl Size {
     }
 }
 
-/// What a part of a network costs.
+/// The cost of a network or of a part of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cost {
-    /// Trained values (batch-norm statistics are not trained).
+    /// Number of trained values. Batch-norm statistics are not trained and do not count.
     pub parameters: u64,
-    /// Multiply-adds of convolutions and linear layers for one image.
+    /// Number of multiply-adds in convolutions and linear layers, for one image.
     pub macs: u64,
 }
 
@@ -57,10 +57,10 @@ impl Sum for Cost {
     }
 }
 
-/// What follows a layer.
+/// The activation function after a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
-    /// Nothing.
+    /// No function.
     None,
     /// `max(x, 0)`.
     Relu,
@@ -89,20 +89,21 @@ impl ConvShape {
         Self { input: channels, output: channels, kernel, stride, dilation, groups: channels }
     }
 
-    fn weight(&self) -> [usize; 4] {
+    /// `[output, input / groups, kernel height, kernel width]`.
+    fn weight_shape(&self) -> [usize; 4] {
         [self.output, self.input / self.groups, self.kernel[0], self.kernel[1]]
     }
 
-    /// Without bias or batch norm, at input size `at`.
-    fn cost(&self, at: Size) -> Cost {
-        let parameters = self.weight().iter().product::<usize>() as u64;
-        Cost { parameters, macs: parameters * at.strided(self.stride).pixels() }
+    /// The cost without bias and batch norm.
+    fn cost(&self, input: Size) -> Cost {
+        let parameters = self.weight_shape().iter().product::<usize>() as u64;
+        Cost { parameters, macs: parameters * input.strided(self.stride).pixels() }
     }
 
-    /// The convolution with its numbers; zeros around the input keep its size (at stride 1).
-    fn with(&self, weight: Vec<f32>, bias: Vec<f32>) -> Conv2d {
+    /// The convolution with its constants. Zero padding keeps the input's size at stride 1.
+    fn conv2d(&self, weight: Vec<f32>, bias: Vec<f32>) -> Conv2d {
         Conv2d {
-            weight: Tensor { shape: self.weight().to_vec(), data: weight },
+            weight: Tensor { shape: self.weight_shape().to_vec(), data: weight },
             bias: Some(bias),
             stride: self.stride,
             padding: self.kernel.map(|k| k / 2 * self.dilation),
@@ -112,33 +113,36 @@ impl ConvShape {
     }
 }
 
-/// One of the convolutions, each with its batch norm, whose sum a layer is.
+/// One of the parallel branches whose sum is a layer: a convolution and its batch norm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Branch {
-    /// The convolution's key, if it is one: a batch norm alone is an identity convolution's.
+    /// The convolution's key; `None` for a batch norm alone, which stands for an identity convolution and its norm.
     pub(super) conv: Option<&'static str>,
     /// The batch norm's key.
     pub(super) norm: &'static str,
-    /// Whether the kernel is a single tap, in the middle of the layer's.
+    /// Whether the kernel is a single tap in the centre of the layer's kernel.
     pub(super) centre: bool,
 }
 
 impl Branch {
+    /// A branch with the layer's full kernel.
     pub(super) const fn full(conv: &'static str, norm: &'static str) -> Self {
         Self { conv: Some(conv), norm, centre: false }
     }
 
+    /// A branch with a 1×1 kernel.
     pub(super) const fn centre(conv: &'static str, norm: &'static str) -> Self {
         Self { conv: Some(conv), norm, centre: true }
     }
 
+    /// A branch that is a batch norm alone.
     pub(super) const fn identity(norm: &'static str) -> Self {
         Self { conv: None, norm, centre: true }
     }
 }
 
-/// A sum of convolutions without bias and their batch norms (folded into one convolution when loaded), and an
-/// activation. All but GhostNetV3's have one branch.
+/// A sum of branches, then an activation. [`ConvBn::load`] folds the branches into one convolution with bias. Only the
+/// layers of GhostNetV3 have more than one branch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ConvBn {
     pub(super) branches: Vec<Branch>,
@@ -147,44 +151,45 @@ pub(super) struct ConvBn {
 }
 
 impl ConvBn {
+    /// A layer with one branch.
     pub(super) fn new(conv: &'static str, norm: &'static str, shape: ConvShape, activation: Activation) -> Self {
         Self { branches: vec![Branch::full(conv, norm)], shape, activation }
     }
 
-    /// Of one branch, with the two parameters a channel that its batch norm trains; of several, as the one convolution
-    /// with bias that they become.
-    pub(super) fn cost(&self, at: Size) -> Cost {
+    /// The cost at an input size. One branch counts with the two parameters per channel that its batch norm trains.
+    /// Several branches count as the one convolution with bias that they become.
+    pub(super) fn cost(&self, input: Size) -> Cost {
         let per_channel = if self.branches.len() == 1 { 2 } else { 1 };
-        self.shape.cost(at) + Cost { parameters: per_channel * self.shape.output as u64, macs: 0 }
+        self.shape.cost(input) + Cost { parameters: per_channel * self.shape.output as u64, macs: 0 }
     }
 
-    /// The key that names the layer's node.
+    /// The key of the first branch, which names the layer's node.
     pub(super) fn key(&self) -> &'static str {
         self.branches.first().map_or("", |branch| branch.conv.unwrap_or(branch.norm))
     }
 
-    /// Reads the branches and adds them up: y = gamma · (conv(x) − mean) / √(var + ε) + beta is a convolution again, and
-    /// so is a sum of such. In f64, rounded once.
+    /// Reads the branches and adds them up to one convolution. y = gamma · (conv(x) − mean) / √(var + ε) + beta is a
+    /// convolution too, and so is a sum of such terms. The sum is computed in f64 and rounded once.
     ///
     /// # Errors
     /// A tensor is missing or does not fit.
     pub(super) fn load(&self, scope: &Scope<'_>) -> Result<Conv2d, WeightsError> {
-        let shape = self.shape.weight();
+        let shape = self.shape.weight_shape();
         let [output, inputs, kh, kw] = shape;
         let taps = kh * kw;
         let mut weight = vec![0.0f64; shape.iter().product()];
         let mut bias = vec![0.0f64; output];
         for branch in &self.branches {
-            let own = if branch.centre { [output, inputs, 1, 1] } else { shape };
-            let kernel = branch.conv.map(|key| scope.sub(key).get("weight", &own)).transpose()?;
+            let branch_shape = if branch.centre { [output, inputs, 1, 1] } else { shape };
+            let kernel = branch.conv.map(|key| scope.sub(key).get("weight", &branch_shape)).transpose()?;
             let norm = scope.sub(branch.norm);
             let (gamma, beta) = (norm.get("weight", &[output])?, norm.get("bias", &[output])?);
             let (mean, variance) = (norm.get("running_mean", &[output])?, norm.get("running_var", &[output])?);
             for channel in 0..output {
                 let factor = f64::from(gamma[channel]) / (f64::from(variance[channel]) + BATCH_NORM_EPSILON).sqrt();
                 bias[channel] += f64::from(beta[channel]) - f64::from(mean[channel]) * factor;
-                let row = &mut weight[channel * inputs * taps..][..inputs * taps];
-                for (input, row) in row.chunks_exact_mut(taps).enumerate() {
+                let channel_weights = &mut weight[channel * inputs * taps..][..inputs * taps];
+                for (input, row) in channel_weights.chunks_exact_mut(taps).enumerate() {
                     let value = |i: usize| kernel.as_ref().map_or(1.0, |k| f64::from(k[i]));
                     if branch.centre {
                         row[taps / 2] += value(channel * inputs + input) * factor;
@@ -196,16 +201,16 @@ impl ConvBn {
             }
         }
         let round = |values: Vec<f64>| values.into_iter().map(|v| v as f32).collect();
-        Ok(self.shape.with(round(weight), round(bias)))
+        Ok(self.shape.conv2d(round(weight), round(bias)))
     }
 
-    /// The convolution alone, without its batch norm: what timm's stem feature is.
+    /// Reads the convolution without its batch norm. timm's level-1 feature of a GhostNet is this output of its stem.
     ///
     /// # Errors
     /// The tensor is missing or does not fit.
     pub(super) fn load_without_norm(&self, scope: &Scope<'_>) -> Result<Conv2d, WeightsError> {
-        let weight = scope.sub(self.key()).get("weight", &self.shape.weight())?;
-        Ok(self.shape.with(weight, vec![0.0; self.shape.output]))
+        let weight = scope.sub(self.key()).get("weight", &self.shape.weight_shape())?;
+        Ok(self.shape.conv2d(weight, vec![0.0; self.shape.output]))
     }
 }
 
@@ -218,18 +223,18 @@ pub(super) struct Pointwise {
 }
 
 impl Pointwise {
-    pub(super) fn cost(&self, at: Size) -> Cost {
-        ConvShape::pointwise(self.input, self.output).cost(at) + Cost { parameters: self.output as u64, macs: 0 }
+    pub(super) fn cost(&self, input: Size) -> Cost {
+        ConvShape::pointwise(self.input, self.output).cost(input) + Cost { parameters: self.output as u64, macs: 0 }
     }
 
-    /// Weight `[output, input]` and bias.
+    /// Reads the weight, `[output, input]`, and the bias.
     ///
     /// # Errors
     /// A tensor is missing or does not fit.
     pub(super) fn load(&self, scope: &Scope<'_>) -> Result<(Tensor, Vec<f32>), WeightsError> {
-        let at = scope.sub(self.key);
+        let layer = scope.sub(self.key);
         let shape = [self.output, self.input];
-        let weight = at.get("weight", &[self.output, self.input, 1, 1])?;
-        Ok((Tensor { shape: shape.to_vec(), data: weight }, at.get("bias", &[self.output])?))
+        let weight = layer.get("weight", &[self.output, self.input, 1, 1])?;
+        Ok((Tensor { shape: shape.to_vec(), data: weight }, layer.get("bias", &[self.output])?))
     }
 }

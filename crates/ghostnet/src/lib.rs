@@ -1,17 +1,37 @@
-//! The GhostNet family as data: GhostNet, GhostNetV2, GhostNetV3, and MobileNetV2 with and without their attention.
+//! The GhostNet family as data: GhostNet, GhostNetV2, GhostNetV3, and MobileNetV2 with and without DFC attention.
 //!
-//! A [`Config`] says what the network is (the stage table, the width, where DFC attention sits and how it works), from a
-//! [`preset`] or a TOML file ([`Config::parse`]); [`Network`] is the same thing with every channel count resolved and
-//! every layer named after its key in timm's checkpoints. From a `Network` come the parameter and multiply-add counts,
-//! the stage table that `ghostserve inspect` prints, and, with weights, a graph ([`Network::lower`]) in one of two forms:
-//! plain ONNX, or the blocked form that ONNX Runtime runs fastest.
+//! A [`Config`] describes a network: the stage table, the width, and the position and kind of DFC attention. It comes
+//! from a [`preset`] or from a TOML file ([`Config::parse`]). A [`Network`] is the same network with every channel
+//! count resolved and every layer named after its key in timm's checkpoints. A `Network` gives the parameter and
+//! multiply-add counts, the stage table that `ghostserve inspect` prints, and, with weights, a graph
+//! ([`Network::lower`]). A graph has one of two forms ([`Form`]): plain ONNX, or the blocked form, which ONNX Runtime
+//! runs fastest.
 //!
-//! Sources: Tang et al., *GhostNetV2: Enhance Cheap Operation with Long-Range Attention*, NeurIPS 2022
-//! (arXiv 2211.12905); Han et al., *GhostNet: More Features from Cheap Operations*, CVPR 2020 (arXiv 1911.11907); Liu et
-//! al., *GhostNetV3: Exploring the Training Strategies for Compact Models*, 2024 (arXiv 2404.11202); Sandler et al.,
+//! ```
+//! use ghostserve_ghostnet::{Form, Network, Output, Size, Target, preset};
+//! use ghostserve_weights::Synthetic;
+//!
+//! let config = preset("ghostnet_050").ok_or("unknown preset")?;
+//! let network = Network::new(config)?;
+//! let size = Size { height: 224, width: 224 };
+//!
+//! let cost = network.cost(size);
+//! println!("{} parameters, {} multiply-adds", cost.parameters, cost.macs);
+//! assert_eq!((cost.parameters, cost.macs), (2_587_292, 42_328_152));
+//!
+//! let target = Target { size, outputs: &[Output::Logits], form: Form::Plain };
+//! let lowered = network.lower(&Synthetic, &target)?;
+//! let onnx: Vec<u8> = lowered.graph.into_onnx(&[("weights", "synthetic".to_owned())]);
+//! assert!(onnx.len() > 4 * 1280 * 1000, "the classifier's matrix alone is larger");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Sources: Tang et al., *GhostNetV2: Enhance Cheap Operation with Long-Range Attention*, NeurIPS 2022 (arXiv
+//! 2211.12905); Han et al., *GhostNet: More Features from Cheap Operations*, CVPR 2020 (arXiv 1911.11907); Liu et al.,
+//! *GhostNetV3: Exploring the Training Strategies for Compact Models*, 2024 (arXiv 2404.11202); Sandler et al.,
 //! *MobileNetV2: Inverted Residuals and Linear Bottlenecks*, CVPR 2018 (arXiv 1801.04381). Key names and results are
-//! those of timm 1.0.31. Where the released weights differ from the text (average pooling and nearest upsampling in
-//! DFC), the defaults follow the weights.
+//! those of timm 1.0.31. The released weights differ from the text of the GhostNetV2 paper: they need average pooling
+//! and nearest upsampling in DFC. The defaults follow the weights.
 
 mod blocks;
 mod config;
@@ -32,17 +52,17 @@ pub use config::{
 };
 pub use dfc::Dfc;
 pub use layers::{Activation, Cost, Size};
-pub use lowering::ModuleNote;
+pub use lowering::ModulePacking;
 pub use mobile::InvertedResidual;
-pub use network::{Form, Lowered, Network, StageRow, Target};
+pub use network::{Form, LoweredGraph, Network, StageRow, Target};
 pub use outputs::{Cut, Output, UnknownOutput};
 pub use presets::{PRESETS, preset};
-pub use shapes::{OutputShape, Shapes};
+pub use shapes::{OutputShape, OutputShapes};
 
 use crate::graph::GraphError;
 use ghostserve_weights::WeightsError;
 
-/// Why a network could not be lowered to a graph.
+/// Reasons why a network cannot be lowered to a graph.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum BuildError {
     /// The weights do not fit the network.
@@ -51,15 +71,15 @@ pub enum BuildError {
     /// The layers do not fit each other, or the input size.
     #[error(transparent)]
     Graph(#[from] GraphError),
-    /// A network for something else than photographs, where a photograph's is needed.
+    /// The network does not take images of 3 channels, but a served network must. Holds its number of channels.
     #[error("a served network takes images of 3 channels, this one takes {0}")]
     Channels(usize),
-    /// An output that this network does not have.
+    /// The network does not have the requested output.
     #[error("this network has no output `{found}`: it has {known}")]
     Output {
-        /// What was asked for.
+        /// The requested output.
         found: String,
-        /// What there is.
+        /// The outputs that the network has, separated by commas.
         known: String,
     },
 }

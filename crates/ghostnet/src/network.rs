@@ -1,10 +1,10 @@
-//! The whole network: stem, stages, head.
+//! The whole network: stem, stages, head; its cost, its stage table, its lowering to a graph.
 
 use std::collections::BTreeMap;
 
-use super::blocks::{Bottleneck, BottleneckShape, Settings, Site, load};
+use super::blocks::{BlockContext, Bottleneck, BottleneckShape, NetworkSettings};
 use super::layers::{Activation, ConvBn, ConvShape, Cost, Pointwise, Size};
-use super::lowering::{Blocked, Lowering, ModuleNote, NamedConv, Plain};
+use super::lowering::{BlockedLowering, Lowering, ModulePacking, NamedConv, PlainLowering};
 use super::mobile::InvertedResidual;
 use super::{BlockKind, BuildError, Config, ConfigError, Cut, Dfc, Output, make_divisible};
 use crate::graph::{Graph, Linear, Tensor};
@@ -15,81 +15,83 @@ use ghostserve_weights::{TensorSource, Weights};
 pub struct Network {
     config: Config,
     stem: ConvBn,
-    pub(super) stages: Vec<Vec<Block>>,
-    last: ConvBn,
-    /// Between pooling and classifier.
+    pub(super) stages: Vec<Vec<StageBlock>>,
+    /// The last 1×1 convolution before pooling.
+    last_conv: ConvBn,
+    /// The hidden layer between pooling and classifier; `None` in MobileNetV2.
     pub(super) hidden: Option<Pointwise>,
 }
 
-/// A row of the stage table.
+/// The resolved block of one row of the configuration's stage table.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Block {
+pub(super) enum StageBlock {
     Ghost(Box<Bottleneck>),
     Inverted(Box<InvertedResidual>),
 }
 
-/// A row of the table that [`Network::table`] makes.
+/// A row of the table that [`Network::table`] returns.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StageRow {
-    /// The checkpoint's key prefix: `conv_stem`, `blocks.6.3`.
+    /// The key prefix in the checkpoint: `conv_stem`, `blocks.6.3`.
     pub key: String,
-    /// What it is, in short.
-    pub what: String,
-    /// Channels that leave it.
+    /// A short description: `bottleneck k5 x120 DFC5 SE`.
+    pub description: String,
+    /// Number of output channels.
     pub channels: usize,
-    /// Input pixels per output pixel, in one direction; 0 behind the pooling, where there are no pixels.
+    /// Pixels of the image per output pixel, in one direction; 0 after the pooling, where there are no pixels.
     pub stride: usize,
-    /// Size of the maps that leave it.
+    /// Size of the output maps.
     pub size: Size,
-    /// Parameters and multiply-adds.
+    /// Parameters and multiply-adds of the row.
     pub cost: Cost,
 }
 
-/// What a network is lowered to.
+/// The form of graph that a network is lowered to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
     /// Standard ONNX, for any runtime.
     Plain,
-    /// ONNX Runtime's blocked layout with the operators of the crate `ghostserve-kernels`, for blocks of this many channels.
+    /// ONNX Runtime's blocked layout with the operators of the crate `ghostserve-kernels`. Holds the number of channels
+    /// per block.
     Blocked(usize),
 }
 
-/// What to make of a network.
+/// The graph to build of a network.
 #[derive(Clone, Debug)]
 pub struct Target<'a> {
-    /// Of the input image.
+    /// Size of the input image.
     pub size: Size,
-    /// What the graph computes.
+    /// The outputs that the graph computes.
     pub outputs: &'a [Output],
-    /// In which operators.
+    /// The form of the graph.
     pub form: Form,
 }
 
-/// A graph, and what was done to make it.
+/// The result of [`Network::lower`].
 #[derive(Debug)]
-pub struct Lowered {
-    /// One input, `input` (N×C×H×W, f32, normalised), and the outputs asked for, by their names.
+pub struct LoweredGraph {
+    /// The graph. It has one input, `input` (N×C×H×W, f32, normalised), and the requested outputs under their names.
     pub graph: Graph,
-    /// How each Ghost module was arranged; empty for [`Form::Plain`].
-    pub notes: Vec<ModuleNote>,
+    /// The packing of each Ghost module; empty for [`Form::Plain`].
+    pub packings: Vec<ModulePacking>,
 }
 
-impl Block {
-    pub(super) fn output_size(&self, at: Size) -> Size {
+impl StageBlock {
+    pub(super) fn output_size(&self, input: Size) -> Size {
         match self {
-            Self::Ghost(block) => block.output_size(at),
-            Self::Inverted(block) => block.output_size(at),
+            Self::Ghost(block) => block.output_size(input),
+            Self::Inverted(block) => block.output_size(input),
         }
     }
 
-    fn cost(&self, at: Size) -> Cost {
+    fn cost(&self, input: Size) -> Cost {
         match self {
-            Self::Ghost(block) => block.cost(at),
-            Self::Inverted(block) => block.cost(at),
+            Self::Ghost(block) => block.cost(input),
+            Self::Inverted(block) => block.cost(input),
         }
     }
 
-    /// The attention on its expanded features, and on those that leave it.
+    /// The attention on the expanded features, and the attention on the output features.
     pub(super) fn dfc(&self) -> [Option<&Dfc>; 2] {
         match self {
             Self::Ghost(block) => [block.ghost1().dfc(), block.ghost2().dfc()],
@@ -97,26 +99,32 @@ impl Block {
         }
     }
 
-    fn lower<L: Lowering>(&self, to: &mut L, site: Site<'_>, x: &L::Map) -> Result<L::Map, BuildError> {
+    fn lower<L: Lowering>(
+        &self,
+        lowering: &mut L,
+        context: BlockContext<'_>,
+        x: &L::Map,
+    ) -> Result<L::Map, BuildError> {
         match self {
-            Self::Ghost(block) => block.lower(to, site, x),
-            Self::Inverted(block) => block.lower(to, site, x),
+            Self::Ghost(block) => block.lower(lowering, context, x),
+            Self::Inverted(block) => block.lower(lowering, context, x),
         }
     }
 }
 
 impl Network {
-    /// Resolves a configuration.
+    /// Resolves a configuration: computes every channel count, stride and dilation.
     ///
     /// # Errors
-    /// The configuration is no network.
+    /// The configuration is not a valid network.
     pub fn new(config: Config) -> Result<Self, ConfigError> {
         config.validate()?;
         let mobile = config.block == BlockKind::InvertedResidual;
-        let settings = Settings { reparameterized: config.block == BlockKind::GhostReparameterized, dfc: &config.dfc };
+        let reparameterized = config.block == BlockKind::GhostReparameterized;
+        let settings = NetworkSettings { reparameterized, dfc: &config.dfc };
         let activation = if mobile { Activation::Relu6 } else { Activation::Relu };
-        // MobileNetV2's only layer between the bottlenecks and the classifier does not shrink with the width.
-        let last = if mobile {
+        // MobileNetV2 has one layer between the bottlenecks and the classifier, and a width below 1 does not shrink it.
+        let last_channels = if mobile {
             config.head_features.max(config.scaled(config.head_features))
         } else {
             config.scaled(config.final_channels)
@@ -128,9 +136,9 @@ impl Network {
         for (s, rows) in config.stages.iter().enumerate() {
             let mut stage = Vec::with_capacity(rows.len());
             for row in rows {
-                // Past the output stride, what a stride would have skipped is reached by dilation instead.
+                // Past the output stride, a stride is replaced by dilation of the layers after it.
                 let dilated = stride * row.stride > config.output_stride;
-                let after = if dilated { dilation * row.stride } else { dilation };
+                let dilation_after = if dilated { dilation * row.stride } else { dilation };
                 let expanded =
                     if mobile { make_divisible((input * row.expanded) as f64, 8) } else { config.scaled(row.expanded) };
                 let shape = BottleneckShape {
@@ -140,35 +148,39 @@ impl Network {
                     kernel: row.kernel,
                     nominal_stride: row.stride,
                     stride: if dilated { 1 } else { row.stride },
-                    dilation: [dilation, after],
+                    dilation: [dilation, dilation_after],
                     squeezed: row.squeeze_excite.then(|| make_divisible(expanded as f64 * config.se_ratio, 4)),
                     dfc_kernel: config.dfc_kernel(s),
                     settings,
                 };
                 stage.push(if mobile {
-                    Block::Inverted(Box::new(InvertedResidual::new(shape)))
+                    StageBlock::Inverted(Box::new(InvertedResidual::new(shape)))
                 } else {
-                    Block::Ghost(Box::new(Bottleneck::new(shape)))
+                    StageBlock::Ghost(Box::new(Bottleneck::new(shape)))
                 });
                 input = shape.output;
                 stride *= shape.stride;
-                dilation = after;
+                dilation = dilation_after;
             }
             stages.push(stage);
         }
         let image =
             ConvShape { input: config.input_channels, output: stem, kernel: [3, 3], stride: 2, dilation: 1, groups: 1 };
-        let (last_conv, last_norm) = if mobile { ("conv_head", "bn2") } else { ("conv", "bn1") };
+        let (last_key, last_norm) = if mobile { ("conv_head", "bn2") } else { ("conv", "bn1") };
         Ok(Self {
             stem: ConvBn::new("conv_stem", "bn1", image, activation),
             stages,
-            last: ConvBn::new(last_conv, last_norm, ConvShape::pointwise(input, last), activation),
-            hidden: (!mobile).then_some(Pointwise { key: "conv_head", input: last, output: config.head_features }),
+            last_conv: ConvBn::new(last_key, last_norm, ConvShape::pointwise(input, last_channels), activation),
+            hidden: (!mobile).then_some(Pointwise {
+                key: "conv_head",
+                input: last_channels,
+                output: config.head_features,
+            }),
             config,
         })
     }
 
-    /// What it was made from.
+    /// The configuration that the network was made from.
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.config
@@ -180,74 +192,74 @@ impl Network {
         self.table(input).into_iter().map(|row| row.cost).sum()
     }
 
-    /// Elements of the classifier's input, the embedding.
+    /// Number of elements of the embedding, the classifier's input.
     #[must_use]
     pub fn features(&self) -> usize {
-        self.hidden.as_ref().map_or(self.last.shape.output, |hidden| hidden.output)
+        self.hidden.as_ref().map_or(self.last_conv.shape.output, |hidden| hidden.output)
     }
 
-    /// The network layer by layer, at an input size.
+    /// The stage table at an input size: one row per bottleneck and per layer of stem and head.
     #[must_use]
     pub fn table(&self, input: Size) -> Vec<StageRow> {
         let config = &self.config;
-        let mut at = input.strided(self.stem.shape.stride);
+        let mut size = input.strided(self.stem.shape.stride);
         let mut stride = self.stem.shape.stride;
         let relu = if self.hidden.is_some() { "ReLU" } else { "ReLU6" };
         let mut rows = vec![StageRow {
             key: "conv_stem".into(),
-            what: format!("conv 3x3, {relu}"),
+            description: format!("conv 3x3, {relu}"),
             channels: self.stem.shape.output,
             stride,
-            size: at,
+            size,
             cost: self.stem.cost(input),
         }];
         for ((s, stage), configs) in self.stages.iter().enumerate().zip(&config.stages) {
             for (b, (block, row)) in stage.iter().zip(configs).enumerate() {
-                let cost = block.cost(at);
-                let small = block.output_size(at);
-                stride *= if small == at { 1 } else { row.stride };
-                at = small;
-                let mut what = match block {
-                    Block::Ghost(_) => format!("bottleneck k{} x{}", row.kernel, config.scaled(row.expanded)),
-                    Block::Inverted(_) => format!("inverted k{} x{}", row.kernel, row.expanded),
+                let cost = block.cost(size);
+                let output_size = block.output_size(size);
+                stride *= if output_size == size { 1 } else { row.stride };
+                size = output_size;
+                let mut description = match block {
+                    StageBlock::Ghost(_) => format!("bottleneck k{} x{}", row.kernel, config.scaled(row.expanded)),
+                    StageBlock::Inverted(_) => format!("inverted k{} x{}", row.kernel, row.expanded),
                 };
-                for (dfc, mark) in block.dfc().into_iter().zip(["", " out"]) {
+                for (dfc, suffix) in block.dfc().into_iter().zip(["", " out"]) {
                     if let Some(dfc) = dfc {
-                        what.push_str(&format!(" DFC{}{mark}", dfc.kernel()));
+                        description.push_str(&format!(" DFC{}{suffix}", dfc.kernel()));
                     }
                 }
                 if row.squeeze_excite {
-                    what.push_str(" SE");
+                    description.push_str(" SE");
                 }
                 let channels = config.scaled(row.output);
-                rows.push(StageRow { key: format!("blocks.{s}.{b}"), what, channels, stride, size: at, cost });
+                rows.push(StageRow { key: format!("blocks.{s}.{b}"), description, channels, stride, size, cost });
             }
         }
-        let one = Size { height: 1, width: 1 };
+        let one_pixel = Size { height: 1, width: 1 };
         rows.push(StageRow {
-            key: self.last_scope().map_or_else(|| self.last.key().to_owned(), |scope| scope + ".conv"),
-            what: format!("conv 1x1, {relu}"),
-            channels: self.last.shape.output,
+            key: self.last_scope().map_or_else(|| self.last_conv.key().to_owned(), |scope| scope + ".conv"),
+            description: format!("conv 1x1, {relu}"),
+            channels: self.last_conv.shape.output,
             stride,
-            size: at,
-            cost: self.last.cost(at),
+            size,
+            cost: self.last_conv.cost(size),
         });
         rows.extend(self.hidden.as_ref().map(|hidden| StageRow {
             key: hidden.key.into(),
-            what: "mean, linear, ReLU".into(),
+            description: "mean, linear, ReLU".into(),
             channels: hidden.output,
             stride: 0,
-            size: one,
-            cost: hidden.cost(one),
+            size: one_pixel,
+            cost: hidden.cost(one_pixel),
         }));
-        let classifier = (self.features() * config.classes) as u64;
+        let classifier_weights = (self.features() * config.classes) as u64;
         rows.push(StageRow {
             key: "classifier".into(),
-            what: if self.hidden.is_some() { "linear" } else { "mean, linear" }.into(),
+            description: if self.hidden.is_some() { "linear" } else { "mean, linear" }.into(),
             channels: config.classes,
             stride: 0,
-            size: one,
-            cost: Cost { parameters: classifier + config.classes as u64, macs: classifier },
+            size: one_pixel,
+            cost: Cost { parameters: classifier_weights + config.classes as u64, macs: classifier_weights },
         });
         rows
     }
@@ -256,12 +268,12 @@ impl Network {
     #[must_use]
     pub fn outputs(&self) -> Vec<Output> {
         let levels = |cut| self.levels(cut).into_keys().map(move |level| Output::Features { cut, level });
-        let timm = [Output::Features { cut: Cut::Timm, level: 1 }];
+        let timm_stem = [Output::Features { cut: Cut::Timm, level: 1 }];
         let mut outputs: Vec<_> = [Output::Logits, Output::Embedding].into_iter().chain(levels(Cut::Deepest)).collect();
-        outputs.extend(timm.into_iter().filter(|_| self.hidden.is_some()).chain(levels(Cut::Timm)));
+        outputs.extend(timm_stem.into_iter().filter(|_| self.hidden.is_some()).chain(levels(Cut::Timm)));
         for (stage, blocks) in self.stages.iter().enumerate() {
-            for (block, row) in blocks.iter().enumerate() {
-                let [expanded, output] = row.dfc().map(|dfc| dfc.is_some());
+            for (block, stage_block) in blocks.iter().enumerate() {
+                let [expanded, output] = stage_block.dfc().map(|dfc| dfc.is_some());
                 outputs.extend(expanded.then_some(Output::Attention { stage, block }));
                 outputs.extend(output.then_some(Output::OutputAttention { stage, block }));
             }
@@ -269,8 +281,8 @@ impl Network {
         outputs
     }
 
-    /// The bottleneck behind which each level's maps are taken. timm's first level of the GhostNets is not here: it is
-    /// the stem.
+    /// For each level of feature maps, stage and index of the bottleneck whose output they are. timm's first level of
+    /// the GhostNets is missing here, because it is the stem's.
     pub(super) fn levels(&self, cut: Cut) -> BTreeMap<u8, (usize, usize)> {
         let mut levels = BTreeMap::new();
         let mut stride: usize = 2;
@@ -288,79 +300,86 @@ impl Network {
         levels
     }
 
-    /// Lowers the network to a graph. Batch norms are folded, parallel branches added up. Every tensor of `source` must
-    /// be used; what no output needs is not in the graph.
+    /// Lowers the network to a graph. Batch norms are folded and parallel branches are added up. Every tensor of
+    /// `source` must be used. The graph contains only what its outputs need.
     ///
     /// # Errors
-    /// The weights do not fit, the input is too small for the network's strides, or an output is not to be had.
-    pub fn lower(&self, source: &dyn TensorSource, target: &Target<'_>) -> Result<Lowered, BuildError> {
+    /// The weights do not fit, the input is too small for the network's strides, or the network does not have a
+    /// requested output.
+    pub fn lower(&self, source: &dyn TensorSource, target: &Target<'_>) -> Result<LoweredGraph, BuildError> {
         let known = self.outputs();
         if let Some(output) = target.outputs.iter().find(|o| !known.contains(o)) {
             let known = known.iter().map(Output::to_string).collect::<Vec<_>>().join(", ");
             return Err(BuildError::Output { found: output.to_string(), known });
         }
         let mut graph = Graph::new(&self.config.name);
-        let notes = match target.form {
+        let packings = match target.form {
             Form::Plain => {
-                self.emit(&mut Plain(&mut graph), source, target)?;
+                self.emit(&mut PlainLowering(&mut graph), source, target)?;
                 Vec::new()
             }
             Form::Blocked(block) => {
-                let mut blocked = Blocked { graph: &mut graph, block, notes: Vec::new() };
+                let mut blocked = BlockedLowering { graph: &mut graph, block, packings: Vec::new() };
                 self.emit(&mut blocked, source, target)?;
-                blocked.notes
+                blocked.packings
             }
         };
         graph.prune();
         graph.order_outputs(&target.outputs.iter().map(Output::to_string).collect::<Vec<_>>());
-        Ok(Lowered { graph, notes })
+        Ok(LoweredGraph { graph, packings })
     }
 
-    fn emit<L: Lowering>(&self, to: &mut L, source: &dyn TensorSource, target: &Target<'_>) -> Result<(), BuildError> {
+    /// Writes every layer through `lowering`, whether an output needs it or not.
+    fn emit<L: Lowering>(
+        &self,
+        lowering: &mut L,
+        source: &dyn TensorSource,
+        target: &Target<'_>,
+    ) -> Result<(), BuildError> {
         let config = &self.config;
         let weights = Weights::new(source);
         let root = weights.root();
-        let wanted = |output: Output| target.outputs.contains(&output).then(|| output.to_string());
+        let requested_name = |output: Output| target.outputs.contains(&output).then(|| output.to_string());
         let levels = [Cut::Deepest, Cut::Timm].map(|cut| (cut, self.levels(cut)));
 
-        let image = to.image(config.input_channels, target.size)?;
-        let mut x = to.conv(load(&self.stem, &root)?, &image, None)?;
-        let first = Output::Features { cut: Cut::Timm, level: 1 };
-        if let Some(name) = wanted(first).filter(|_| self.hidden.is_some()) {
+        let image = lowering.image(config.input_channels, target.size)?;
+        let mut x = lowering.conv(NamedConv::load(&self.stem, &root)?, &image, None)?;
+        let timm_stem = Output::Features { cut: Cut::Timm, level: 1 };
+        if let Some(name) = requested_name(timm_stem).filter(|_| self.hidden.is_some()) {
             let stem = NamedConv {
                 name: format!("{}.alone", self.stem.key()),
                 conv: self.stem.load_without_norm(&root)?,
                 activation: Activation::None,
             };
-            let maps = to.conv(stem, &image, None)?;
-            to.output_map(&name, &maps)?;
+            let maps = lowering.conv(stem, &image, None)?;
+            lowering.output_map(&name, &maps)?;
         }
         for (s, stage) in self.stages.iter().enumerate() {
             for (b, block) in stage.iter().enumerate() {
-                let site = Site {
+                let context = BlockContext {
                     scope: root.sub("blocks").sub(&s.to_string()).sub(&b.to_string()),
-                    attention: wanted(Output::Attention { stage: s, block: b }),
-                    output_attention: wanted(Output::OutputAttention { stage: s, block: b }),
+                    attention: requested_name(Output::Attention { stage: s, block: b }),
+                    output_attention: requested_name(Output::OutputAttention { stage: s, block: b }),
                 };
-                x = block.lower(to, site, &x)?;
+                x = block.lower(lowering, context, &x)?;
                 for (cut, levels) in &levels {
-                    for (&level, _) in levels.iter().filter(|(_, at)| **at == (s, b)) {
-                        if let Some(name) = wanted(Output::Features { cut: *cut, level }) {
-                            to.output_map(&name, &x)?;
+                    for (&level, _) in levels.iter().filter(|(_, position)| **position == (s, b)) {
+                        if let Some(name) = requested_name(Output::Features { cut: *cut, level }) {
+                            lowering.output_map(&name, &x)?;
                         }
                     }
                 }
             }
         }
         let scope = self.last_scope().map_or_else(|| weights.root(), |key| root.sub(&key));
-        x = to.conv(load(&self.last, &scope)?, &x, None)?;
-        let mut row = to.mean("global_pool", &x)?;
+        x = lowering.conv(NamedConv::load(&self.last_conv, &scope)?, &x, None)?;
+        let mut row = lowering.mean("global_pool", &x)?;
         if let Some(hidden) = &self.hidden {
             let (weight, bias) = hidden.load(&root)?;
-            row = to.linear(hidden.key, &row, Linear { weight, bias }, true)?;
+            row = lowering.linear(hidden.key, &row, Linear { weight, bias }, true)?;
         }
-        if let Some(name) = wanted(Output::Embedding) {
-            to.output_row(&name, &row)?;
+        if let Some(name) = requested_name(Output::Embedding) {
+            lowering.output_row(&name, &row)?;
         }
         let shape = [config.classes, self.features()];
         let classifier = root.sub("classifier");
@@ -368,19 +387,21 @@ impl Network {
             weight: Tensor { shape: shape.to_vec(), data: classifier.get("weight", &shape)? },
             bias: classifier.get("bias", &[config.classes])?,
         };
-        row = to.linear("classifier", &row, linear, false)?;
-        if let Some(name) = wanted(Output::Logits) {
-            to.output_row(&name, &row)?;
+        row = lowering.linear("classifier", &row, linear, false)?;
+        if let Some(name) = requested_name(Output::Logits) {
+            lowering.output_row(&name, &row)?;
         }
         weights.finish()?;
         Ok(())
     }
 
-    /// In the GhostNets' checkpoints the last 1×1 convolution is one more "stage"; in MobileNetV2's it is not.
+    /// The scope of the last 1×1 convolution. In the checkpoints of the GhostNets it is one more "stage"; MobileNetV2's
+    /// have none.
     fn last_scope(&self) -> Option<String> {
         self.hidden.is_some().then(|| format!("blocks.{}.0", self.stages.len()))
     }
 }
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -395,7 +416,7 @@ mod tests {
         let table = Network::new(preset("ghostnetv2_100").unwrap()).unwrap().table(IMAGENET);
         let without: Vec<_> = table
             .iter()
-            .filter(|r| r.key.starts_with("blocks") && !r.what.contains("DFC"))
+            .filter(|r| r.key.starts_with("blocks") && !r.description.contains("DFC"))
             .map(|r| &r.key[..])
             .collect();
         assert_eq!(without, ["blocks.0.0", "blocks.1.0", "blocks.9.0.conv"]);
@@ -403,29 +424,29 @@ mod tests {
         assert_eq!((deepest.channels, deepest.stride, deepest.size.height), (160, 32, 7));
     }
 
-    fn lower(size: usize, source: &dyn TensorSource, outputs: &[Output]) -> Result<Lowered, BuildError> {
+    fn lower(size: usize, source: &dyn TensorSource, outputs: &[Output]) -> Result<LoweredGraph, BuildError> {
         let network = Network::new(preset("ghostnetv2_100").unwrap()).unwrap();
         network.lower(source, &Target { size: Size { height: size, width: size }, outputs, form: Form::Plain })
     }
 
     #[test]
-    fn an_input_too_small_for_the_strides_is_an_error_with_the_layer_in_it() {
+    fn an_input_too_small_for_the_strides_is_an_error_that_names_the_layer() {
         let error = lower(16, &Synthetic, &[Output::Logits]).unwrap_err().to_string();
         assert!(error.contains("dfc.pool") && error.contains("2x2"), "{error}");
     }
 
     #[test]
-    fn what_is_not_selected_is_not_in_the_graph() {
+    fn the_graph_contains_only_what_its_outputs_need() {
         let nodes = |outputs: &[Output]| lower(64, &Synthetic, outputs).unwrap().graph.node_count();
         let logits = nodes(&[Output::Logits]);
         let c3 = Output::Features { cut: Cut::Deepest, level: 3 };
-        // One more node names an output; the maps are there anyway.
+        // The maps exist anyway; one more node makes them an output.
         assert_eq!(nodes(&[Output::Logits, c3]), logits + 1);
         assert!(nodes(&[c3]) < logits / 2, "{} of {logits}", nodes(&[c3]));
     }
 
     #[test]
-    fn an_output_that_the_network_has_not_is_refused_with_those_it_has() {
+    fn an_unknown_output_is_refused_with_a_list_of_the_known_ones() {
         let error = lower(64, &Synthetic, &[Output::Attention { stage: 0, block: 0 }]).unwrap_err().to_string();
         assert!(
             error.starts_with("this network has no output `attention.0.0`: it has logits, embedding, c1"),
@@ -436,10 +457,10 @@ mod tests {
 
     #[test]
     fn a_checkpoint_with_another_number_of_classes_is_refused_by_name() {
-        struct Other;
-        impl TensorSource for Other {
-            fn shape(&self, key: &str, wanted: &[usize]) -> Option<Vec<usize>> {
-                Some(if key == "classifier.weight" { vec![7, 1280] } else { wanted.to_vec() })
+        struct SevenClasses;
+        impl TensorSource for SevenClasses {
+            fn shape(&self, key: &str, expected: &[usize]) -> Option<Vec<usize>> {
+                Some(if key == "classifier.weight" { vec![7, 1280] } else { expected.to_vec() })
             }
             fn read(&self, key: &str, shape: &[usize]) -> Result<Vec<f32>, WeightsError> {
                 Synthetic.read(key, shape)
@@ -448,7 +469,7 @@ mod tests {
                 Vec::new()
             }
         }
-        let error = lower(64, &Other, &[Output::Logits]).unwrap_err().to_string();
+        let error = lower(64, &SevenClasses, &[Output::Logits]).unwrap_err().to_string();
         assert_eq!(error, "tensor `classifier.weight`: expected shape [1000, 1280], found [7, 1280]");
     }
 }

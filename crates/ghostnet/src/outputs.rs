@@ -1,46 +1,45 @@
-//! What a graph can be asked for besides logits.
+//! The outputs that a network's graph can have: logits, embedding, feature maps, attention maps.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// A selectable output of a network's graph. Its text form is the name of the graph's output.
+/// A selectable output of a network's graph. Its text form is the output's name in the graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Output {
     /// `logits`: N × classes, before the softmax.
     Logits,
-    /// `embedding`: the pooled features as they enter the classifier, N × features.
+    /// `embedding`: the pooled features that enter the classifier, N × features.
     Embedding,
     /// `c1` to `c5`, `timm.c1` to `timm.c5`: feature maps.
     Features {
-        /// Where in a stage they are taken.
+        /// The rule that selects the layer.
         cut: Cut,
-        /// 1 to 5: the base-2 logarithm of the stride (without dilation).
+        /// The base-2 logarithm of the stride (without dilation), 1 to 5.
         level: u8,
     },
-    /// `attention.S.B`: the gate of a bottleneck's DFC attention, as it multiplies the expanded features (at their size,
-    /// or smaller by the upsampling).
+    /// `attention.S.B`: the DFC gate that multiplies a bottleneck's expanded features. It has their size, or the pooled
+    /// size if the gate function comes before the upsampling.
     Attention {
-        /// S of `blocks.S.B`.
+        /// The stage: S of `blocks.S.B`.
         stage: usize,
-        /// B of `blocks.S.B`.
+        /// The bottleneck in the stage: B of `blocks.S.B`.
         block: usize,
     },
-    /// `attention.S.B.output`: the same for the features that leave a bottleneck, where the configuration has that.
+    /// `attention.S.B.output`: the same for a bottleneck's output features, if the configuration enhances them.
     OutputAttention {
-        /// S of `blocks.S.B`.
+        /// The stage: S of `blocks.S.B`.
         stage: usize,
-        /// B of `blocks.S.B`.
+        /// The bottleneck in the stage: B of `blocks.S.B`.
         block: usize,
     },
 }
 
-/// Where feature maps are taken.
+/// The rule that selects the layers whose maps are the features.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Cut {
-    /// After the last bottleneck at each stride: what a detection neck wants.
+    /// The last bottleneck at each stride, as a detection neck needs it.
     Deepest,
-    /// Where timm's `features_only` takes them: the stem before its batch norm, then after each stage that ends in a
-    /// stride of 2.
+    /// The layers of timm's `features_only`: the stem before its batch norm, then each stage that ends in stride 2.
     Timm,
 }
 
@@ -57,7 +56,7 @@ impl fmt::Display for Output {
     }
 }
 
-/// A text that names no output.
+/// The error for a text that names no output. Holds the text.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 #[error(
     "expected `logits`, `embedding`, `c1` to `c5`, `timm.c1` to `timm.c5`, `attention.STAGE.BLOCK` or \
@@ -78,10 +77,12 @@ impl FromStr for Output {
         match text.split('.').collect::<Vec<_>>()[..] {
             ["logits"] => Ok(Self::Logits),
             ["embedding"] => Ok(Self::Embedding),
-            ["timm", at] => Ok(Self::Features { cut: Cut::Timm, level: level(at).ok_or_else(unknown)? }),
-            ["attention", s, b] => Ok(Self::Attention { stage: number(s)?, block: number(b)? }),
-            ["attention", s, b, "output"] => Ok(Self::OutputAttention { stage: number(s)?, block: number(b)? }),
-            [at] => Ok(Self::Features { cut: Cut::Deepest, level: level(at).ok_or_else(unknown)? }),
+            ["timm", name] => Ok(Self::Features { cut: Cut::Timm, level: level(name).ok_or_else(unknown)? }),
+            ["attention", stage, block] => Ok(Self::Attention { stage: number(stage)?, block: number(block)? }),
+            ["attention", stage, block, "output"] => {
+                Ok(Self::OutputAttention { stage: number(stage)?, block: number(block)? })
+            }
+            [name] => Ok(Self::Features { cut: Cut::Deepest, level: level(name).ok_or_else(unknown)? }),
             _ => Err(unknown()),
         }
     }
@@ -93,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_and_outputs_are_the_same_thing() {
+    fn output_names_are_parsed_and_printed_alike() {
         for name in ["logits", "embedding", "c3", "timm.c1", "attention.6.4", "attention.6.4.output"] {
             assert_eq!(name.parse::<Output>().unwrap().to_string(), name);
         }

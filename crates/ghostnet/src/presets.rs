@@ -2,7 +2,7 @@
 
 use super::config::{BlockKind, BottleneckConfig, Config, DfcConfig};
 
-/// Names that [`preset`] knows. They are timm's, except the last: MobileNetV2 with the DFC branch has no name there.
+/// The names that [`preset`] knows. They are timm's, except the last: timm has no MobileNetV2 with the DFC branch.
 pub const PRESETS: [&str; 14] = [
     "ghostnet_050",
     "ghostnet_100",
@@ -20,34 +20,46 @@ pub const PRESETS: [&str; 14] = [
     "mobilenetv2_dfc_100",
 ];
 
-const fn row(kernel: usize, expanded: usize, output: usize, squeeze_excite: bool, stride: usize) -> BottleneckConfig {
+const fn bottleneck(
+    kernel: usize,
+    expanded: usize,
+    output: usize,
+    squeeze_excite: bool,
+    stride: usize,
+) -> BottleneckConfig {
     BottleneckConfig { kernel, expanded, output, squeeze_excite, stride }
 }
 
-/// The stage table of the GhostNet paper, which V2 and V3 keep.
+/// The stage table of the GhostNet paper. V2 and V3 use it unchanged.
 const GHOST_STAGES: [&[BottleneckConfig]; 9] = [
-    &[row(3, 16, 16, false, 1)],
-    &[row(3, 48, 24, false, 2)],
-    &[row(3, 72, 24, false, 1)],
-    &[row(5, 72, 40, true, 2)],
-    &[row(5, 120, 40, true, 1)],
-    &[row(3, 240, 80, false, 2)],
+    &[bottleneck(3, 16, 16, false, 1)],
+    &[bottleneck(3, 48, 24, false, 2)],
+    &[bottleneck(3, 72, 24, false, 1)],
+    &[bottleneck(5, 72, 40, true, 2)],
+    &[bottleneck(5, 120, 40, true, 1)],
+    &[bottleneck(3, 240, 80, false, 2)],
     &[
-        row(3, 200, 80, false, 1),
-        row(3, 184, 80, false, 1),
-        row(3, 184, 80, false, 1),
-        row(3, 480, 112, true, 1),
-        row(3, 672, 112, true, 1),
+        bottleneck(3, 200, 80, false, 1),
+        bottleneck(3, 184, 80, false, 1),
+        bottleneck(3, 184, 80, false, 1),
+        bottleneck(3, 480, 112, true, 1),
+        bottleneck(3, 672, 112, true, 1),
     ],
-    &[row(5, 672, 160, true, 2)],
-    &[row(5, 960, 160, false, 1), row(5, 960, 160, true, 1), row(5, 960, 160, false, 1), row(5, 960, 160, true, 1)],
+    &[bottleneck(5, 672, 160, true, 2)],
+    &[
+        bottleneck(5, 960, 160, false, 1),
+        bottleneck(5, 960, 160, true, 1),
+        bottleneck(5, 960, 160, false, 1),
+        bottleneck(5, 960, 160, true, 1),
+    ],
 ];
 
-/// MobileNetV2's stage table (Sandler et al., CVPR 2018, table 2): repetitions, expansion, channels, stride of the first.
+/// The stage table of MobileNetV2 (Sandler et al., CVPR 2018, table 2). Per stage: number of bottlenecks, expansion
+/// factor, output channels, stride of the first bottleneck.
 const MOBILENET_STAGES: [(usize, usize, usize, usize); 7] =
     [(1, 1, 16, 1), (2, 6, 24, 2), (3, 6, 32, 2), (4, 6, 64, 2), (3, 6, 96, 1), (3, 6, 160, 2), (1, 6, 320, 1)];
 
-/// The network called `name`, with ImageNet's 1000 classes.
+/// The configuration of the network called `name`, with ImageNet's 1000 classes; `None` for an unknown name.
 #[must_use]
 pub fn preset(name: &str) -> Option<Config> {
     let name = PRESETS.into_iter().find(|known| *known == name)?;
@@ -55,7 +67,7 @@ pub fn preset(name: &str) -> Option<Config> {
     let width = percent.parse::<f64>().ok()? / 100.0;
     let config = match family {
         "ghostnet" => ghostnet(BlockKind::Ghost, DfcConfig::none()),
-        // From the third bottleneck on: the first two are at the highest resolutions.
+        // The first two bottlenecks work at the highest resolutions and carry no attention.
         "ghostnetv2" => ghostnet(BlockKind::Ghost, DfcConfig::in_stages(2..9, 5)),
         "ghostnetv3" => ghostnet(BlockKind::GhostReparameterized, DfcConfig::in_stages(2..9, 5)),
         "mobilenetv2" => mobilenet(DfcConfig::none()),
@@ -83,8 +95,8 @@ fn ghostnet(block: BlockKind, dfc: DfcConfig) -> Config {
 }
 
 fn mobilenet(dfc: DfcConfig) -> Config {
-    let stage = |(repeated, expansion, output, stride)| {
-        (0..repeated).map(|i| row(3, expansion, output, false, if i == 0 { stride } else { 1 })).collect()
+    let stage = |(repetitions, expansion, output, stride)| {
+        (0..repetitions).map(|i| bottleneck(3, expansion, output, false, if i == 0 { stride } else { 1 })).collect()
     };
     Config {
         stem_channels: 32,

@@ -1,12 +1,12 @@
-//! Files of hubs on this disk. Contents are kept under their digests and read again before they are used, so whatever
-//! happens to a cache, nothing wrong comes out of it; it may be deleted at any time.
+//! The cache of hubs' files on this disk. Files are named by their digests and verified again before each use, so a
+//! damaged cache cannot supply wrong files. The cache may be deleted at any time.
 //!
 //! ```text
-//! blobs/<identity>            whole and verified
-//! blobs/<identity>.part       what has arrived so far
-//! locks/<identity>            held while one process fetches
-//! hubs/<hub>/<owner--name>/refs/<revision>          a commit
-//! hubs/<hub>/<owner--name>/commits/<commit>.json    what the repository holds there
+//! blobs/<identity>            a complete and verified file
+//! blobs/<identity>.part       the bytes of a file that have arrived so far
+//! locks/<identity>            locked while one process fetches the file
+//! hubs/<hub>/<owner--name>/refs/<revision>          the commit of a revision
+//! hubs/<hub>/<owner--name>/commits/<commit>.json    the files of the repository at a commit
 //! ```
 
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -17,39 +17,40 @@ use sha2::Digest as _;
 
 use super::client::Endpoint;
 use super::reference::{is_commit, percent_encoded};
-use super::snapshot::{Identity, RemoteFile, Snapshot};
+use super::snapshot::{ContentIdentity, RemoteFile, Snapshot};
 use super::{HubError, Reference};
-use ghostserve_manifest::Digest;
+use ghostserve_manifest::{Digest, to_hex, write_atomically};
 
-/// A cache's folder, and the part of it that is this hub's.
+/// The cache's folder, and the subfolder of one hub.
 #[derive(Clone, Debug)]
 pub(super) struct Cache {
     root: PathBuf,
     hub: PathBuf,
 }
 
-/// A whole file in the cache.
+/// A complete and verified file in the cache.
 #[derive(Clone, Debug)]
 pub(super) struct Blob {
     pub(super) path: PathBuf,
-    /// Of all its bytes, just read.
+    /// Digest of the file's bytes, computed just now.
     pub(super) digest: Digest,
-    /// Bytes.
+    /// Size in bytes.
     pub(super) size: u64,
 }
 
 impl Cache {
-    /// Makes nothing yet.
+    /// Creates no folders yet.
     pub(super) fn new(root: PathBuf, endpoint: &Endpoint) -> Self {
         let hub = root.join("hubs").join(percent_encoded(endpoint.name()));
         Self { root, hub }
     }
 
+    /// The cache's folder, for messages.
     pub(super) fn root(&self) -> String {
         self.root.display().to_string()
     }
 
-    /// What a revision was when it was last asked for.
+    /// The stored state of a revision when it was last requested from the hub.
     pub(super) fn snapshot(&self, reference: &Reference) -> Option<Snapshot> {
         let folder = self.hub.join(reference.folder());
         let revision = reference.revision();
@@ -62,27 +63,27 @@ impl Cache {
         serde_json::from_slice::<Snapshot>(&json).ok().filter(|s| is_commit(&commit) && s.commit == commit)
     }
 
-    /// Remembers what a revision is.
-    pub(super) fn remember(&self, reference: &Reference, snapshot: &Snapshot) -> Result<(), HubError> {
+    /// Stores the current state of a revision.
+    pub(super) fn store_snapshot(&self, reference: &Reference, snapshot: &Snapshot) -> Result<(), HubError> {
         let folder = self.hub.join(reference.folder());
         let json = serde_json::to_vec_pretty(snapshot).unwrap_or_default();
-        write(&folder.join("commits").join(format!("{}.json", snapshot.commit)), &json)?;
-        write(&folder.join("refs").join(percent_encoded(reference.revision())), snapshot.commit.as_bytes())
+        write_file(&folder.join("commits").join(format!("{}.json", snapshot.commit)), &json)?;
+        write_file(&folder.join("refs").join(percent_encoded(reference.revision())), snapshot.commit.as_bytes())
     }
 
-    /// What a file is called here: by its content where that is known, else by where it is from.
+    /// The name of a file in the cache: from its declared digest if there is one, else from its origin.
     pub(super) fn key(&self, reference: &Reference, commit: &str, file: &RemoteFile) -> String {
         match &file.identity {
-            Identity::Sha256(hex) => format!("sha256-{hex}"),
-            Identity::GitBlob(hex) => format!("git-{hex}"),
-            Identity::Undeclared => {
-                let place = format!("{} {} {commit} {}", self.hub.display(), reference.folder(), file.name);
-                format!("place-{}", Digest::of(place.as_bytes()).as_str().trim_start_matches("sha256:"))
+            ContentIdentity::Sha256(hex) => format!("sha256-{hex}"),
+            ContentIdentity::GitBlob(hex) => format!("git-{hex}"),
+            ContentIdentity::Undeclared => {
+                let origin = format!("{} {} {commit} {}", self.hub.display(), reference.folder(), file.name);
+                format!("place-{}", Digest::of(origin.as_bytes()).as_str().trim_start_matches("sha256:"))
             }
         }
     }
 
-    /// A whole file, if it is there. One that has been damaged is thrown away.
+    /// The complete file `key`, if the cache has it. A damaged file is removed.
     pub(super) fn blob(&self, key: &str, file: &RemoteFile) -> Result<Option<Blob>, HubError> {
         let path = self.root.join("blobs").join(key);
         if !path.is_file() {
@@ -94,10 +95,11 @@ impl Cache {
         }
     }
 
-    /// Waits until no other process fetches this file. The lock ends with the value, and with the process.
+    /// Waits until no other process fetches this file; calls `waiting` if it has to wait. Dropping the returned file,
+    /// or the end of the process, releases the lock.
     pub(super) fn lock(&self, key: &str, waiting: impl FnOnce()) -> Result<File, HubError> {
         let path = self.root.join("locks").join(key);
-        make_parent(&path)?;
+        create_parent(&path)?;
         let error = || HubError::io("lock", &path);
         let file = File::create(&path).map_err(error())?;
         match file.try_lock() {
@@ -111,20 +113,20 @@ impl Cache {
         Ok(file)
     }
 
-    /// What has arrived so far. To be called under the file's lock.
-    pub(super) fn part(&self, key: &str) -> Result<Part, HubError> {
+    /// Opens the partial file `key`, empty if there is none. The caller must hold the file's lock.
+    pub(super) fn partial_file(&self, key: &str) -> Result<PartialFile, HubError> {
         let path = self.root.join("blobs").join(format!("{key}.part"));
-        make_parent(&path)?;
-        let open = || -> io::Result<Part> {
+        create_parent(&path)?;
+        let open = || -> io::Result<PartialFile> {
             let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
             let len = file.seek(io::SeekFrom::End(0))?;
-            Ok(Part { path: path.clone(), file, len })
+            Ok(PartialFile { path: path.clone(), file, len })
         };
         open().map_err(HubError::io("open", &path))
     }
 
-    /// Gives a part that has arrived its final name, if it is what was declared; otherwise it is removed.
-    pub(super) fn finish(&self, part: Part, key: &str, file: &RemoteFile) -> Result<Blob, HubError> {
+    /// Gives a complete partial file its final name if it matches the hub's declaration, and removes it otherwise.
+    pub(super) fn finish(&self, part: PartialFile, key: &str, file: &RemoteFile) -> Result<Blob, HubError> {
         part.file.sync_all().map_err(HubError::io("write", &part.path))?;
         let mut blob = match verify(&part.path, file)? {
             Ok(blob) => blob,
@@ -140,16 +142,16 @@ impl Cache {
     }
 }
 
-/// A file that is arriving.
+/// A file whose download is not complete.
 #[derive(Debug)]
-pub(super) struct Part {
+pub(super) struct PartialFile {
     path: PathBuf,
     file: File,
     len: u64,
 }
 
-impl Part {
-    /// Bytes so far.
+impl PartialFile {
+    /// Number of bytes that have arrived.
     pub(super) fn len(&self) -> u64 {
         self.len
     }
@@ -160,35 +162,36 @@ impl Part {
         Ok(())
     }
 
-    /// Forgets what has arrived.
+    /// Removes all bytes from the file.
     pub(super) fn restart(&mut self) -> Result<(), HubError> {
         let result = self.file.set_len(0).and_then(|()| self.file.rewind());
         self.len = 0;
         result.map_err(HubError::io("empty", &self.path))
     }
 
-    /// Ends it without a trace.
+    /// Removes the file.
     pub(super) fn discard(self) -> Result<(), HubError> {
         fs::remove_file(&self.path).map_err(HubError::io("remove", &self.path))
     }
 }
 
-/// Reads a whole file and holds it against what the hub declares. The outer error is the disk's.
+/// Reads a whole file and compares it with the hub's declaration. The outer error is the disk's, the inner one that
+/// of the comparison.
 fn verify(path: &Path, file: &RemoteFile) -> Result<Result<Blob, HubError>, HubError> {
-    let (digest, git, size) = hashes(path).map_err(HubError::io("read", path))?;
+    let (digest, git_hash, size) = hashes(path).map_err(HubError::io("read", path))?;
     if let Some(declared) = file.size.filter(|declared| *declared != size) {
         let (expected, found) = (format!("{declared} bytes"), size.to_string());
         return Ok(Err(HubError::Size { file: file.name.clone(), expected, found }));
     }
     let expected = match &file.identity {
-        Identity::Sha256(hex) if *digest.as_str() != format!("sha256:{hex}") => format!("sha256:{hex}"),
-        Identity::GitBlob(hex) if *hex != git => format!("git object {hex}"),
+        ContentIdentity::Sha256(hex) if *digest.as_str() != format!("sha256:{hex}") => format!("sha256:{hex}"),
+        ContentIdentity::GitBlob(hex) if *hex != git_hash => format!("git object {hex}"),
         _ => return Ok(Ok(Blob { path: path.to_owned(), digest, size })),
     };
     Ok(Err(HubError::Digest { file: file.name.clone(), expected, found: digest }))
 }
 
-/// SHA-256, git's object id, and the number of bytes.
+/// The SHA-256, git's object id (in hexadecimal) and the size of a file.
 fn hashes(path: &Path) -> io::Result<(Digest, String, u64)> {
     let mut file = File::open(path)?;
     let size = file.metadata()?.len();
@@ -204,23 +207,16 @@ fn hashes(path: &Path) -> io::Result<(Digest, String, u64)> {
             }
         }
     }
-    let git = sha1.finalize().iter().map(|b| format!("{b:02x}")).collect();
-    Ok((Digest::from_sha256(&sha256.finalize().into()), git, size))
+    Ok((Digest::from_sha256(&sha256.finalize().into()), to_hex(&sha1.finalize()), size))
 }
 
-/// Writes a small file in one step: a reader sees the old one or the new one.
-pub(super) fn write(path: &Path, content: &[u8]) -> Result<(), HubError> {
-    make_parent(path)?;
-    let unique = path.with_file_name(format!(".{}", uuid::Uuid::new_v4()));
-    let result = fs::write(&unique, content).and_then(|()| fs::rename(&unique, path));
-    if result.is_err() {
-        // The first error counts.
-        let _ = fs::remove_file(&unique);
-    }
-    result.map_err(HubError::io("write", path))
+/// Writes a small file in one step and creates its folder if needed.
+pub(super) fn write_file(path: &Path, content: &[u8]) -> Result<(), HubError> {
+    create_parent(path)?;
+    write_atomically(path, content).map_err(HubError::io("write", path))
 }
 
-fn make_parent(path: &Path) -> Result<(), HubError> {
+fn create_parent(path: &Path) -> Result<(), HubError> {
     let parent = path.parent().unwrap_or(path);
     fs::create_dir_all(parent).map_err(HubError::io("make the folder", parent))
 }

@@ -1,6 +1,6 @@
-//! What has a short name, and the labels of the classes that those networks tell apart.
+//! The networks with short names, and the labels of their classes.
 
-/// Networks that can be pulled by name alone: repositories of this name under `timm/`.
+/// Networks that can be pulled by name alone: repositories of these names under `timm/`.
 pub const CATALOGUE: [&str; 6] = [
     "ghostnet_100.in1k",
     "ghostnetv2_100.in1k",
@@ -10,13 +10,13 @@ pub const CATALOGUE: [&str; 6] = [
     "mobilenetv2_100.ra_in1k",
 ];
 
-/// Who owns them.
+/// Owner of the catalogue's repositories.
 pub(super) const CATALOGUE_OWNER: &str = "timm";
 
 /// A labels file for ImageNet-1k in its standard order: `wnid<TAB>label`, 1000 lines.
 pub const IMAGENET_LABELS: &str = include_str!("../../../models/imagenet-1k/labels.txt");
 
-/// How many lines [`IMAGENET_LABELS`] has.
+/// Number of lines of [`IMAGENET_LABELS`].
 pub(super) const IMAGENET_CLASSES: usize = 1000;
 
 #[cfg(test)]
@@ -28,7 +28,7 @@ mod tests {
     use ghostserve_manifest::parse_labels;
 
     #[test]
-    fn every_class_has_an_id_and_a_label_of_its_own() {
+    fn every_class_has_a_unique_label_and_an_id() {
         let labels = parse_labels(IMAGENET_LABELS).unwrap();
         assert_eq!(labels.len(), IMAGENET_CLASSES);
         assert_eq!(labels.iter().map(|l| &l.name).collect::<HashSet<_>>().len(), IMAGENET_CLASSES);

@@ -1,5 +1,5 @@
-//! One HTTP request to a hub: redirections under our rules, the token only where it belongs, a status as a decision (go on,
-//! try again, give up). Retries are the caller's.
+//! Sends one HTTP request to a hub. Follows redirections by rules of its own, sends the token to the hub only, and
+//! turns a status into a decision: continue, retry, or fail. The caller does the retries.
 
 use std::io::Read;
 use std::sync::Arc;
@@ -10,9 +10,9 @@ use http::{StatusCode, Uri};
 use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
 
 use super::proxy::Proxies;
-use super::{HubError, Limits, Token};
+use super::{HubError, Token, TransferLimits};
 
-/// Redirections in a row. The hub needs two.
+/// Maximum number of redirections in a row. The hub needs two.
 const MAX_REDIRECTS: usize = 5;
 
 /// The hub's address.
@@ -23,6 +23,7 @@ pub(super) struct Endpoint {
 }
 
 impl Endpoint {
+    /// Parses an `http://` or `https://` address without a query.
     pub(super) fn parse(text: &str) -> Result<Self, HubError> {
         let base = text.trim_end_matches('/');
         let uri = base.parse::<Uri>().ok().filter(|uri| uri.query().is_none());
@@ -39,13 +40,13 @@ impl Endpoint {
         format!("{}/{path}", self.base)
     }
 
-    /// Without its scheme: what a hub's part of the cache is called.
+    /// The address without its scheme: the name of the hub's subfolder in the cache.
     pub(super) fn name(&self) -> &str {
         self.base.split_once("://").map_or("", |(_, name)| name)
     }
 }
 
-/// Who answers: what a token may be shown to.
+/// Scheme, host and port of an address. A token is sent to one origin only.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Origin {
     https: bool,
@@ -54,13 +55,14 @@ struct Origin {
 }
 
 impl Origin {
+    /// The origin of `uri`; `None` unless it is an `http(s)` address with a host and without a user name.
     fn of(uri: &Uri) -> Option<Self> {
         let https = match uri.scheme_str()? {
             "https" => true,
             "http" => false,
             _ => return None,
         };
-        // A user and password in an address would go to logs and caches.
+        // A user name and password in an address would end up in logs and caches.
         let authority = uri.authority().filter(|a| !a.as_str().contains('@'))?;
         let port = authority.port_u16().unwrap_or(if https { 443 } else { 80 });
         let host = authority.host().to_ascii_lowercase();
@@ -68,49 +70,49 @@ impl Origin {
     }
 }
 
-/// Why a request brought nothing.
+/// The failure of a request.
 #[derive(Debug)]
-pub(super) enum Failure {
-    /// Trying again would not help.
+pub(super) enum RequestFailure {
+    /// A retry would not help.
     Final(HubError),
-    /// It might.
+    /// A retry may help.
     Retry {
-        /// What happened.
+        /// The cause.
         reason: String,
-        /// How long the hub wants to be left alone.
+        /// The wait that the hub requests.
         wait: Option<Duration>,
     },
 }
 
-impl From<HubError> for Failure {
+impl From<HubError> for RequestFailure {
     fn from(error: HubError) -> Self {
         Self::Final(error)
     }
 }
 
-/// From where a download goes on.
+/// The point from which a download continues.
 #[derive(Clone, Debug)]
-pub(super) struct Resume {
-    /// Bytes that are there.
+pub(super) struct ResumePoint {
+    /// Number of bytes that have arrived.
     pub(super) from: u64,
-    /// The version they are of, where it is known.
+    /// The version of the file that they are from, where it is known.
     pub(super) etag: Option<String>,
 }
 
-/// An answer whose body is still to be read.
-pub(super) struct Answer {
+/// A response whose body has not been read.
+pub(super) struct HubResponse {
     /// 200, 206, or 416 to a request that resumes.
     pub(super) status: StatusCode,
-    /// Of the last answer.
+    /// Headers of the last response.
     pub(super) headers: HeaderMap,
-    /// Of the endpoint's own answer, which may have been a redirection.
+    /// Headers of the endpoint's own response, which may have been a redirection.
     pub(super) hub_headers: HeaderMap,
-    /// The body. Reading fails if nothing comes for as long as [`Limits::stall`].
+    /// The body. Reading fails if no bytes arrive for [`TransferLimits::stall_timeout`].
     pub(super) body: Box<dyn Read>,
 }
 
-impl Answer {
-    /// The first byte and the total that a `Content-Range` tells.
+impl HubResponse {
+    /// The first byte and the total in `Content-Range`.
     pub(super) fn range(&self) -> Option<(u64, Option<u64>)> {
         let text = self.headers.get(CONTENT_RANGE)?.to_str().ok()?;
         let (span, total) = text.strip_prefix("bytes ")?.split_once('/')?;
@@ -118,31 +120,32 @@ impl Answer {
         Some((first.parse().ok()?, total.parse().ok()))
     }
 
-    /// A version that `If-Range` may name: a strong one.
+    /// The file's version for `If-Range`, which must be a strong one.
     pub(super) fn etag(&self) -> Option<String> {
         let text = self.headers.get(ETAG)?.to_str().ok()?;
         text.starts_with('"').then(|| text.to_owned())
     }
 }
 
-/// Speaks to one hub, and to where it redirects.
+/// An HTTP client of one hub and of the hosts that it redirects to.
 #[derive(Debug)]
-pub(super) struct Client {
+pub(super) struct HubClient {
     agent: ureq::Agent,
     endpoint: Endpoint,
     token: Option<Token>,
     proxies: Proxies,
 }
 
-impl Client {
+impl HubClient {
+    /// Prepares the client; sends nothing.
     pub(super) fn new(
         endpoint: Endpoint,
         token: Option<Token>,
         proxies: Proxies,
-        limits: &Limits,
+        limits: &TransferLimits,
     ) -> Result<Self, HubError> {
-        // The system's certificates, so that a company's own root counts. The provider is named because none is the
-        // process's default.
+        // The system's certificates, which include a company's own root. The provider is named because the process
+        // has no default provider.
         let tls = TlsConfig::builder()
             .provider(TlsProvider::Rustls)
             .root_certs(RootCerts::PlatformVerifier)
@@ -151,19 +154,19 @@ impl Client {
         let config = ureq::Agent::config_builder()
             .tls_config(tls)
             .user_agent(concat!("ghostserve/", env!("CARGO_PKG_VERSION")))
-            // A body that is packed on the way would not have the length and the ranges that are asked for.
+            // A compressed body would not have the length and the ranges that are requested.
             .accept_encoding("identity")
             .http_status_as_error(false)
             .max_redirects(0)
-            // ureq would read the environment: proxies are chosen for each address.
+            // Without this, ureq reads the environment. The proxy is chosen for each address.
             .proxy(None)
-            .timeout_connect(Some(limits.connect))
-            .timeout_recv_response(Some(limits.stall))
-            .timeout_per_read(Some(limits.stall))
-            .timeout_per_write(Some(limits.stall))
+            .timeout_connect(Some(limits.connect_timeout))
+            .timeout_recv_response(Some(limits.stall_timeout))
+            .timeout_per_read(Some(limits.stall_timeout))
+            .timeout_per_write(Some(limits.stall_timeout))
             .build();
         let agent = config.new_agent();
-        // A proxy that is no address is told at once.
+        // Reports an invalid proxy now instead of at the first request.
         proxies.choose(&Uri::from_static("https://localhost"))?;
         proxies.choose(&Uri::from_static("http://localhost"))?;
         Ok(Self { agent, endpoint, token, proxies })
@@ -173,12 +176,17 @@ impl Client {
         &self.endpoint
     }
 
-    /// Asks for a path of the hub, following where it leads. `repository` is for messages.
-    pub(super) fn get(&self, path: &str, repository: &str, resume: Option<&Resume>) -> Result<Answer, Failure> {
+    /// Requests a path of the hub and follows redirections. `repository` is for messages.
+    pub(super) fn get(
+        &self,
+        path: &str,
+        repository: &str,
+        resume: Option<&ResumePoint>,
+    ) -> Result<HubResponse, RequestFailure> {
         let mut url = self.endpoint.url(path);
         let mut hub_headers = None;
         for _ in 0..=MAX_REDIRECTS {
-            let uri: Uri = url.parse().map_err(|_| redirect(&url, "not an address"))?;
+            let uri: Uri = url.parse().map_err(|_| redirect_error(&url, "not an address"))?;
             let response = self.send(&uri, resume)?;
             let (parts, body) = response.into_parts();
             let (status, headers) = (parts.status, parts.headers);
@@ -187,18 +195,20 @@ impl Client {
                 200 | 206 => {}
                 416 if resume.is_some() => {}
                 301 | 302 | 303 | 307 | 308 => {
-                    url = target(&uri, &headers).map_err(|reason| redirect(&url, &reason))?;
+                    url = redirect_target(&uri, &headers).map_err(|reason| redirect_error(&url, &reason))?;
                     continue;
                 }
-                _ => return Err(refusal(&url, &headers, status, (repository, self.token.is_some()))),
+                _ => return Err(status_failure(&url, status, &headers, repository, self.token.is_some())),
             }
             let hub_headers = hub_headers.unwrap_or_default();
-            return Ok(Answer { status, headers, hub_headers, body: Box::new(body.into_reader()) });
+            return Ok(HubResponse { status, headers, hub_headers, body: Box::new(body.into_reader()) });
         }
-        Err(redirect(&self.endpoint.url(path), &format!("more than {MAX_REDIRECTS} redirections in a row")).into())
+        Err(redirect_error(&self.endpoint.url(path), &format!("more than {MAX_REDIRECTS} redirections in a row"))
+            .into())
     }
 
-    fn send(&self, uri: &Uri, resume: Option<&Resume>) -> Result<http::Response<ureq::Body>, Failure> {
+    /// Sends one request, with the token if `uri` is of the endpoint's own origin.
+    fn send(&self, uri: &Uri, resume: Option<&ResumePoint>) -> Result<http::Response<ureq::Body>, RequestFailure> {
         let mut request = self.agent.get(uri.clone());
         if let Some(token) = self.token.as_ref().filter(|_| Origin::of(uri).as_ref() == Some(&self.endpoint.origin)) {
             request = request.header(AUTHORIZATION, format!("Bearer {}", token.0));
@@ -210,12 +220,12 @@ impl Client {
             }
         }
         let proxy = self.proxies.choose(uri)?;
-        request.config().proxy(proxy).build().call().map_err(|error| failure(&uri.to_string(), &error))
+        request.config().proxy(proxy).build().call().map_err(|error| connection_failure(&uri.to_string(), &error))
     }
 }
 
-/// Where a redirection leads, if it may be followed.
-fn target(from: &Uri, headers: &HeaderMap) -> Result<String, String> {
+/// The target of a redirection, or the reason why it is not followed.
+fn redirect_target(from: &Uri, headers: &HeaderMap) -> Result<String, String> {
     let location = headers.get(LOCATION).and_then(|l| l.to_str().ok()).ok_or("redirects to nowhere")?;
     let scheme = from.scheme_str().unwrap_or_default();
     let authority = from.authority().map(|a| a.as_str()).unwrap_or_default();
@@ -234,8 +244,14 @@ fn target(from: &Uri, headers: &HeaderMap) -> Result<String, String> {
     }
 }
 
-/// An error status as a decision.
-fn refusal(url: &str, headers: &HeaderMap, status: StatusCode, (repository, with_token): (&str, bool)) -> Failure {
+/// The failure that an error status stands for.
+fn status_failure(
+    url: &str,
+    status: StatusCode,
+    headers: &HeaderMap,
+    repository: &str,
+    with_token: bool,
+) -> RequestFailure {
     let url = without_query(url);
     let code = headers.get("x-error-code").and_then(|c| c.to_str().ok()).unwrap_or_default();
     let status_code = status.as_u16();
@@ -244,7 +260,7 @@ fn refusal(url: &str, headers: &HeaderMap, status: StatusCode, (repository, with
             let advice = match (code, with_token) {
                 ("GatedRepo", true) => "it is gated: accept its conditions on the hub with the account of HF_TOKEN",
                 ("GatedRepo", false) => "it is gated: accept its conditions on the hub, then set HF_TOKEN",
-                // The hub answers 401 also where there is no such repository, so as not to tell what is private.
+                // The hub also answers 401 for missing repositories, so that it does not reveal private ones.
                 (_, true) => "there is no such repository, or it is private and HF_TOKEN does not open it",
                 (_, false) => "there is no such repository, or it is private or gated: check the name, or set HF_TOKEN",
             };
@@ -253,31 +269,35 @@ fn refusal(url: &str, headers: &HeaderMap, status: StatusCode, (repository, with
         404 => HubError::NotFound { what: format!("{repository} ({url})") }.into(),
         408 | 425 | 429 | 500..=599 => {
             let wait = headers.get(RETRY_AFTER).and_then(|w| w.to_str().ok()).and_then(|w| w.trim().parse().ok());
-            Failure::Retry { reason: format!("the answer was {status_code}"), wait: wait.map(Duration::from_secs) }
+            RequestFailure::Retry {
+                reason: format!("the answer was {status_code}"),
+                wait: wait.map(Duration::from_secs),
+            }
         }
         _ => HubError::Status { url, status: status_code }.into(),
     }
 }
 
-fn redirect(url: &str, reason: &str) -> HubError {
+fn redirect_error(url: &str, reason: &str) -> HubError {
     HubError::Redirect { url: without_query(url), reason: reason.to_owned() }
 }
 
-fn failure(url: &str, error: &ureq::Error) -> Failure {
-    // Certificates and settings do not change by asking again; ureq hands a failed handshake out as invalid data.
-    let again = match error {
+/// The failure that an error of the connection stands for.
+fn connection_failure(url: &str, error: &ureq::Error) -> RequestFailure {
+    // A retry does not change certificates and settings. ureq reports a failed handshake as invalid data.
+    let may_recover = match error {
         ureq::Error::Io(e) => e.kind() != std::io::ErrorKind::InvalidData,
         ureq::Error::Timeout(_) | ureq::Error::Protocol(_) => true,
         ureq::Error::HostNotFound | ureq::Error::ConnectionFailed => true,
         _ => false,
     };
-    if again {
-        return Failure::Retry { reason: error.to_string(), wait: None };
+    if may_recover {
+        return RequestFailure::Retry { reason: error.to_string(), wait: None };
     }
     HubError::Connection { url: without_query(url), reason: error.to_string() }.into()
 }
 
-/// Behind the question mark are signatures: not for messages.
+/// `url` without query and fragment, for messages: a query may hold a signature.
 pub(super) fn without_query(url: &str) -> String {
     url.split(['?', '#']).next().unwrap_or_default().to_owned()
 }
@@ -291,7 +311,7 @@ mod tests {
     fn redirections_follow_our_rules() {
         let to = |from: &str, location: &str| {
             let headers = HeaderMap::from_iter([(LOCATION, location.parse().unwrap())]);
-            target(&from.parse().unwrap(), &headers)
+            redirect_target(&from.parse().unwrap(), &headers)
         };
         assert_eq!(to("https://a/x", "https://b/y?s=1").unwrap(), "https://b/y?s=1");
         assert_eq!(to("https://a:1/x", "/y?z").unwrap(), "https://a:1/y?z");
@@ -304,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_for_the_same_scheme_host_and_port() {
+    fn a_token_is_sent_to_the_same_scheme_host_and_port() {
         let origin = |url: &str| Origin::of(&url.parse().unwrap());
         let endpoint = Endpoint::parse("https://Hub.example/").unwrap();
         assert_eq!(origin("https://hub.example:443/x").as_ref(), Some(&endpoint.origin));

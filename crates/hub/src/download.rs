@@ -1,40 +1,40 @@
-//! Fetching: from the cache, else from the hub, with retries that go on where the last one stopped.
+//! Fetches files from the cache, else from the hub. A retry continues where the previous attempt stopped.
 
 use std::io::Read;
 use std::time::Duration;
 
 use http::{HeaderMap, StatusCode};
 
-use super::cache::{Blob, Part};
-use super::client::{Answer, Failure, Resume};
+use super::cache::{Blob, PartialFile};
+use super::client::{HubResponse, RequestFailure, ResumePoint};
 use super::reference::{is_commit, percent_encoded};
 use super::snapshot::{RemoteFile, Snapshot};
-use super::{Event, Hub, HubError, Observer, Reference};
+use super::{Hub, HubError, PullEvent, PullObserver, Reference};
 
-/// The largest description of a repository: thousands of files.
+/// Largest description of a repository, bytes: enough for thousands of files.
 const MAX_METADATA: u64 = 16 << 20;
 
-/// The largest configuration: one with the names of many classes.
+/// Largest configuration, bytes: enough for the names of many classes.
 const MAX_CONFIG: u64 = 16 << 20;
 
-/// An attempt that brought this much does not count: a line that breaks now and then still gets there.
-const PROGRESS: u64 = 1 << 20;
+/// Received bytes from which an attempt does not count: a connection that breaks now and then still completes the file.
+const SUFFICIENT_PROGRESS: u64 = 1 << 20;
 
-/// Fetches for one pull.
+/// Fetches the files of one pull.
 pub(super) struct Fetcher<'a> {
     pub(super) hub: &'a Hub,
     pub(super) reference: &'a Reference,
-    pub(super) observer: Observer<'a>,
+    pub(super) observer: PullObserver<'a>,
 }
 
 impl Fetcher<'_> {
-    /// Which commit the revision is, and what it holds.
+    /// The commit of the revision, and its files.
     pub(super) fn snapshot(&self) -> Result<Snapshot, HubError> {
         let Self { hub, reference, .. } = self;
         let cached = hub.cache.snapshot(reference);
         let what = || format!("{}@{}", reference.repository(), reference.revision());
         match cached {
-            // A commit never changes; what a branch is, only the hub knows.
+            // A commit never changes; the commit of a branch is known only to the hub.
             Some(snapshot) if hub.offline || is_commit(reference.revision()) => return Ok(snapshot),
             None if hub.offline => return Err(self.offline(what())),
             _ => {}
@@ -42,42 +42,43 @@ impl Fetcher<'_> {
         let revision = percent_encoded(reference.revision());
         let path = format!("api/models/{}/revision/{revision}?blobs=true", reference.repository());
         let url = hub.client.endpoint().url(&path);
-        let json = self.attempts(&url, |_| {
-            let answer = hub.client.get(&path, &what(), None)?;
+        let json = self.with_retries(&url, |_| {
+            let response = hub.client.get(&path, &what(), None)?;
             let mut json = Vec::new();
-            match answer.body.take(MAX_METADATA + 1).read_to_end(&mut json) {
+            match response.body.take(MAX_METADATA + 1).read_to_end(&mut json) {
                 Ok(_) => Ok(json),
-                Err(error) => Err(Failure::Retry { reason: error.to_string(), wait: None }),
+                Err(error) => Err(RequestFailure::Retry { reason: error.to_string(), wait: None }),
             }
         })?;
-        let answer = |reason| HubError::Answer { url: url.clone(), reason };
+        let invalid = |reason| HubError::InvalidDescription { url: url.clone(), reason };
         if json.len() as u64 > MAX_METADATA {
-            return Err(answer(format!("more than {MAX_METADATA} bytes")));
+            return Err(invalid(format!("more than {MAX_METADATA} bytes")));
         }
-        let snapshot = Snapshot::parse(&json).map_err(answer)?;
+        let snapshot = Snapshot::parse(&json).map_err(invalid)?;
         if is_commit(reference.revision()) && snapshot.commit != reference.revision() {
-            return Err(answer(format!("it is of another commit, {}", snapshot.commit)));
+            return Err(invalid(format!("it is of another commit, {}", snapshot.commit)));
         }
-        hub.cache.remember(reference, &snapshot)?;
+        hub.cache.store_snapshot(reference, &snapshot)?;
         Ok(snapshot)
     }
 
-    /// A small file's text.
+    /// The text of a small file.
     pub(super) fn small_text(&self, snapshot: &Snapshot, file: &RemoteFile) -> Result<String, HubError> {
         if let Some(size) = file.size.filter(|size| *size > MAX_CONFIG) {
             let (expected, found) = (format!("at most {MAX_CONFIG} bytes"), size.to_string());
             return Err(HubError::Size { file: file.name.clone(), expected, found });
         }
-        // Where nothing is declared, this is the declaration.
+        // A file without a declared size fails in `fetch`.
         let blob = self.fetch(snapshot, file, MAX_CONFIG)?;
         std::fs::read_to_string(&blob.path).map_err(HubError::io("read", &blob.path))
     }
 
-    /// A file of any size, in the cache and verified.
+    /// A file of any permitted size, verified and in the cache.
     pub(super) fn blob(&self, snapshot: &Snapshot, file: &RemoteFile) -> Result<Blob, HubError> {
-        self.fetch(snapshot, file, self.hub.limits.max_file)
+        self.fetch(snapshot, file, self.hub.limits.max_file_size)
     }
 
+    /// Fetches a file of at most `limit` bytes into the cache, unless it is there.
     fn fetch(&self, snapshot: &Snapshot, file: &RemoteFile, limit: u64) -> Result<Blob, HubError> {
         let Hub { cache, .. } = self.hub;
         let key = cache.key(self.reference, &snapshot.commit, file);
@@ -87,63 +88,67 @@ impl Fetcher<'_> {
         if self.hub.offline {
             return Err(self.offline(format!("{} of {}", file.name, self.reference.repository())));
         }
-        let refused = |found: String| HubError::Size {
+        let too_large = |found: String| HubError::Size {
             file: file.name.clone(),
             expected: format!("at most {limit} bytes"),
             found,
         };
-        let size = file.size.ok_or_else(|| refused("no declared size".to_owned()))?;
+        let size = file.size.ok_or_else(|| too_large("no declared size".to_owned()))?;
         if size > limit {
-            return Err(refused(size.to_string()));
+            return Err(too_large(size.to_string()));
         }
 
-        let _lock = cache.lock(&key, || (self.observer)(Event::Waiting { file: &file.name }))?;
-        // Whoever held it may have fetched the same.
+        let _lock = cache.lock(&key, || (self.observer)(PullEvent::Waiting { file: &file.name }))?;
+        // The previous holder of the lock may have fetched this file.
         if let Some(blob) = cache.blob(&key, file)? {
             return Ok(blob);
         }
-        let part = cache.part(&key)?;
+        let part = cache.partial_file(&key)?;
         let inherited = part.len() > 0;
-        (self.observer)(Event::Started { file: &file.name, size });
+        (self.observer)(PullEvent::Started { file: &file.name, size });
         let download = Download { fetcher: self, file, size, commit: &snapshot.commit };
         let blob = match download.run(part).and_then(|part| cache.finish(part, &key, file)) {
-            // What an earlier process left may have been damaged: once more, from nothing.
+            // The partial file of an earlier process may be damaged: try once more from the start.
             Err(HubError::Digest { .. } | HubError::Size { .. }) if inherited => {
-                download.run(cache.part(&key)?).and_then(|part| cache.finish(part, &key, file))
+                download.run(cache.partial_file(&key)?).and_then(|part| cache.finish(part, &key, file))
             }
             other => other,
         }?;
-        (self.observer)(Event::Finished);
+        (self.observer)(PullEvent::Finished);
         Ok(blob)
     }
 
-    /// Tries until it works, cannot work, or has been tried often enough. `attempt` is given whether the one before it got
-    /// somewhere, through the cell it sets.
-    fn attempts<T>(&self, url: &str, mut attempt: impl FnMut(&mut u64) -> Result<T, Failure>) -> Result<T, HubError> {
+    /// Repeats `attempt` until it succeeds, fails finally, or the attempts are used up. `attempt` sets its argument
+    /// to the number of bytes that it received; with enough of them, the count and the backoff start anew.
+    fn with_retries<T>(
+        &self,
+        url: &str,
+        mut attempt: impl FnMut(&mut u64) -> Result<T, RequestFailure>,
+    ) -> Result<T, HubError> {
         let limits = &self.hub.limits;
-        let (mut tried, mut delay) = (0, limits.backoff);
+        let (mut attempts, mut backoff) = (0, limits.initial_backoff);
         let url = super::client::without_query(url);
         loop {
-            let mut brought = 0;
-            let (reason, wait) = match attempt(&mut brought) {
+            let mut received = 0;
+            let (reason, requested_wait) = match attempt(&mut received) {
                 Ok(value) => return Ok(value),
-                Err(Failure::Final(error)) => return Err(error),
-                Err(Failure::Retry { reason, wait }) => (reason, wait),
+                Err(RequestFailure::Final(error)) => return Err(error),
+                Err(RequestFailure::Retry { reason, wait }) => (reason, wait),
             };
-            if brought >= PROGRESS {
-                (tried, delay) = (0, limits.backoff);
+            if received >= SUFFICIENT_PROGRESS {
+                (attempts, backoff) = (0, limits.initial_backoff);
             }
-            tried += 1;
-            if tried >= limits.attempts {
-                return Err(HubError::Broken { url, reason, attempts: tried });
+            attempts += 1;
+            if attempts >= limits.attempts {
+                return Err(HubError::Broken { url, reason, attempts });
             }
-            if let Some(asked) = wait.filter(|asked| *asked > limits.longest_wait) {
-                return Err(HubError::Busy { url, seconds: asked.as_secs() });
+            if let Some(wait) = requested_wait.filter(|wait| *wait > limits.max_backoff) {
+                return Err(HubError::Busy { url, seconds: wait.as_secs() });
             }
-            let wait = wait.unwrap_or(delay).max(Duration::from_millis(1));
-            (self.observer)(Event::Retrying { reason: &reason, wait });
+            let wait = requested_wait.unwrap_or(backoff).max(Duration::from_millis(1));
+            (self.observer)(PullEvent::Retrying { reason: &reason, wait });
             std::thread::sleep(wait);
-            delay = (delay * 2).min(limits.longest_wait);
+            backoff = (backoff * 2).min(limits.max_backoff);
         }
     }
 
@@ -152,30 +157,30 @@ impl Fetcher<'_> {
     }
 }
 
-/// One file on its way.
+/// The download of one file.
 struct Download<'a> {
     fetcher: &'a Fetcher<'a>,
     file: &'a RemoteFile,
-    /// Declared, within the limit.
+    /// Declared size, within the limit; bytes.
     size: u64,
     commit: &'a str,
 }
 
 impl Download<'_> {
-    /// Appends to `part` until it is as long as declared. If more comes, nothing is kept.
-    fn run(&self, mut part: Part) -> Result<Part, HubError> {
+    /// Appends to `part` until it has the declared size. If more bytes arrive, the partial file is removed.
+    fn run(&self, mut part: PartialFile) -> Result<PartialFile, HubError> {
         let repository = self.fetcher.reference.repository();
-        let name: Vec<String> = self.file.name.split('/').map(percent_encoded).collect();
-        let path = format!("{repository}/resolve/{}/{}", self.commit, name.join("/"));
+        let segments: Vec<String> = self.file.name.split('/').map(percent_encoded).collect();
+        let path = format!("{repository}/resolve/{}/{}", self.commit, segments.join("/"));
         let url = self.fetcher.hub.client.endpoint().url(&path);
         if part.len() > self.size {
             part.restart()?;
         }
         let mut etag = None;
-        let result = self.fetcher.attempts(&url, |brought| {
+        let result = self.fetcher.with_retries(&url, |received| {
             let before = part.len();
             let result = self.attempt(&path, &mut part, &mut etag);
-            *brought = part.len().saturating_sub(before);
+            *received = part.len().saturating_sub(before);
             result
         });
         match result {
@@ -185,54 +190,56 @@ impl Download<'_> {
         }
     }
 
-    fn attempt(&self, path: &str, part: &mut Part, etag: &mut Option<String>) -> Result<(), Failure> {
+    /// Makes one request for the missing bytes. `etag` is the version of those that have arrived, where it is known.
+    fn attempt(&self, path: &str, part: &mut PartialFile, etag: &mut Option<String>) -> Result<(), RequestFailure> {
         if part.len() == self.size {
             return Ok(());
         }
-        let resume = (part.len() > 0).then(|| Resume { from: part.len(), etag: etag.clone() });
+        let resume = (part.len() > 0).then(|| ResumePoint { from: part.len(), etag: etag.clone() });
         let what = format!("{} in {}", self.file.name, self.fetcher.reference.repository());
-        let mut answer = self.fetcher.hub.client.get(path, &what, resume.as_ref())?;
-        self.same_file(&answer.hub_headers)?;
-        match (answer.status, answer.range()) {
+        let mut response = self.fetcher.hub.client.get(path, &what, resume.as_ref())?;
+        self.check_headers(&response.hub_headers)?;
+        match (response.status, response.range()) {
             (StatusCode::PARTIAL_CONTENT, Some((first, total)))
                 if first == part.len() && total.is_none_or(|total| total == self.size) => {}
             (StatusCode::OK, _) => part.restart()?,
-            // A part that the server cannot continue is of no use.
+            // A partial file that the server cannot continue is useless.
             (status, _) => {
                 part.restart()?;
                 let reason = format!("the answer to a range was {} with another range", status.as_u16());
-                return Err(Failure::Retry { reason, wait: None });
+                return Err(RequestFailure::Retry { reason, wait: None });
             }
         }
-        *etag = answer.etag();
-        (self.fetcher.observer)(Event::Position(part.len()));
-        self.receive(&mut answer, part)
+        *etag = response.etag();
+        (self.fetcher.observer)(PullEvent::Position(part.len()));
+        self.receive(&mut response, part)
     }
 
-    fn receive(&self, answer: &mut Answer, part: &mut Part) -> Result<(), Failure> {
+    /// Appends the body of `response` to `part`. It must end at the declared size.
+    fn receive(&self, response: &mut HubResponse, part: &mut PartialFile) -> Result<(), RequestFailure> {
         let mut buffer = vec![0; 1 << 16];
         loop {
-            let read = match answer.body.read(&mut buffer) {
+            let read = match response.body.read(&mut buffer) {
                 Ok(0) if part.len() == self.size => return Ok(()),
                 Ok(0) => {
                     let reason = format!("it ended after {} of {} bytes", part.len(), self.size);
-                    return Err(Failure::Retry { reason, wait: None });
+                    return Err(RequestFailure::Retry { reason, wait: None });
                 }
                 Ok(read) => read,
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(Failure::Retry { reason: error.to_string(), wait: None }),
+                Err(error) => return Err(RequestFailure::Retry { reason: error.to_string(), wait: None }),
             };
             if part.len() + read as u64 > self.size {
                 let (expected, found) = (format!("{} bytes", self.size), "more".to_owned());
                 return Err(HubError::Size { file: self.file.name.clone(), expected, found }.into());
             }
             part.append(&buffer[..read])?;
-            (self.fetcher.observer)(Event::Position(part.len()));
+            (self.fetcher.observer)(PullEvent::Position(part.len()));
         }
     }
 
-    /// What the endpoint says beside the file, or beside the redirection to it, must be about this file.
-    fn same_file(&self, headers: &HeaderMap) -> Result<(), HubError> {
+    /// Checks that the endpoint's headers, of the file or of the redirection to it, belong to this file.
+    fn check_headers(&self, headers: &HeaderMap) -> Result<(), HubError> {
         let value = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         let size = self.size.to_string();
         for (name, expected) in [("x-repo-commit", self.commit), ("x-linked-size", &size)] {

@@ -1,157 +1,157 @@
-//! Why a pull ends without a model. Messages are for whoever typed the command: they say what to do where something can
-//! be done, and never show a token or a signed address.
+//! The errors of a pull. Messages are for the user who typed the command: they say what to do where something can be
+//! done, and do not show a token or a signed address.
 
 use std::io;
 
 use ghostserve_manifest::Digest;
 
-/// Why nothing was pulled.
+/// The reason why a pull failed.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
-    /// Something typed, or told by the hub, that cannot be meant.
+    /// An invalid value from the user or from the hub.
     #[error("{what}: expected {expected}, found `{found}`")]
     Invalid {
-        /// What it should be.
+        /// The kind of value.
         what: &'static str,
-        /// What would be right.
+        /// Description of a valid value.
         expected: String,
-        /// What is there.
+        /// The invalid value.
         found: String,
     },
-    /// A file or folder of this machine.
+    /// An operation on a file or folder of this machine failed.
     #[error("cannot {action} {path}: {source}")]
     Io {
-        /// What was tried.
+        /// The operation.
         action: &'static str,
-        /// With what.
+        /// The file or folder.
         path: String,
-        /// What the system says.
+        /// The system's error.
         source: io::Error,
     },
-    /// The hub does not have it.
+    /// The hub does not have the repository, the revision or the file.
     #[error("the hub has no {what}: check the name and the revision")]
     NotFound {
         /// Repository and revision, or file.
         what: String,
     },
-    /// The hub does not give it to everybody.
+    /// The hub refuses access to the repository.
     #[error("the hub refuses {repository} ({status}): {advice}")]
     Denied {
-        /// Which.
+        /// Its name.
         repository: String,
-        /// 401 or 403.
+        /// HTTP status: 401 or 403.
         status: u16,
-        /// What would help.
+        /// What the user can do.
         advice: &'static str,
     },
-    /// An answer that no attempt gets past.
+    /// An HTTP status that further attempts would not change.
     #[error("{url} answered {status}")]
     Status {
-        /// What was asked, without its query.
+        /// The address, without its query.
         url: String,
         /// The HTTP status.
         status: u16,
     },
-    /// The network did not hold, even after retries.
+    /// All attempts of a transfer failed.
     #[error("{url}: {reason} (gave up after {attempts} attempts; what has arrived is kept, pull again to go on)")]
     Broken {
-        /// What was asked, without its query.
+        /// The address, without its query.
         url: String,
-        /// What happened the last time.
+        /// The cause of the last failure.
         reason: String,
-        /// How often it was tried.
+        /// Number of attempts.
         attempts: u32,
     },
-    /// The connection cannot be made, and trying again would not change that.
+    /// The connection cannot be made, and further attempts would not change that.
     #[error("{url}: {reason}")]
     Connection {
-        /// What was asked, without its query.
+        /// The address, without its query.
         url: String,
-        /// Why.
+        /// The connection's error.
         reason: String,
     },
-    /// The hub wants a longer pause than anybody waits for.
+    /// The hub requests a longer wait than [`TransferLimits::max_backoff`](crate::TransferLimits::max_backoff).
     #[error("{url}: the hub asks to come back in {seconds} s")]
     Busy {
-        /// What was asked, without its query.
+        /// The address, without its query.
         url: String,
-        /// How long.
+        /// The requested wait, seconds.
         seconds: u64,
     },
     /// A redirection that is not followed.
     #[error("{url}: {reason}")]
     Redirect {
-        /// What redirected, without its query.
+        /// The address that redirects, without its query.
         url: String,
-        /// Why it is not followed.
+        /// The reason why it is not followed.
         reason: String,
     },
-    /// The hub's description of a repository is not understood.
+    /// The hub's description of a repository is invalid.
     #[error("{url}: not a description of a repository: {reason}")]
-    Answer {
-        /// What was asked.
+    InvalidDescription {
+        /// The address.
         url: String,
-        /// What is wrong with it.
+        /// The defect of the description.
         reason: String,
     },
-    /// More bytes than declared, or than are taken.
+    /// A file has another size than declared, no declared size, or exceeds the limit.
     #[error("{file}: expected {expected}, found {found}; nothing was kept")]
     Size {
         /// Its name in the repository.
         file: String,
-        /// What was declared, or the limit.
+        /// The declared size, or the limit.
         expected: String,
-        /// What came.
+        /// The actual size.
         found: String,
     },
-    /// Not the bytes that the hub declares.
+    /// A file does not have the digest that the hub declares.
     #[error("{file} is damaged: expected {expected}, found {found}; nothing was kept, pull again")]
     Digest {
         /// Its name in the repository.
         file: String,
-        /// What the hub declares.
+        /// The declared digest.
         expected: String,
-        /// What came.
+        /// The digest of the received bytes.
         found: Digest,
     },
-    /// Offline, and not in the cache.
+    /// A file or revision is not in the cache, and the pull is offline.
     #[error("{what} is not in the cache {cache}: pull it once without --offline and HF_HUB_OFFLINE")]
     Offline {
-        /// What is missing.
+        /// The missing item.
         what: String,
-        /// Where it was looked for.
+        /// The cache's folder.
         cache: String,
     },
-    /// The repository has no file of weights, or several.
+    /// The repository has no file of weights, or several candidates.
     #[error("{repository}: {reason}")]
     Weights {
-        /// Which.
+        /// Its name.
         repository: String,
-        /// What there is instead.
+        /// The candidates, or that there are none.
         reason: String,
     },
     /// The repository's network cannot be served.
     #[error("{repository}: config.json: {reason}")]
     Config {
-        /// Which.
+        /// Its name.
         repository: String,
-        /// What stands in the way.
+        /// The unsupported setting.
         reason: String,
     },
-    /// Another model, or something else, is where the folder should go.
+    /// The target folder holds another model or something else.
     #[error(
         "{path} already holds something else ({difference}): choose another folder with -o, or replace it with --force"
     )]
     Exists {
         /// The folder.
         path: String,
-        /// What differs.
+        /// The first difference.
         difference: String,
     },
 }
 
 impl HubError {
-    /// For `map_err` on operations with files.
+    /// Makes [`HubError::Io`] in `map_err`.
     pub(super) fn io(action: &'static str, path: &std::path::Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.display().to_string();
         move |source| Self::Io { action, path, source }

@@ -1,10 +1,15 @@
-//! Published weights: from a name on a model hub to a model folder on this machine.
+//! Pulls published weights from a model hub into a model folder on this machine.
 //!
-//! Speaks the HTTP interface of the Hugging Face hub, also served by mirrors. A pull asks which commit a revision means
-//! (`snapshot`), fetches that commit's `config.json` and weights into a cache (`cache`, `download`) and holds them
-//! against the digests that the hub declares, turns the configuration into a manifest (`timm`), and writes the folder in
-//! one step (`folder`). This module knows no graph and no network: which architectures are known is told to it, and the
-//! environment is read by `cli`.
+//! Uses the HTTP interface of the Hugging Face hub, which mirrors also serve. A pull has four steps:
+//!
+//! 1. It resolves a revision to a commit (`snapshot`).
+//! 2. It fetches the commit's `config.json` and weights into a cache and verifies them with the digests that the hub
+//!    declares (`cache`, `download`).
+//! 3. It turns the configuration into a manifest (`timm`).
+//! 4. It writes the folder in one step (`folder`).
+//!
+//! This crate does not know graphs or networks: the caller passes the architectures that can be served. It does not
+//! read environment variables either: the caller passes token, proxies and cache folder.
 
 mod cache;
 mod catalogue;
@@ -23,76 +28,76 @@ use std::time::Duration;
 
 pub use catalogue::{CATALOGUE, IMAGENET_LABELS};
 pub use error::HubError;
-pub use folder::Outcome;
+pub use folder::FolderOutcome;
 pub use proxy::Proxies;
 pub use reference::Reference;
 
 use cache::Cache;
-use client::{Client, Endpoint};
+use client::{Endpoint, HubClient};
 use download::Fetcher;
-use folder::Content;
+use folder::FolderContent;
 use ghostserve_manifest::{Manifest, NetworkSpec, OutputKind};
-use snapshot::{Identity, RemoteFile, Snapshot};
+use snapshot::{ContentIdentity, RemoteFile, Snapshot};
 
-/// The public hub.
+/// The address of the public hub.
 pub const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 
-/// What a repository keeps its configuration in.
+/// The file of a repository with its configuration.
 const CONFIG_FILE: &str = "config.json";
 
-/// Where the hub is, what to say to it, and where its files are kept.
+/// The settings of a [`Hub`].
 #[derive(Clone, Debug)]
 pub struct HubSettings {
-    /// The hub's address, without a path at its end: [`DEFAULT_ENDPOINT`].
+    /// The hub's address, such as [`DEFAULT_ENDPOINT`]. Paths are appended to it.
     pub endpoint: String,
-    /// Sent to the endpoint's own host, never to where it redirects.
+    /// Access token. It is sent to the endpoint's own host only, not to the targets of redirections.
     pub token: Option<Token>,
-    /// Through which proxies hosts are reached.
+    /// Proxies through which hosts are reached.
     pub proxies: Proxies,
-    /// The folder of the cache; made when needed, may be deleted at any time.
+    /// The folder of the cache. It is created when needed and may be deleted at any time.
     pub cache: PathBuf,
-    /// Only what is in the cache.
+    /// Whether to use only the cache and send nothing.
     pub offline: bool,
-    /// Patience and sizes.
-    pub limits: Limits,
+    /// Timeouts, retries and sizes.
+    pub limits: TransferLimits,
 }
 
-/// How long to wait, how often to try, how much to take.
+/// Timeouts, retries and sizes of transfers.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// For a connection, TLS included.
-    pub connect: Duration,
-    /// For the next bytes, and for the head of an answer.
-    pub stall: Duration,
-    /// Attempts at one file; those that brought a mebibyte or more do not count.
+pub struct TransferLimits {
+    /// Timeout of a connection, TLS included.
+    pub connect_timeout: Duration,
+    /// Timeout of the next bytes, and of the header of a response.
+    pub stall_timeout: Duration,
+    /// Attempts at one file. Attempts that brought a mebibyte or more do not count.
     pub attempts: u32,
-    /// The wait before the second attempt; it doubles from one to the next.
-    pub backoff: Duration,
-    /// The longest wait, also when the hub asks for a longer one: then the pull ends with a message.
-    pub longest_wait: Duration,
-    /// The largest file, bytes.
-    pub max_file: u64,
+    /// Wait before the second attempt; it doubles with each further one.
+    pub initial_backoff: Duration,
+    /// Longest wait before an attempt. If the hub requests a longer one, the pull ends with an error.
+    pub max_backoff: Duration,
+    /// Largest file, bytes.
+    pub max_file_size: u64,
 }
 
-impl Default for Limits {
+impl Default for TransferLimits {
     fn default() -> Self {
         Self {
-            connect: Duration::from_secs(15),
-            stall: Duration::from_secs(30),
+            connect_timeout: Duration::from_secs(15),
+            stall_timeout: Duration::from_secs(30),
             attempts: 5,
-            backoff: Duration::from_millis(500),
-            longest_wait: Duration::from_secs(60),
-            max_file: 4 << 30,
+            initial_backoff: Duration::from_millis(500),
+            max_backoff: Duration::from_secs(60),
+            max_file_size: 4 << 30,
         }
     }
 }
 
-/// An access token. Its `Debug` does not show it.
+/// An access token. Its `Debug` output does not show it.
 #[derive(Clone)]
 pub struct Token(String);
 
 impl Token {
-    /// The token in `text`, if there is one in it.
+    /// The token in `text` without surrounding white space; `None` if nothing is left.
     #[must_use]
     pub fn new(text: &str) -> Option<Self> {
         let text = text.trim();
@@ -106,133 +111,134 @@ impl fmt::Debug for Token {
     }
 }
 
-/// What to pull, and to where.
+/// The parameters of a pull.
 #[derive(Clone, Copy, Debug)]
 pub struct PullRequest<'a> {
-    /// Repository and revision.
+    /// Repository and revision to pull.
     pub reference: &'a Reference,
-    /// The weights' file, where it is not the usual one.
+    /// The file of weights, if it is not the usual one.
     pub file: Option<&'a str>,
-    /// The model folder to make.
+    /// The model folder to write.
     pub folder: &'a Path,
     /// Whether the files of a different model in that folder may be replaced.
     pub force: bool,
-    /// The architectures that can be served.
+    /// Names of the architectures that can be served.
     pub architectures: &'a [&'a str],
 }
 
-/// What a pull has done.
+/// The result of a successful pull.
 #[derive(Clone, Debug)]
-pub struct Pulled {
-    /// The model's contract, as written.
+pub struct PullReport {
+    /// The manifest in the folder.
     pub manifest: Manifest,
-    /// The commit that everything is from.
+    /// The commit that all files are from.
     pub commit: String,
-    /// The weights' name in the repository.
+    /// Name of the weights' file in the repository.
     pub file: String,
-    /// Their size, bytes.
+    /// Size of the weights, bytes.
     pub size: u64,
-    /// What was done to the folder.
-    pub outcome: Outcome,
-    /// What the user should know: what was assumed, what could not be checked.
+    /// The change of the folder.
+    pub outcome: FolderOutcome,
+    /// Notes for the user: assumptions, and checks that were not possible.
     pub notes: Vec<String>,
 }
 
-/// What happens during a pull, for whoever shows it.
+/// An event during a pull, for progress displays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Event<'a> {
-    /// Another process is fetching the same file; it is waited for.
+pub enum PullEvent<'a> {
+    /// Another process is fetching the same file; this pull waits for it.
     Waiting {
         /// Its name in the repository.
         file: &'a str,
     },
-    /// A file is being fetched.
+    /// The download of a file starts.
     Started {
         /// Its name in the repository.
         file: &'a str,
         /// Its size, bytes.
         size: u64,
     },
-    /// So much of the file is there, bytes. Goes back when a server makes the download start over.
+    /// Number of bytes of the file that have arrived. It decreases if the server makes the download start over.
     Position(u64),
-    /// An attempt has failed; there will be another.
+    /// An attempt has failed, and another one follows.
     Retrying {
-        /// Why.
+        /// The cause of the failure.
         reason: &'a str,
-        /// After this wait.
+        /// The wait before the next attempt.
         wait: Duration,
     },
-    /// The file is there and verified.
+    /// The file is complete and verified.
     Finished,
 }
 
-/// Told of every [`Event`].
-pub type Observer<'a> = &'a dyn Fn(Event<'_>);
+/// A callback that receives every [`PullEvent`].
+pub type PullObserver<'a> = &'a dyn Fn(PullEvent<'_>);
 
-/// A hub, with the cache of what came from it.
+/// A client of one hub, with a cache of its files.
 #[derive(Debug)]
 pub struct Hub {
-    client: Client,
+    client: HubClient,
     cache: Cache,
     offline: bool,
-    limits: Limits,
+    limits: TransferLimits,
 }
 
 impl Hub {
-    /// Makes ready; sends nothing.
+    /// Prepares the client; sends nothing.
     ///
     /// # Errors
-    /// The endpoint or a proxy is no address.
+    /// [`HubError::Invalid`]: the endpoint or a proxy is not an address.
     pub fn new(settings: HubSettings) -> Result<Self, HubError> {
         let endpoint = Endpoint::parse(&settings.endpoint)?;
         let cache = Cache::new(settings.cache, &endpoint);
-        let client = Client::new(endpoint, settings.token, settings.proxies, &settings.limits)?;
+        let client = HubClient::new(endpoint, settings.token, settings.proxies, &settings.limits)?;
         Ok(Self { client, cache, offline: settings.offline, limits: settings.limits })
     }
 
-    /// Makes a model folder of a repository. What is there already is not fetched again, and a folder that already holds
-    /// this model stays as it is.
+    /// Writes a model folder from a repository. Cached files are not fetched again, and a folder that already holds
+    /// this model is not changed.
     ///
     /// # Errors
-    /// The repository, the network or the disk says no; or what was fetched is not what the hub declares, or no model that
-    /// can be served. The folder is then as it was.
-    pub fn pull(&self, request: &PullRequest<'_>, observer: Observer<'_>) -> Result<Pulled, HubError> {
+    /// The hub, the network or the disk fails; or the files do not match the hub's declarations, or are not a model
+    /// that can be served. A new folder is then not created. An existing one is unchanged, unless the disk fails
+    /// while its files are replaced.
+    pub fn pull(&self, request: &PullRequest<'_>, observer: PullObserver<'_>) -> Result<PullReport, HubError> {
         let reference = request.reference;
         let fetcher = Fetcher { hub: self, reference, observer };
         let snapshot = fetcher.snapshot()?;
 
-        // The small file first: most repositories that cannot be served are told apart by it.
-        let config = snapshot.file(reference, CONFIG_FILE)?;
+        // The small file first: it rules out most repositories that cannot be served.
+        let config_file = snapshot.file(reference, CONFIG_FILE)?;
         let weights = snapshot.weights(reference, request.file)?;
-        let text = fetcher.small_text(&snapshot, config)?;
-        let recipe = timm::Recipe::parse(&text, reference, request.architectures)?;
+        let config_text = fetcher.small_text(&snapshot, config_file)?;
+        let config = timm::TimmConfig::parse(&config_text, reference, request.architectures)?;
         let blob = fetcher.blob(&snapshot, weights)?;
 
-        let mut notes = recipe.notes;
-        if matches!(weights.identity, Identity::Undeclared) {
+        let mut notes = config.notes;
+        if matches!(weights.identity, ContentIdentity::Undeclared) {
             notes.push(format!("the hub declares no digest for {}: only its size was checked", weights.name));
         }
         let weights_file = format!("weights.{}", weights.extension());
         let manifest = Manifest {
             id: reference.model_id(),
-            description: format!("{} from {}", recipe.architecture, reference.repository()),
+            description: format!("{} from {}", config.architecture, reference.repository()),
             network: NetworkSpec {
-                architecture: ghostserve_manifest::Architecture::Preset(recipe.architecture),
+                architecture: ghostserve_manifest::Architecture::Preset(config.architecture),
                 weights: weights_file,
                 digest: blob.digest,
                 output: OutputKind::Logits,
             },
-            input: recipe.input,
+            input: config.input,
             labels_file: "labels.txt".to_owned(),
         };
         let text = manifest.to_toml(&source_comment(reference, &snapshot, weights));
-        // What is written must be what will be read: whatever the hub said has passed the manifest's own checks.
-        let read = Manifest::parse(&text)
+        // The written text must be readable: parsing it applies the manifest's own checks to the hub's values.
+        let manifest = Manifest::parse(&text)
             .map_err(|source| HubError::Config { repository: reference.repository(), reason: source.to_string() })?;
-        let content = Content { manifest: &read, text: &text, labels: &recipe.labels, weights: &blob.path };
+        let content = FolderContent { manifest: &manifest, text: &text, labels: &config.labels, weights: &blob.path };
         let outcome = folder::write(request.folder, &content, request.force)?;
-        Ok(Pulled {
-            manifest: read,
+        Ok(PullReport {
+            manifest,
             commit: snapshot.commit.clone(),
             file: weights.name.clone(),
             size: blob.size,
@@ -242,7 +248,7 @@ impl Hub {
     }
 }
 
-/// Where a folder's files are from, for the head of its manifest.
+/// The origin of a folder's files, as comment lines at the head of its manifest.
 fn source_comment(reference: &Reference, snapshot: &Snapshot, weights: &RemoteFile) -> Vec<String> {
     let licence = snapshot.licence.as_deref().unwrap_or("not declared: see the repository");
     vec![

@@ -1,12 +1,12 @@
-//! What a user names (a repository and a revision) and what a hub names (files): checked here, before it becomes part of a
-//! path or an address.
+//! Checks the names that come from the user (a repository and a revision) and from the hub (files), before they become
+//! part of a path or an address.
 
 use std::fmt::Write as _;
 
 use super::HubError;
 use super::catalogue::{CATALOGUE, CATALOGUE_OWNER};
 
-/// The revision meant when none is named.
+/// The revision if none is given.
 const DEFAULT_REVISION: &str = "main";
 
 /// A repository at a revision.
@@ -18,10 +18,10 @@ pub struct Reference {
 }
 
 impl Reference {
-    /// Reads `NAME` of the catalogue, `owner/name`, either with `@revision` behind it.
+    /// Parses a name of the catalogue or `owner/name`, either of them with or without `@revision`.
     ///
     /// # Errors
-    /// [`HubError::Invalid`].
+    /// [`HubError::Invalid`]: it is neither.
     pub fn parse(text: &str) -> Result<Self, HubError> {
         let (repository, revision) = text.split_once('@').unwrap_or((text, DEFAULT_REVISION));
         let invalid = || HubError::Invalid {
@@ -40,14 +40,14 @@ impl Reference {
         Self { owner: owner.to_owned(), name: name.to_owned(), revision: String::new() }.at(revision)
     }
 
-    /// The same repository at another revision: a branch, a tag, a commit.
+    /// The same repository at another revision: a branch, a tag or a commit.
     ///
     /// # Errors
-    /// [`HubError::Invalid`].
+    /// [`HubError::Invalid`]: `revision` cannot be the name of one.
     pub fn at(self, revision: &str) -> Result<Self, HubError> {
-        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '/' | '+');
-        let parts_named = revision.split('/').all(|part| !matches!(part, "" | "." | ".."));
-        if revision.len() > 200 || !revision.chars().all(plain) || !parts_named {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '/' | '+');
+        let valid_parts = revision.split('/').all(|part| !matches!(part, "" | "." | ".."));
+        if revision.len() > 200 || !revision.chars().all(allowed) || !valid_parts {
             let expected = "a branch, a tag or a commit".to_owned();
             return Err(HubError::Invalid { what: "revision", expected, found: revision.to_owned() });
         }
@@ -60,7 +60,7 @@ impl Reference {
         format!("{}/{}", self.owner, self.name)
     }
 
-    /// The name without its owner: what the model is served under, and its folder's name unless told otherwise.
+    /// The name without its owner: the model's id, and the default name of its folder.
     #[must_use]
     pub fn model_id(&self) -> String {
         self.name.clone()
@@ -72,35 +72,36 @@ impl Reference {
         &self.revision
     }
 
-    /// The repository as the name of one folder.
+    /// The name of the repository's folder in the cache.
     pub(super) fn folder(&self) -> String {
         format!("{}--{}", self.owner, self.name)
     }
 }
 
-/// Owners and repositories: what the hub allows, which is also safe in paths.
+/// Whether `text` can name an owner or a repository. The hub's rules also make it safe in paths.
 fn is_name(text: &str) -> bool {
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    (1..=96).contains(&text.len()) && text.chars().all(plain) && !text.starts_with('.') && !text.contains("..")
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    (1..=96).contains(&text.len()) && text.chars().all(allowed) && !text.starts_with('.') && !text.contains("..")
 }
 
 /// Whether a repository's file name stays inside the repository and on one line.
 pub(super) fn is_file_name(text: &str) -> bool {
-    let part = |p: &str| !matches!(p, "" | "." | "..") && !p.contains(['\\', ':']) && !p.chars().any(char::is_control);
-    text.len() <= 1024 && text.split('/').all(part)
+    let valid_part =
+        |p: &str| !matches!(p, "" | "." | "..") && !p.contains(['\\', ':']) && !p.chars().any(char::is_control);
+    text.len() <= 1024 && text.split('/').all(valid_part)
 }
 
-/// A commit as git writes it.
+/// Whether `text` is a commit as git writes it.
 pub(super) fn is_commit(text: &str) -> bool {
     is_hex(text, 40)
 }
 
-/// `digits` lower-case hexadecimal digits.
+/// Whether `text` consists of `digits` lower-case hexadecimal digits.
 pub(super) fn is_hex(text: &str, digits: usize) -> bool {
     text.len() == digits && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// `text` as one segment of an address, or as one name of a file.
+/// Percent-encodes `text` for use as one segment of an address or as the name of a file.
 pub(super) fn percent_encoded(text: &str) -> String {
     let mut encoded = String::with_capacity(text.len());
     for byte in text.bytes() {
@@ -120,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn short_names_full_names_and_revisions() {
+    fn short_names_full_names_and_revisions_are_parsed() {
         let short = Reference::parse("ghostnetv2_100.in1k").unwrap();
         assert_eq!((short.repository(), short.revision()), ("timm/ghostnetv2_100.in1k".into(), "main"));
         let full = Reference::parse("me/my-net@refs/pr/1").unwrap();
@@ -130,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_name_is_refused() {
+    fn invalid_names_are_refused() {
         for text in
             ["", "ghostnet", "a/b/c", "../b", "a/..", "a/", "/b", "a b/c", "a/b@", "a/b@..", "a/b@x/../y", "a/b@é"]
         {
@@ -141,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn file_names_stay_inside() {
+    fn file_names_stay_inside_the_repository() {
         assert!(is_file_name("model.safetensors") && is_file_name("onnx/model.onnx"));
         for name in ["", "/etc/passwd", "../x", "a/../b", "a//b", "a\\b", "c:x", "a\nb"] {
             assert!(!is_file_name(name), "{name:?}");

@@ -1,5 +1,6 @@
-//! timm's `config.json` becomes the parts of a manifest: architecture, pre-processing, labels. What our pre-processing or
-//! networks would do differently from timm is refused with the reason: a model that is a little off looks as if it worked.
+//! Turns timm's `config.json` into the parts of a manifest: architecture, pre-processing, labels. A configuration
+//! that this server would compute differently from timm is refused with the reason: a slightly wrong model looks as
+//! if it worked.
 
 use std::collections::BTreeMap;
 
@@ -10,27 +11,27 @@ use super::catalogue::{CATALOGUE_OWNER, IMAGENET_CLASSES, IMAGENET_LABELS};
 use super::{HubError, Reference};
 use ghostserve_manifest::InputSpec;
 
-/// timm's defaults, where a configuration is silent.
+// timm's defaults for settings that a configuration does not have.
 const DEFAULT_CROP: f64 = 0.875;
 const DEFAULT_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
 const DEFAULT_STD: [f32; 3] = [0.229, 0.224, 0.225];
 
-/// No classifier has more classes than that; a number beyond is not allocated.
+/// Largest number of classes. No classifier has more, and labels are allocated for each.
 const MAX_CLASSES: usize = 100_000;
 
-/// Arguments of timm's model constructors that do not change what is computed.
+/// Arguments of timm's model constructors that do not change the inference.
 const HARMLESS_ARGUMENTS: [&str; 5] = ["num_classes", "in_chans", "drop_rate", "drop_path_rate", "pretrained"];
 
-/// What a repository's configuration says, as far as a manifest holds it.
+/// The parts of a repository's configuration that a manifest holds.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Recipe {
-    /// One of those that can be served.
+pub(super) struct TimmConfig {
+    /// One of the architectures that can be served.
     pub(super) architecture: String,
     /// The evaluation transform.
     pub(super) input: InputSpec,
     /// The text of a labels file.
     pub(super) labels: String,
-    /// What was assumed.
+    /// Assumptions, for the user.
     pub(super) notes: Vec<String>,
 }
 
@@ -71,15 +72,15 @@ enum LabelNames {
     ByIndex(BTreeMap<String, String>),
 }
 
-impl Recipe {
-    /// Reads the text of a `config.json`.
+impl TimmConfig {
+    /// Parses the text of a `config.json`. `architectures` are those that can be served.
     pub(super) fn parse(text: &str, reference: &Reference, architectures: &[&str]) -> Result<Self, HubError> {
-        read(text, reference, architectures)
+        read_config(text, reference, architectures)
             .map_err(|reason| HubError::Config { repository: reference.repository(), reason })
     }
 }
 
-fn read(text: &str, reference: &Reference, architectures: &[&str]) -> Result<Recipe, String> {
+fn read_config(text: &str, reference: &Reference, architectures: &[&str]) -> Result<TimmConfig, String> {
     let syntax = |e: serde_json::Error| format!("not a timm configuration: {e}");
     let config: RawConfig = serde_json::from_str(text).map_err(syntax)?;
     let RawConfig { architecture, num_classes, global_pool, model_args, label_names, label_descriptions, .. } = config;
@@ -99,12 +100,12 @@ fn read(text: &str, reference: &Reference, architectures: &[&str]) -> Result<Rec
         return Err(format!("`model_args.{}` changes the network: not supported", key.escape_debug()));
     }
     if global_pool.as_deref().is_some_and(|pool| !matches!(pool, "avg" | "fast" | "fastavg")) {
-        return Err(expected("global_pool", "avg", global_pool));
+        return Err(unsupported("global_pool", "avg", global_pool));
     }
     if pretrained.label_offset.unwrap_or(0) != 0 {
         return Err("`label_offset` shifts the classes: not supported".to_owned());
     }
-    let input = input(&pretrained)?;
+    let input = input_spec(&pretrained)?;
     let classes = num_classes.or(pretrained.num_classes).unwrap_or(IMAGENET_CLASSES);
     if !(1..=MAX_CLASSES).contains(&classes) {
         return Err(format!("`num_classes`: expected 1 to {MAX_CLASSES}, found {classes}"));
@@ -118,7 +119,7 @@ fn read(text: &str, reference: &Reference, architectures: &[&str]) -> Result<Rec
     let labels = match label_names.or(pretrained.label_names) {
         Some(names) => {
             let descriptions = label_descriptions.or(pretrained.label_descriptions).unwrap_or_default();
-            own_labels(&names, &descriptions, classes)?
+            labels_text(&names, &descriptions, classes)?
         }
         None if classes == IMAGENET_CLASSES && imagenet => IMAGENET_LABELS.to_owned(),
         None => {
@@ -126,21 +127,23 @@ fn read(text: &str, reference: &Reference, architectures: &[&str]) -> Result<Rec
             (0..classes).map(|i| format!("class {i}\n")).collect()
         }
     };
-    Ok(Recipe { architecture, input, labels, notes })
+    Ok(TimmConfig { architecture, input, labels, notes })
 }
 
-fn expected(field: &str, wanted: &str, found: Option<String>) -> String {
+/// The message for a setting that only has one supported value.
+fn unsupported(field: &str, expected: &str, found: Option<String>) -> String {
     let found = found.unwrap_or_default();
-    format!("`{field}`: expected {wanted}, found `{}`: our pre-processing has no other", found.escape_debug())
+    format!("`{field}`: expected {expected}, found `{}`: our pre-processing has no other", found.escape_debug())
 }
 
-fn input(pretrained: &Pretrained) -> Result<InputSpec, String> {
+/// The evaluation transform.
+fn input_spec(pretrained: &Pretrained) -> Result<InputSpec, String> {
     let Pretrained { interpolation, crop_mode, .. } = pretrained;
     if interpolation.as_deref().is_some_and(|kind| kind != "bicubic") {
-        return Err(expected("interpolation", "bicubic", interpolation.clone()));
+        return Err(unsupported("interpolation", "bicubic", interpolation.clone()));
     }
     if crop_mode.as_deref().is_some_and(|mode| mode != "center") {
-        return Err(expected("crop_mode", "center", crop_mode.clone()));
+        return Err(unsupported("crop_mode", "center", crop_mode.clone()));
     }
     let [channels, height, width] = pretrained.input_size.unwrap_or([3, 224, 224]);
     if channels != 3 || height != width {
@@ -153,16 +156,17 @@ fn input(pretrained: &Pretrained) -> Result<InputSpec, String> {
     Ok(InputSpec {
         crop: [height, width],
         source: None,
-        // In f64 and rounded down, as timm does it. The cast saturates; the manifest's check refuses what is too large.
+        // In f64 and rounded down, as in timm. The cast saturates; the manifest's check refuses values that are too
+        // large.
         resize: (height as f64 / crop).floor() as usize,
         mean: pretrained.mean.unwrap_or(DEFAULT_MEAN),
         std: pretrained.std.unwrap_or(DEFAULT_STD),
     })
 }
 
-/// A labels file from the names that the configuration gives: WordNet ids go in front of the description.
-fn own_labels(names: &LabelNames, descriptions: &BTreeMap<String, String>, classes: usize) -> Result<String, String> {
-    let name = |index: usize| match names {
+/// The text of a labels file from the names in the configuration. A WordNet id precedes its description.
+fn labels_text(names: &LabelNames, descriptions: &BTreeMap<String, String>, classes: usize) -> Result<String, String> {
+    let name_of = |index: usize| match names {
         LabelNames::List(list) => list.get(index),
         LabelNames::ByIndex(map) => map.get(&index.to_string()),
     };
@@ -171,12 +175,12 @@ fn own_labels(names: &LabelNames, descriptions: &BTreeMap<String, String>, class
     {
         return Err(format!("`label_names`: expected {classes}, one a class, found {}", list.len()));
     }
-    // A label is one line, and a tab ends an id.
-    let line = |text: &str| text.split(|c: char| c.is_control()).collect::<Vec<_>>().join(" ").trim().to_owned();
+    // A label is one line, and a tab ends an id: control characters become spaces.
+    let one_line = |text: &str| text.split(|c: char| c.is_control()).collect::<Vec<_>>().join(" ").trim().to_owned();
     let label = |index: usize| {
-        let name = name(index).map(|n| line(n)).filter(|n| !n.is_empty());
+        let name = name_of(index).map(|n| one_line(n)).filter(|n| !n.is_empty());
         let name = name.unwrap_or_else(|| format!("class {index}"));
-        let description = descriptions.get(&name).map(|d| line(d)).filter(|d| !d.is_empty());
+        let description = descriptions.get(&name).map(|d| one_line(d)).filter(|d| !d.is_empty());
         match description {
             Some(description) if is_wnid(&name) => format!("{name}\t{description}\n"),
             Some(description) => format!("{description}\n"),
@@ -190,6 +194,7 @@ fn own_labels(names: &LabelNames, descriptions: &BTreeMap<String, String>, class
     Ok((0..classes).map(label).collect())
 }
 
+/// Whether `text` is a WordNet id, such as `n02123045`.
 fn is_wnid(text: &str) -> bool {
     text.len() == 9 && text.starts_with('n') && text.bytes().skip(1).all(|b| b.is_ascii_digit())
 }
@@ -201,35 +206,35 @@ mod tests {
 
     use super::*;
 
-    fn parse(config: Value) -> Result<Recipe, String> {
-        read(&config.to_string(), &Reference::parse("me/net").unwrap(), &["ghostnetv2_100"])
+    fn parse(config: Value) -> Result<TimmConfig, String> {
+        read_config(&config.to_string(), &Reference::parse("me/net").unwrap(), &["ghostnetv2_100"])
     }
 
-    fn config() -> Value {
+    fn sample_config() -> Value {
         json!({"architecture": "ghostnetv2_100", "num_classes": 2, "global_pool": "avg", "pretrained_cfg": {
             "input_size": [3, 224, 224], "interpolation": "bicubic", "crop_pct": 0.95, "crop_mode": "center",
             "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "pool_size": [7, 7]}})
     }
 
     #[test]
-    fn the_transform_is_timms() {
-        let recipe = parse(config()).unwrap();
-        assert_eq!((recipe.input.crop, recipe.input.resize), ([224, 224], 235), "224 / 0.95 = 235.8, rounded down");
-        assert_eq!((recipe.input.mean, recipe.labels.as_str()), ([0.5; 3], "class 0\nclass 1\n"));
-        assert_eq!(recipe.notes.len(), 1);
+    fn the_transform_equals_timms() {
+        let parsed = parse(sample_config()).unwrap();
+        assert_eq!((parsed.input.crop, parsed.input.resize), ([224, 224], 235), "224 / 0.95 = 235.8, rounded down");
+        assert_eq!((parsed.input.mean, parsed.labels.as_str()), ([0.5; 3], "class 0\nclass 1\n"));
+        assert_eq!(parsed.notes.len(), 1);
 
         let flat = json!({"architecture": "ghostnetv2_100", "num_classes": 1, "crop_pct": 1.0, "labels": ["a"]});
-        let recipe = parse(flat).unwrap();
-        assert_eq!((recipe.input.resize, recipe.input.mean, &recipe.labels[..]), (224, DEFAULT_MEAN, "a\n"));
+        let parsed = parse(flat).unwrap();
+        assert_eq!((parsed.input.resize, parsed.input.mean, &parsed.labels[..]), (224, DEFAULT_MEAN, "a\n"));
     }
 
     #[test]
     fn labels_come_from_the_configuration_or_are_imagenets() {
         let with = |names: Value, descriptions: Value| {
-            let mut config = config();
+            let mut config = sample_config();
             config["label_names"] = names;
             config["label_descriptions"] = descriptions;
-            parse(config).map(|recipe| recipe.labels)
+            parse(config).map(|parsed| parsed.labels)
         };
         assert_eq!(with(json!(["a\tb\nc", ""]), json!({})).unwrap(), "a b c\nclass 1\n");
         assert_eq!(with(json!({"1": "dog"}), json!({"dog": "a dog"})).unwrap(), "class 0\na dog\n");
@@ -237,7 +242,7 @@ mod tests {
         assert_eq!(wnids, "n01440764\ttench\nn99999999\tnew\n");
         assert!(with(json!(["a"]), json!({})).unwrap_err().contains("expected 2, one a class, found 1"));
 
-        let mut imagenet = config();
+        let mut imagenet = sample_config();
         imagenet["num_classes"] = 1000.into();
         assert!(parse(imagenet.clone()).unwrap().labels.starts_with("class 0\n"), "1000 classes may be any");
         imagenet["pretrained_cfg"]["tag"] = "in1k".into();
@@ -245,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_be_computed_differently_is_refused() {
+    fn settings_that_would_be_computed_differently_are_refused() {
         for (pointer, value, words) in [
             ("/architecture", json!("resnet50"), "expected one of ghostnetv2_100, found `resnet50`"),
             ("/pretrained_cfg/interpolation", json!("bilinear"), "`interpolation`: expected bicubic"),
@@ -258,15 +263,15 @@ mod tests {
             ("/num_classes", json!(0), "`num_classes`"),
             ("/num_classes", json!(4_000_000_000_u64), "`num_classes`"),
         ] {
-            let mut config = config();
+            let mut config = sample_config();
             *config.pointer_mut(pointer).unwrap() = value;
             let error = parse(config).unwrap_err();
             assert!(error.contains(words), "{pointer}: {error}");
         }
-        let mut wide = config();
+        let mut wide = sample_config();
         wide["model_args"] = json!({"width": 2.0});
         assert!(parse(wide).unwrap_err().contains("`model_args.width`"));
-        let mut shifted = config();
+        let mut shifted = sample_config();
         shifted["pretrained_cfg"]["label_offset"] = 1.into();
         assert!(parse(shifted).unwrap_err().contains("label_offset"));
     }

@@ -1,7 +1,7 @@
-//! Reads the bits of entropy-coded data: undoes byte stuffing, stops at markers, and knows when it was read past its end.
+//! Reads the bits of entropy-coded data: undoes byte stuffing, stops at markers, and detects reads past the end.
 //!
-//! Below the Huffman decoders; knows nothing of what the bits mean. Past the end of the data it supplies zeros, so that
-//! the loops above need no check for each symbol; they ask [`BitReader::overrun`] once in a while instead.
+//! Used by the Huffman decoders; does not interpret the bits. Past the end of the data it supplies zeros, so that the
+//! loops above need no check for each symbol; they call [`BitReader::check_overrun`] after each row of MCUs instead.
 
 use super::error::{JpegError, Result};
 use super::marker;
@@ -10,25 +10,25 @@ use super::marker;
 #[derive(Clone, Copy)]
 pub(super) struct BitReader<'a> {
     data: &'a [u8],
-    /// The next byte to take; never beyond the marker that ends the data.
-    at: usize,
-    /// The bits to come, from the top. Below the first `count` there may be a few more of the data that follows: taking
-    /// those bytes again sets the same bits.
+    /// Position of the next byte to take; never beyond the marker that ends the data.
+    position: usize,
+    /// The next bits, starting at the highest. Below the first `count` there may be a few more bits of the data that
+    /// follows: taking those bytes again sets the same bits.
     buffer: u64,
     count: u32,
-    /// How many zeros have been appended since the data ended.
+    /// Number of zero bits appended since the data ended.
     padding: u64,
 }
 
 impl<'a> BitReader<'a> {
-    /// Starts at the byte `at` of a file.
-    pub(super) fn new(data: &'a [u8], at: usize) -> Self {
-        Self { data, at, buffer: 0, count: 0, padding: 0 }
+    /// Starts at the byte `position` of a file.
+    pub(super) fn new(data: &'a [u8], position: usize) -> Self {
+        Self { data, position, buffer: 0, count: 0, padding: 0 }
     }
 
     /// Makes at least 32 bits available: a Huffman code and the bits that follow it.
     #[inline(always)]
-    pub(super) fn need_32(&mut self) {
+    pub(super) fn ensure_32(&mut self) {
         if self.count < 32 {
             self.refill();
         }
@@ -36,7 +36,7 @@ impl<'a> BitReader<'a> {
 
     #[inline(always)]
     fn refill(&mut self) {
-        if let Some(next) = self.data.get(self.at..).and_then(|rest| rest.first_chunk::<8>()) {
+        if let Some(next) = self.data.get(self.position..).and_then(|rest| rest.first_chunk::<8>()) {
             let word = u64::from_be_bytes(*next);
             // Nonzero where a byte is FF: the usual test for a zero byte, on the complement.
             let has_ff = (!word).wrapping_sub(0x0101_0101_0101_0101) & word & 0x8080_8080_8080_8080;
@@ -44,7 +44,7 @@ impl<'a> BitReader<'a> {
                 let bytes = (63 - self.count) >> 3;
                 self.buffer |= word >> self.count;
                 self.count += bytes * 8;
-                self.at += bytes as usize;
+                self.position += bytes as usize;
                 return;
             }
         }
@@ -54,7 +54,7 @@ impl<'a> BitReader<'a> {
     #[inline(never)]
     fn refill_by_byte(&mut self) {
         while self.count <= 56 {
-            // Once the data has ended it stays so. Looking again would go over all fill bytes at the end for every few bits.
+            // Data that has ended stays so. Looking again would read all fill bytes at the end for every few bits.
             let byte = if self.padding == 0 { self.take_byte() } else { None };
             let Some(byte) = byte else {
                 let bits = 64 - self.count;
@@ -67,18 +67,18 @@ impl<'a> BitReader<'a> {
         }
     }
 
-    /// The next byte of data; `None`, and no step forward, at a marker and at the end of the file.
+    /// Takes the next byte of data. At a marker and at the end of the file it takes none and returns `None`.
     fn take_byte(&mut self) -> Option<u8> {
-        let byte = *self.data.get(self.at)?;
+        let byte = *self.data.get(self.position)?;
         if byte != 0xFF {
-            self.at += 1;
+            self.position += 1;
             return Some(byte);
         }
-        // Any number of fill bytes may stand before the byte that says whether this is data or a marker.
-        let rest = self.data.get(self.at..)?;
+        // Any number of fill bytes may precede the byte that tells data from a marker.
+        let rest = self.data.get(self.position..)?;
         let fill = rest.iter().position(|&b| b != 0xFF)?;
         (rest[fill] == 0).then(|| {
-            self.at += fill + 1;
+            self.position += fill + 1;
             0xFF
         })
     }
@@ -89,7 +89,7 @@ impl<'a> BitReader<'a> {
         (self.buffer >> (64 - n)) as u32
     }
 
-    /// Takes `n` bits, which [`BitReader::need_32`] has made available.
+    /// Drops `n` bits, which [`BitReader::ensure_32`] has made available.
     #[inline(always)]
     pub(super) fn skip(&mut self, n: u32) {
         self.buffer <<= n;
@@ -99,20 +99,21 @@ impl<'a> BitReader<'a> {
     /// Takes `n` bits, 0 to 16, as a number. They must be available.
     #[inline(always)]
     pub(super) fn take(&mut self, n: u32) -> u32 {
-        // Two shifts, since a shift by 64 is none.
+        // Two shifts, because a shift by 64 is not allowed.
         let value = (self.buffer >> 1 >> (63 - n)) as u32;
         self.skip(n);
         value
     }
 
-    /// Takes one bit, making it available first.
+    /// Makes one bit available and takes it.
     #[inline(always)]
-    pub(super) fn bit(&mut self) -> bool {
-        self.need_32();
+    pub(super) fn take_bit(&mut self) -> bool {
+        self.ensure_32();
         self.take(1) != 0
     }
 
-    /// Takes the `size` bits, 0 to 16, that follow a Huffman code, as the signed number they stand for (F.2.2.1, EXTEND).
+    /// Takes the `size` bits, 0 to 16, that follow a Huffman code, as the signed number they stand for (F.2.2.1,
+    /// EXTEND).
     #[inline(always)]
     pub(super) fn take_signed(&mut self, size: u32) -> i32 {
         let value = self.peek_signed(0, size);
@@ -120,7 +121,7 @@ impl<'a> BitReader<'a> {
         value
     }
 
-    /// The same of the `size` bits that follow the next `before`, without taking any.
+    /// The signed number in the `size` bits that follow the next `before` bits, without taking any.
     #[inline(always)]
     pub(super) fn peek_signed(&self, before: u32, size: u32) -> i32 {
         let buffer = self.buffer << before;
@@ -130,20 +131,21 @@ impl<'a> BitReader<'a> {
         (buffer >> 1 >> (63 - size)) as i32 - (offset & negative)
     }
 
-    /// Whether more bits were taken than there were.
-    pub(super) fn overrun(&self) -> bool {
+    /// Whether more bits were taken than the data has.
+    pub(super) fn is_overrun(&self) -> bool {
         self.padding > u64::from(self.count)
     }
 
-    /// An error if more bits were taken than there were.
-    pub(super) fn check(&self) -> Result<()> {
-        if self.overrun() { Err(JpegError::Truncated) } else { Ok(()) }
+    /// Fails if more bits were taken than the data has.
+    pub(super) fn check_overrun(&self) -> Result<()> {
+        if self.is_overrun() { Err(JpegError::Truncated) } else { Ok(()) }
     }
 
-    /// Drops what is left of this restart interval, and steps over the marker that starts the next: number `expected`.
+    /// Drops the rest of this restart interval and skips the marker that starts the next one, which must have the
+    /// number `expected`.
     pub(super) fn restart(&mut self, expected: u8) -> Result<()> {
-        self.check()?;
-        match marker::next(self.data, self.at) {
+        self.check_overrun()?;
+        match marker::next(self.data, self.position) {
             Some((code, after)) if code == marker::RST0 + expected => {
                 *self = Self::new(self.data, after);
                 Ok(())
@@ -153,9 +155,9 @@ impl<'a> BitReader<'a> {
         }
     }
 
-    /// Where the data that was not taken begins, once a scan is complete.
+    /// Ends a scan and returns the position of the first byte that was not taken.
     pub(super) fn finish(self) -> Result<usize> {
-        self.check()?;
-        Ok(self.at)
+        self.check_overrun()?;
+        Ok(self.position)
     }
 }

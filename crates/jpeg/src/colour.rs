@@ -1,9 +1,9 @@
-//! From a file's components to RGB, bit for bit as libjpeg-turbo and, for inks, Pillow do it.
+//! Converts a file's components to RGB, bit for bit as libjpeg-turbo and, for inks, Pillow do it.
 
 use super::header::Parser;
 use super::simd::vectorised;
 
-/// What the components of a file are.
+/// The meaning of a file's components.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Colour {
     Gray,
@@ -12,13 +12,13 @@ pub(super) enum Colour {
     YCbCr,
     /// Inks.
     Cmyk,
-    /// Inks, the first three turned into brightness and colour differences.
+    /// Inks, the first three converted to brightness and colour differences.
     Ycck,
 }
 
 impl Colour {
-    /// Judges by the application segments, and without them by the components' identifiers, as libjpeg does.
-    pub(super) fn of(parser: &Parser<'_>, identifiers: &[u8]) -> Self {
+    /// Decides by the application segments, and without them by the components' identifiers, as libjpeg does.
+    pub(super) fn detect(parser: &Parser<'_>, identifiers: &[u8]) -> Self {
         match (identifiers.len(), parser.adobe) {
             (1, _) => Self::Gray,
             (3, _) if parser.jfif => Self::YCbCr,
@@ -32,13 +32,13 @@ impl Colour {
 }
 
 vectorised! {
-    /// Turns rows of brightness and colour differences into RGB.
+    /// Converts rows of brightness and colour differences to RGB.
     fn ycbcr_to_rgb(y: &[u8], cb: &[u8], cr: &[u8], out: &mut [u8]) = ycbcr_row
 }
 
-/// The differences are weighted in fixed point with 16 bits of fraction: 1.402 is 91881, 1.772 is 116130, 0.34414 is 22554
-/// and 0.71414 is 46802. So that more of it fits 16-bit lanes, whole multiples are taken out of each weight, which leaves
-/// a remainder within 16 bits and changes nothing.
+/// The differences are weighted in fixed point with 16 bits of fraction: 1.402 is 91881, 1.772 is 116130, 0.34414 is
+/// 22554 and 0.71414 is 46802. Whole multiples are taken out of each weight, so that more of the arithmetic fits 16-bit
+/// lanes; this leaves a remainder within 16 bits and does not change the result.
 #[inline(always)]
 fn ycbcr_row(y: &[u8], cb: &[u8], cr: &[u8], out: &mut [u8]) {
     let out = out.as_chunks_mut::<3>().0;
@@ -66,8 +66,8 @@ pub(super) fn interleave(red: &[u8], green: &[u8], blue: &[u8], out: &mut [u8]) 
     }
 }
 
-/// Turns a row of inks into RGB in place. `black` is how much light that ink leaves, as files have it; the others are
-/// inks as such.
+/// Converts a row of inks to RGB in place. `black` is the amount of light that black ink leaves, as files store it; the
+/// others are amounts of ink.
 pub(super) fn inks_to_rgb(black: &[u8], out: &mut [u8]) {
     for (out, &light) in out.as_chunks_mut::<3>().0.iter_mut().zip(black) {
         *out = out.map(|ink| {

@@ -1,15 +1,15 @@
-//! Why a JPEG file could not be decoded, in words for the person who sent it.
+//! The error type, whose texts are for the person who sent the file.
 
 use std::fmt;
 
-/// Why a JPEG file could not be decoded.
+/// The reason why a JPEG file cannot be decoded. The texts are short phrases about the file, without its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum JpegError {
-    /// The file, or a scan's data within it, ends before the picture is complete.
+    /// The file, or a scan's data within it, ends before the image is complete.
     Truncated,
-    /// The file breaks the format's rules.
+    /// The file breaks the format's rules. The text says which one.
     Corrupt(&'static str),
-    /// The file is valid but uses a part of the format that this decoder leaves out.
+    /// The file is valid but uses a part of the format that this decoder does not support. The text names that part.
     Unsupported(&'static str),
 }
 

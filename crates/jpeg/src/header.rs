@@ -1,79 +1,58 @@
-//! Reads the segments of a file: tables, application data, and the headers of the frame and of each scan (annex B).
+//! Parses the segments of a file: tables, application data, and the headers of the frame and of each scan (annex B).
 //!
-//! Allocates nothing by what a header says; tables stay where they are in the file until a scan uses them.
+//! Allocates nothing in proportion to a header's content; tables stay where they are in the file until a scan uses
+//! them.
 
+use super::block::ZIGZAG;
 use super::error::{JpegError, Result};
 use super::frame::Frame;
 use super::huffman::TableSpec;
 use super::marker;
 
-/// For each position in zigzag order, the coefficient's position in its block (figure A.6).
-pub(super) const ZIGZAG: [u8; 64] = zigzag();
-
-const fn zigzag() -> [u8; 64] {
-    let mut order = [0; 64];
-    let (mut at, mut row, mut column) = (0, 0u8, 0u8);
-    while at < 64 {
-        order[at] = row * 8 + column;
-        // Up and to the right on even diagonals, down and to the left on odd ones, turning at the sides.
-        if (row + column) % 2 == 0 {
-            if column == 7 {
-                row += 1;
-            } else {
-                column += 1;
-                row = row.saturating_sub(1);
-            }
-        } else if row == 7 {
-            column += 1;
-        } else {
-            row += 1;
-            column = column.saturating_sub(1);
-        }
-        at += 1;
-    }
-    order
-}
-
-/// Reads segment by segment, and keeps what later ones refer to.
+/// Reads segment by segment, and stores the content that later segments refer to.
 pub(super) struct Parser<'a> {
     pub(super) data: &'a [u8],
-    /// The next byte to read.
-    pub(super) at: usize,
+    /// Position of the next byte to read.
+    pub(super) position: usize,
     pub(super) frame: Option<Frame>,
-    /// Quantisation tables, in the order of a block.
+    /// Quantisation tables by number, each in the order of a block.
     pub(super) quantisation: [Option<[u16; 64]>; 4],
+    /// Huffman tables by number.
     pub(super) dc: [Option<TableSpec<'a>>; 4],
     pub(super) ac: [Option<TableSpec<'a>>; 4],
-    /// MCUs between restart markers; 0 for none.
+    /// MCUs between restart markers; 0 if there are none.
     pub(super) restart_interval: u16,
+    /// The first Exif block, starting at its TIFF header.
     pub(super) exif: Option<&'a [u8]>,
+    /// Whether there is a JFIF segment.
     pub(super) jfif: bool,
-    /// The colour transform of an Adobe segment.
+    /// The colour transform that an Adobe segment states.
     pub(super) adobe: Option<u8>,
 }
 
-/// One component's part in a scan.
+/// A component of a scan.
 #[derive(Clone, Copy, Default)]
 pub(super) struct ScanComponent {
-    /// Which of the frame's components.
+    /// Index into the frame's components.
     pub(super) index: usize,
+    /// Numbers of its Huffman tables.
     pub(super) dc: usize,
     pub(super) ac: usize,
 }
 
-/// What a SOS segment says (B.2.3).
+/// The content of a SOS segment (B.2.3).
 pub(super) struct Scan {
     pub(super) components: Vec<ScanComponent>,
-    /// First and last coefficient, in zigzag order.
+    /// First and last coefficient, as positions in zigzag order.
     pub(super) first: usize,
     pub(super) last: usize,
-    /// Low bits missing after the scan before, and after this one.
+    /// Number of low bits missing before this scan, and after it.
     pub(super) high: u8,
     pub(super) low: u8,
 }
 
 impl<'a> Parser<'a> {
-    /// Starts a file, which must begin with SOI.
+    /// Starts a file. It must begin with SOI.
     pub(super) fn new(data: &'a [u8]) -> Result<Self> {
         match data {
             [0xFF, marker::SOI, ..] => {}
@@ -82,7 +61,7 @@ impl<'a> Parser<'a> {
         }
         Ok(Self {
             data,
-            at: 2,
+            position: 2,
             frame: None,
             quantisation: [None; 4],
             dc: [None; 4],
@@ -94,22 +73,22 @@ impl<'a> Parser<'a> {
         })
     }
 
-    /// Reads on to the next scan, up to its data; `None` at the end of the picture.
+    /// Reads up to the data of the next scan; `None` at the end of the image.
     pub(super) fn next_scan(&mut self) -> Result<Option<Scan>> {
         loop {
-            let (code, after) = marker::next(self.data, self.at).ok_or(JpegError::Truncated)?;
-            self.at = after;
+            let (code, after) = marker::next(self.data, self.position).ok_or(JpegError::Truncated)?;
+            self.position = after;
             match code {
                 marker::EOI => return Ok(None),
                 marker::RST0..=marker::RST7 | marker::TEM => continue,
                 marker::SOI => return Err(JpegError::Corrupt("it begins twice")),
                 _ => {}
             }
-            let segment = self.segment()?;
+            let segment = self.read_segment()?;
             match code {
-                marker::SOS => return self.scan(segment).map(Some),
-                marker::DQT => self.quantisation_tables(segment)?,
-                marker::DHT => self.huffman_tables(segment)?,
+                marker::SOS => return self.parse_scan(segment).map(Some),
+                marker::DQT => self.parse_quantisation_tables(segment)?,
+                marker::DHT => self.parse_huffman_tables(segment)?,
                 marker::DRI => {
                     let &[high, low] = segment else {
                         return Err(JpegError::Corrupt("its restart interval has the wrong length"));
@@ -142,20 +121,20 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// What follows a marker, by the length that stands before it.
-    fn segment(&mut self) -> Result<&'a [u8]> {
-        let rest = self.data.get(self.at..).ok_or(JpegError::Truncated)?;
+    /// Reads the content of a segment, whose length precedes it.
+    fn read_segment(&mut self) -> Result<&'a [u8]> {
+        let rest = self.data.get(self.position..).ok_or(JpegError::Truncated)?;
         let length =
             rest.first_chunk::<2>().map(|&b| usize::from(u16::from_be_bytes(b))).ok_or(JpegError::Truncated)?;
         if length < 2 {
             return Err(JpegError::Corrupt("a segment's length is below 2"));
         }
-        self.at += length;
+        self.position += length;
         rest.get(2..length).ok_or(JpegError::Truncated)
     }
 
-    /// A DQT segment (B.2.4.1).
-    fn quantisation_tables(&mut self, mut rest: &[u8]) -> Result<()> {
+    /// Parses a DQT segment (B.2.4.1).
+    fn parse_quantisation_tables(&mut self, mut rest: &[u8]) -> Result<()> {
         const SHORT: JpegError = JpegError::Corrupt("a quantisation table is too short");
         while let Some((&head, body)) = rest.split_first() {
             let wide = match head >> 4 {
@@ -177,8 +156,8 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    /// A DHT segment (B.2.4.2).
-    fn huffman_tables(&mut self, mut rest: &'a [u8]) -> Result<()> {
+    /// Parses a DHT segment (B.2.4.2).
+    fn parse_huffman_tables(&mut self, mut rest: &'a [u8]) -> Result<()> {
         const SHORT: JpegError = JpegError::Corrupt("a Huffman table is too short");
         while let Some((&head, body)) = rest.split_first() {
             let tables = match head >> 4 {
@@ -197,8 +176,8 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    /// A SOS segment (B.2.3), held against the frame.
-    fn scan(&self, segment: &[u8]) -> Result<Scan> {
+    /// Parses a SOS segment (B.2.3) and checks it against the frame.
+    fn parse_scan(&self, segment: &[u8]) -> Result<Scan> {
         const LENGTH: JpegError = JpegError::Corrupt("a scan header has the wrong length");
         let frame = self.frame.as_ref().ok_or(JpegError::Corrupt("a scan comes before the frame"))?;
         let (&count, rest) = segment.split_first().ok_or(LENGTH)?;
@@ -231,7 +210,7 @@ impl<'a> Parser<'a> {
                 return Err(JpegError::Corrupt("a progressive scan has impossible parameters"));
             }
         }
-        // A sequential scan has all coefficients, whatever its header says: other decoders take no notice of it either.
+        // A sequential scan has all coefficients, whatever its header says: other decoders ignore these fields, too.
         Ok(Scan { components, first, last, high, low })
     }
 }

@@ -1,29 +1,30 @@
-//! Huffman tables: from the counts and values of a DHT segment (C.2, F.2.2.3) to tables that are looked up by bits.
+//! Huffman tables: from the counts and values of a DHT segment (C.2, F.2.2.3) to tables that are indexed by bits.
 //!
-//! A table is built when a scan uses it, not when it is read: a file may define any number without using them.
+//! A table is built when a scan uses it, not when it is read: a file may define any number of tables without using
+//! them.
 
 use super::bits::BitReader;
 use super::error::{JpegError, Result};
 
-/// Codes up to this long are decoded by one look-up.
-const LOOK: u32 = 10;
+/// Length of the longest codes that one look-up decodes, in bits.
+const LOOKUP_BITS: u32 = 10;
 
-/// Bits that are looked at to step over coefficients. More would find more of them at once, but the table would crowd out
-/// others from the fastest cache.
-const LOOK_FAR: u32 = 12;
+/// Bits of the look-up that skips coefficients. With more bits it would skip more coefficients at once, but the table
+/// would push other tables out of the fastest cache.
+const SKIP_LOOKUP_BITS: u32 = 12;
 
 /// A table as its segment defines it.
 #[derive(Clone, Copy)]
 pub(super) struct TableSpec<'a> {
-    /// How many codes there are of each length from 1 to 16 bits.
+    /// Number of codes of each length from 1 to 16 bits.
     pub(super) counts: [u8; 16],
-    /// What the codes stand for, in the order of their codes.
+    /// The values that the codes stand for, in the order of the codes.
     pub(super) values: &'a [u8],
 }
 
-/// What a table's values mean.
+/// The meaning of a table's values.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Class {
+pub(super) enum TableClass {
     /// The size of a difference between DC coefficients.
     Dc,
     /// A run of zeros and the size of the AC coefficient after it.
@@ -32,44 +33,45 @@ pub(super) enum Class {
 
 /// A table ready for decoding.
 pub(super) struct HuffmanTable {
-    /// By the next [`LOOK`] bits: the value in the high byte and its code's length in the low one; 0 for longer codes.
-    symbols: [u16; 1 << LOOK],
-    /// By the next [`LOOK`] bits: what [`Coefficient`] unpacks.
-    coefficients: [u32; 1 << LOOK],
-    /// By the next [`LOOK_FAR`] bits: what [`Several`] unpacks. Empty until [`HuffmanTable::fill_skips`].
+    /// By the next [`LOOKUP_BITS`] bits: the value in the high byte and its code's length in the low one; 0 for longer
+    /// codes.
+    symbols: [u16; 1 << LOOKUP_BITS],
+    /// By the next [`LOOKUP_BITS`] bits: a packed [`CoefficientEntry`].
+    coefficients: [u32; 1 << LOOKUP_BITS],
+    /// By the next [`SKIP_LOOKUP_BITS`] bits: a packed [`SkipEntry`]. Empty until [`HuffmanTable::build_skips`].
     skips: Vec<u16>,
     /// For each length, the first 16-bit string that is beyond the codes of that length.
     limits: [u32; 17],
-    /// For each length, what to add to a code to have its value's position, modulo 2^32.
+    /// For each length, the number to add to a code to get its value's position, modulo 2^32.
     offsets: [u32; 17],
     values: [u8; 256],
 }
 
-/// A look-up of an AC code that announces a coefficient.
+/// The result of looking up an AC code that announces a coefficient.
 ///
-/// It knows at once how many bits code and coefficient take together, so that the next look-up need not wait for the
-/// coefficient to be made.
+/// It has the number of bits that code and coefficient take together, so that the next look-up need not wait until the
+/// coefficient is made.
 #[derive(Clone, Copy)]
-pub(super) struct Coefficient(u32);
+pub(super) struct CoefficientEntry(u32);
 
-impl Coefficient {
+impl CoefficientEntry {
     fn new(length: u32, run: u32, size: u32) -> Self {
         Self((length + size) | (length << 8) | (size << 16) | (run << 24))
     }
 
-    /// Whether such a code lay within the bits looked at, so that the other methods mean something.
+    /// Whether the bits contained such a code. If not, the other methods have no meaning.
     #[inline(always)]
     pub(super) fn is_some(self) -> bool {
         self.0 != 0
     }
 
-    /// How many zero coefficients stand before it.
+    /// Number of zero coefficients before it.
     #[inline(always)]
     pub(super) fn run(self) -> usize {
         (self.0 >> 24) as usize
     }
 
-    /// Takes code and coefficient, and gives the coefficient; it is not zero.
+    /// Takes code and coefficient, and returns the coefficient, which is not zero.
     #[inline(always)]
     pub(super) fn take(self, bits: &mut BitReader<'_>) -> i32 {
         let value = bits.peek_signed(self.0 >> 8 & 0xFF, self.0 >> 16 & 0xFF);
@@ -78,34 +80,34 @@ impl Coefficient {
     }
 }
 
-/// A look-up of one AC code or several in a row, with the bits that follow each.
+/// The result of looking up one or more consecutive AC codes, with the bits that follow each.
 #[derive(Clone, Copy)]
-pub(super) struct Several(u16);
+pub(super) struct SkipEntry(u16);
 
-impl Several {
+impl SkipEntry {
     fn new(length: u32, advance: usize, ends_block: bool) -> Self {
         Self(length as u16 | u16::from(ends_block) << 7 | (advance as u16) << 8)
     }
 
-    /// Whether there was a code within the bits looked at, so that the other methods mean something.
+    /// Whether the bits contained a code. If not, the other methods have no meaning.
     #[inline(always)]
     pub(super) fn is_some(self) -> bool {
         self.0 != 0
     }
 
-    /// The bits that all of them take: at most 32.
+    /// Number of bits of all the codes and coefficients together: at most 32.
     #[inline(always)]
     pub(super) fn length(self) -> u32 {
         u32::from(self.0 & 0x7F)
     }
 
-    /// How many coefficients they stand for.
+    /// Number of coefficients that the codes stand for.
     #[inline(always)]
     pub(super) fn advance(self) -> usize {
         usize::from(self.0 >> 8)
     }
 
-    /// Whether the last one says that there are no more in this block.
+    /// Whether the last code ends the block.
     #[inline(always)]
     pub(super) fn ends_block(self) -> bool {
         self.0 & 0x80 != 0
@@ -113,18 +115,21 @@ impl Several {
 }
 
 impl HuffmanTable {
-    /// Builds the look-up tables. Codes that do not fit their lengths and values out of range are errors.
-    pub(super) fn build(spec: &TableSpec<'_>, class: Class) -> Result<Box<Self>> {
+    /// Builds the look-up tables.
+    ///
+    /// # Errors
+    /// The codes do not fit their lengths, or a value is out of range.
+    pub(super) fn build(spec: &TableSpec<'_>, class: TableClass) -> Result<Box<Self>> {
         let total = spec.counts.iter().map(|&n| usize::from(n)).sum::<usize>();
         if total > 256 || total != spec.values.len() {
             return Err(JpegError::Corrupt("a Huffman table has more than 256 codes"));
         }
-        if class == Class::Dc && spec.values.iter().any(|&size| size > 15) {
+        if class == TableClass::Dc && spec.values.iter().any(|&size| size > 15) {
             return Err(JpegError::Corrupt("a Huffman table for DC coefficients has a size above 15"));
         }
         let mut table = Box::new(Self {
-            symbols: [0; 1 << LOOK],
-            coefficients: [0; 1 << LOOK],
+            symbols: [0; 1 << LOOKUP_BITS],
+            coefficients: [0; 1 << LOOKUP_BITS],
             skips: Vec::new(),
             limits: [0; 17],
             offsets: [0; 17],
@@ -139,10 +144,10 @@ impl HuffmanTable {
                 if code >> length != 0 {
                     return Err(JpegError::Corrupt("a Huffman table has more codes than fit their lengths"));
                 }
-                if length <= LOOK {
-                    let first = (code << (LOOK - length)) as usize;
+                if length <= LOOKUP_BITS {
+                    let first = (code << (LOOKUP_BITS - length)) as usize;
                     let entry = u16::from(table.values[position as usize]) << 8 | length as u16;
-                    table.symbols[first..first + (1 << (LOOK - length))].fill(entry);
+                    table.symbols[first..first + (1 << (LOOKUP_BITS - length))].fill(entry);
                 }
                 code += 1;
                 position += 1;
@@ -150,7 +155,7 @@ impl HuffmanTable {
             table.limits[length as usize] = code << (16 - length);
             code <<= 1;
         }
-        if class == Class::Ac {
+        if class == TableClass::Ac {
             table.fill_coefficients();
         }
         Ok(table)
@@ -160,51 +165,52 @@ impl HuffmanTable {
         for (entry, &symbol) in self.coefficients.iter_mut().zip(&self.symbols) {
             let (length, run, size) = (u32::from(symbol & 0xFF), u32::from(symbol >> 12), u32::from(symbol >> 8 & 15));
             if size != 0 {
-                *entry = Coefficient::new(length, run, size).0;
+                *entry = CoefficientEntry::new(length, run, size).0;
             }
         }
     }
 
-    /// Makes [`HuffmanTable::several`] usable.
-    pub(super) fn fill_skips(&mut self) {
+    /// Builds the table behind [`HuffmanTable::skip_entry`], if it is not there.
+    pub(super) fn build_skips(&mut self) {
         if self.skips.is_empty() {
-            self.skips = (0..1 << LOOK_FAR).map(|bits| self.walk(bits).0).collect();
+            self.skips = (0..1 << SKIP_LOOKUP_BITS).map(|bits| self.pack_skip(bits).0).collect();
         }
     }
 
-    /// Goes from code to code while they lie within the bits looked at; what follows the last one need not.
-    fn walk(&self, bits: u32) -> Several {
+    /// Goes from code to code while the codes lie within `bits`; the bits that follow the last code may lie beyond.
+    fn pack_skip(&self, bits: u32) -> SkipEntry {
         let (mut used, mut advance, mut ends_block) = (0, 0, false);
-        while used < LOOK_FAR && !ends_block {
-            let rest = bits << used & ((1 << LOOK_FAR) - 1);
-            let entry = self.symbols[(rest >> (LOOK_FAR - LOOK)) as usize];
+        while used < SKIP_LOOKUP_BITS && !ends_block {
+            let rest = bits << used & ((1 << SKIP_LOOKUP_BITS) - 1);
+            let entry = self.symbols[(rest >> (SKIP_LOOKUP_BITS - LOOKUP_BITS)) as usize];
             let (length, run, size) = (u32::from(entry & 0xFF), usize::from(entry >> 12), u32::from(entry >> 8 & 15));
-            if length == 0 || used + length > LOOK_FAR {
+            if length == 0 || used + length > SKIP_LOOKUP_BITS {
                 break;
             }
             used += length + size;
             ends_block = size == 0 && run < 15;
             advance += if ends_block { 0 } else { run + 1 };
         }
-        Several::new(used, advance, ends_block)
+        SkipEntry::new(used, advance, ends_block)
     }
 
-    /// Looks the next bits up as one or several AC codes. They must be available, and are not taken.
+    /// Looks up the next bits as one or more AC codes. The bits must be available, and are not taken.
     #[inline(always)]
-    pub(super) fn several(&self, bits: &BitReader<'_>) -> Several {
-        Several(self.skips.get(bits.peek(LOOK_FAR) as usize).copied().unwrap_or(0))
+    pub(super) fn skip_entry(&self, bits: &BitReader<'_>) -> SkipEntry {
+        SkipEntry(self.skips.get(bits.peek(SKIP_LOOKUP_BITS) as usize).copied().unwrap_or(0))
     }
 
-    /// Looks the next bits up as an AC code that announces a coefficient. They must be available, and are not taken.
+    /// Looks up the next bits as an AC code that announces a coefficient. The bits must be available, and are not
+    /// taken.
     #[inline(always)]
-    pub(super) fn coefficient(&self, bits: &BitReader<'_>) -> Coefficient {
-        Coefficient(self.coefficients[bits.peek(LOOK) as usize])
+    pub(super) fn coefficient(&self, bits: &BitReader<'_>) -> CoefficientEntry {
+        CoefficientEntry(self.coefficients[bits.peek(LOOKUP_BITS) as usize])
     }
 
-    /// Takes one code and gives its value. At least 16 bits must be available.
+    /// Takes one code and returns its value. At least 16 bits must be available.
     #[inline(always)]
     pub(super) fn symbol(&self, bits: &mut BitReader<'_>) -> Result<u8> {
-        let entry = self.symbols[bits.peek(LOOK) as usize];
+        let entry = self.symbols[bits.peek(LOOKUP_BITS) as usize];
         if entry != 0 {
             bits.skip(u32::from(entry & 0xFF));
             return Ok((entry >> 8) as u8);
@@ -215,7 +221,7 @@ impl HuffmanTable {
     #[inline(never)]
     fn long_symbol(&self, bits: &mut BitReader<'_>) -> Result<u8> {
         let next = bits.peek(16);
-        for length in LOOK + 1..=16 {
+        for length in LOOKUP_BITS + 1..=16 {
             if next < self.limits[length as usize] {
                 let position = (next >> (16 - length)).wrapping_add(self.offsets[length as usize]);
                 bits.skip(length);

@@ -1,4 +1,4 @@
-//! The marker codes of a JPEG file, and how to find the next one (B.1.1.2).
+//! The marker codes of a JPEG file, and the search for the next one (B.1.1.2).
 
 pub(super) const SOF0: u8 = 0xC0;
 pub(super) const SOF2: u8 = 0xC2;
@@ -19,16 +19,16 @@ pub(super) const APP1: u8 = 0xE1;
 pub(super) const APP14: u8 = 0xEE;
 pub(super) const TEM: u8 = 0x01;
 
-/// The code of the first marker at or after the byte `at`, and where the byte after it is.
+/// Finds the first marker at or after the byte `position`: its code, and the position of the byte after it.
 ///
-/// Whatever stands before it is stepped over, as other decoders do: entropy-coded data, fill bytes, rubbish.
-pub(super) fn next(data: &[u8], mut at: usize) -> Option<(u8, usize)> {
+/// Skips all bytes before it, as other decoders do: entropy-coded data, fill bytes, garbage.
+pub(super) fn next(data: &[u8], mut position: usize) -> Option<(u8, usize)> {
     loop {
-        at += data.get(at..)?.iter().position(|&b| b == 0xFF)?;
-        match *data.get(at + 1)? {
-            0xFF => at += 1,
-            0x00 => at += 2,
-            code => return Some((code, at + 2)),
+        position += data.get(position..)?.iter().position(|&b| b == 0xFF)?;
+        match *data.get(position + 1)? {
+            0xFF => position += 1,
+            0x00 => position += 2,
+            code => return Some((code, position + 2)),
         }
     }
 }

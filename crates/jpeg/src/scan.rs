@@ -1,127 +1,130 @@
-//! What the scans of sequential and progressive files have in common: their tables, and the order of their MCUs.
+//! The common parts of sequential and progressive scans: their tables, and the order of their MCUs.
 
 use super::bits::BitReader;
 use super::error::{JpegError, Result};
 use super::frame::Frame;
 use super::header::{Parser, Scan};
-use super::huffman::{Class, HuffmanTable, TableSpec};
+use super::huffman::{HuffmanTable, TableClass, TableSpec};
 use super::marker;
 
 /// The Huffman tables that a scan uses, by number.
 #[derive(Default)]
-pub(super) struct Tables {
+pub(super) struct HuffmanTables {
     dc: [Option<Box<HuffmanTable>>; 4],
     ac: [Option<Box<HuffmanTable>>; 4],
 }
 
-impl Tables {
-    /// Builds those that are needed.
+impl HuffmanTables {
+    /// Builds the scan's tables: those for DC coefficients if `dc`, those for AC coefficients if `ac`.
     pub(super) fn build(parser: &Parser<'_>, scan: &Scan, dc: bool, ac: bool) -> Result<Self> {
         let mut tables = Self::default();
         for component in &scan.components {
             if dc {
-                prepare(&parser.dc, &mut tables.dc, component.dc, Class::Dc)?;
+                build_if_absent(&parser.dc, &mut tables.dc, component.dc, TableClass::Dc)?;
             }
             if ac {
-                prepare(&parser.ac, &mut tables.ac, component.ac, Class::Ac)?;
+                build_if_absent(&parser.ac, &mut tables.ac, component.ac, TableClass::Ac)?;
             }
         }
         Ok(tables)
     }
 
-    /// Makes a table for AC coefficients ready for stepping over them.
+    /// Prepares a table for AC coefficients for skipping them.
     pub(super) fn prepare_skipping(&mut self, number: usize) {
         if let Some(Some(table)) = self.ac.get_mut(number) {
-            table.fill_skips();
+            table.build_skips();
         }
     }
 
-    /// A table for DC coefficients.
+    /// The table for DC coefficients with this number.
     pub(super) fn dc(&self, number: usize) -> Result<&HuffmanTable> {
-        self.dc.get(number).and_then(Option::as_deref).ok_or(MISSING)
+        self.dc.get(number).and_then(Option::as_deref).ok_or(UNDEFINED_TABLE)
     }
 
-    /// A table for AC coefficients.
+    /// The table for AC coefficients with this number.
     pub(super) fn ac(&self, number: usize) -> Result<&HuffmanTable> {
-        self.ac.get(number).and_then(Option::as_deref).ok_or(MISSING)
+        self.ac.get(number).and_then(Option::as_deref).ok_or(UNDEFINED_TABLE)
     }
 }
 
-const MISSING: JpegError = JpegError::Corrupt("a scan uses a Huffman table that is not defined");
+const UNDEFINED_TABLE: JpegError = JpegError::Corrupt("a scan uses a Huffman table that is not defined");
 
-fn prepare(
+fn build_if_absent(
     specs: &[Option<TableSpec<'_>>; 4],
     built: &mut [Option<Box<HuffmanTable>>; 4],
     number: usize,
-    class: Class,
+    class: TableClass,
 ) -> Result<()> {
     if built[number].is_none() {
-        let spec = specs[number].as_ref().ok_or(MISSING)?;
+        let spec = specs[number].as_ref().ok_or(UNDEFINED_TABLE)?;
         built[number] = Some(HuffmanTable::build(spec, class)?);
     }
     Ok(())
 }
 
-/// Blocks that a component has in each MCU of a scan.
-pub(super) fn factors(frame: &Frame, scan: &Scan, index: usize) -> (usize, usize) {
-    // On its own, a component's MCU is a block, and blocks that only pad others' MCUs are left out (A.2.2).
+/// Blocks that a component has in each MCU of a scan: in a row, and rows of them.
+pub(super) fn blocks_per_mcu(frame: &Frame, scan: &Scan, index: usize) -> (usize, usize) {
+    // The MCU of a lone component is a block, and blocks that only pad MCUs of several components are absent (A.2.2).
     let component = &frame.components[index];
     if scan.components.len() == 1 { (1, 1) } else { (component.h, component.v) }
 }
 
 /// MCUs in a row of a scan, and rows of them.
-pub(super) fn extent(frame: &Frame, scan: &Scan) -> (usize, usize) {
+pub(super) fn mcu_extent(frame: &Frame, scan: &Scan) -> (usize, usize) {
     match scan.components[..] {
         [only] => (frame.components[only.index].blocks_wide, frame.components[only.index].blocks_high),
         _ => (frame.mcus_wide, frame.mcus_high),
     }
 }
 
-/// Counts MCUs to the next restart marker.
+/// Counts MCUs up to the next restart marker.
 pub(super) struct Restarts {
+    /// MCUs between restart markers; 0 if there are none.
     interval: u16,
-    left: u16,
+    /// MCUs before the next marker.
+    remaining: u16,
+    /// Number of the next marker, modulo 8.
     number: u8,
 }
 
 impl Restarts {
     /// Starts a scan.
     pub(super) fn new(interval: u16) -> Self {
-        Self { interval, left: interval, number: 0 }
+        Self { interval, remaining: interval, number: 0 }
     }
 
-    /// To be called before each MCU: whether a restart came before it, so that what was predicted is to be forgotten.
+    /// Must be called before each MCU. Returns whether a restart precedes it; then the caller resets its predictions.
     #[inline(always)]
-    pub(super) fn next(&mut self, bits: &mut BitReader<'_>) -> Result<bool> {
+    pub(super) fn before_mcu(&mut self, bits: &mut BitReader<'_>) -> Result<bool> {
         if self.interval == 0 {
             return Ok(false);
         }
-        let due = self.left == 0;
+        let due = self.remaining == 0;
         if due {
             bits.restart(self.number)?;
             self.number = (self.number + 1) % 8;
-            self.left = self.interval;
+            self.remaining = self.interval;
         }
-        self.left -= 1;
+        self.remaining -= 1;
         Ok(due)
     }
 }
 
-/// Where a scan's data ends, without decoding it. The marker that follows must be there, or nothing would tell a file that
-/// is cut short.
-pub(super) fn end(parser: &Parser<'_>) -> Result<usize> {
-    let mut at = parser.at;
+/// Finds the end of a scan's data without decoding it. The marker that follows is required: without it, a truncated
+/// file would not be detected.
+pub(super) fn find_end(parser: &Parser<'_>) -> Result<usize> {
+    let mut position = parser.position;
     loop {
-        let (code, after) = marker::next(parser.data, at).ok_or(JpegError::Truncated)?;
+        let (code, after) = marker::next(parser.data, position).ok_or(JpegError::Truncated)?;
         match code {
-            marker::RST0..=marker::RST7 => at = after,
-            // The marker takes two bytes.
+            marker::RST0..=marker::RST7 => position = after,
+            // The marker has two bytes.
             _ => return Ok(after - 2),
         }
     }
 }
 
-/// Prefers to say that the data ended, where that is why something in it made no sense.
-pub(super) fn explain(error: JpegError, bits: &BitReader<'_>) -> JpegError {
-    if bits.overrun() { JpegError::Truncated } else { error }
+/// Replaces an error by [`JpegError::Truncated`] where the end of the data is its cause.
+pub(super) fn prefer_truncated(error: JpegError, bits: &BitReader<'_>) -> JpegError {
+    if bits.is_overrun() { JpegError::Truncated } else { error }
 }

@@ -1,99 +1,107 @@
-//! Scans of sequential files (F.2): every block is complete as it is read, and goes straight into the planes.
+//! Scans of sequential files (F.2): every block is complete when it is read, and its samples go straight into the
+//! planes.
 
 use super::bits::BitReader;
+use super::block::{Block, ZIGZAG};
 use super::error::{JpegError, Result};
 use super::frame::Frame;
-use super::header::{Parser, Scan, ZIGZAG};
+use super::header::{Parser, Scan};
 use super::huffman::HuffmanTable;
-use super::idct::{self, Block};
+use super::idct;
 use super::plane::Plane;
-use super::scan::{self, Restarts, Tables};
+use super::scan::{self, HuffmanTables, Restarts};
 
-/// A component's part in a scan.
-struct Part<'t> {
+/// The decoding state of one component of a scan.
+struct ComponentState<'t> {
+    /// Index into the frame's components.
     index: usize,
+    /// Blocks in each MCU: in a row, and rows of them.
     h: usize,
     v: usize,
     /// Samples along each side of a block.
-    size: usize,
+    block_side: usize,
     dc: &'t HuffmanTable,
     ac: &'t HuffmanTable,
     quantisation: &'t [u16; 64],
     /// The DC coefficient of the block before.
-    previous: i32,
+    previous_dc: i32,
 }
 
-/// Decodes a scan into the planes, calling `done` after each row of MCUs with how many there are; gives where its data
-/// ends.
+/// Decodes a scan into the planes and returns the position where its data ends. Calls `on_mcu_row` after each row of
+/// MCUs with the number of rows so far.
 pub(super) fn decode(
     parser: &Parser<'_>,
     frame: &Frame,
     scan: &Scan,
     quantisation: &[[u16; 64]; 4],
     planes: &mut [Plane],
-    mut done: impl FnMut(&[Plane], usize),
+    mut on_mcu_row: impl FnMut(&[Plane], usize),
 ) -> Result<usize> {
-    let mut tables = Tables::build(parser, scan, true, true)?;
+    let mut tables = HuffmanTables::build(parser, scan, true, true)?;
     for component in &scan.components {
-        if frame.components[component.index].size == 1 {
+        if frame.components[component.index].block_side == 1 {
             tables.prepare_skipping(component.ac);
         }
     }
-    let mut parts = Vec::with_capacity(4);
+    let mut components = Vec::with_capacity(4);
     for component in &scan.components {
         let index = component.index;
-        let (h, v) = scan::factors(frame, scan, index);
+        let (h, v) = scan::blocks_per_mcu(frame, scan, index);
         let (dc, ac) = (tables.dc(component.dc)?, tables.ac(component.ac)?);
-        let size = frame.components[index].size;
-        parts.push(Part { index, h, v, size, dc, ac, quantisation: &quantisation[index], previous: 0 });
+        let block_side = frame.components[index].block_side;
+        let quantisation = &quantisation[index];
+        components.push(ComponentState { index, h, v, block_side, dc, ac, quantisation, previous_dc: 0 });
     }
 
-    let (wide, high) = scan::extent(frame, scan);
-    let mut bits = BitReader::new(parser.data, parser.at);
+    let (mcus_wide, mcus_high) = scan::mcu_extent(frame, scan);
+    let mut bits = BitReader::new(parser.data, parser.position);
     let mut restarts = Restarts::new(parser.restart_interval);
-    for row in 0..high {
-        mcu_row(&mut bits, &mut restarts, &mut parts, planes, (row, wide)).map_err(|e| scan::explain(e, &bits))?;
-        bits.check()?;
-        done(planes, row + 1);
+    for row in 0..mcus_high {
+        decode_mcu_row(&mut bits, &mut restarts, &mut components, planes, row, mcus_wide)
+            .map_err(|e| scan::prefer_truncated(e, &bits))?;
+        bits.check_overrun()?;
+        on_mcu_row(planes, row + 1);
     }
     bits.finish()
 }
 
-fn mcu_row(
+/// Decodes row `row` of MCUs, which has `mcus_wide` of them.
+fn decode_mcu_row(
     bits: &mut BitReader<'_>,
     restarts: &mut Restarts,
-    parts: &mut [Part<'_>],
+    components: &mut [ComponentState<'_>],
     planes: &mut [Plane],
-    (row, wide): (usize, usize),
+    row: usize,
+    mcus_wide: usize,
 ) -> Result<()> {
-    // By the frame's order of components; a scan may have another.
+    // The samples and the stride of each plane, in the frame's order of components; a scan may have another order.
     let mut strips: [(&mut [u8], usize); 4] = Default::default();
     for (index, (strip, plane)) in strips.iter_mut().zip(planes).enumerate() {
-        if let Some(part) = parts.iter().find(|part| part.index == index) {
+        if let Some(component) = components.iter().find(|component| component.index == index) {
             let stride = plane.stride;
-            *strip = (plane.block_rows(row * part.v, part.v), stride);
+            *strip = (plane.block_rows_mut(row * component.v, component.v), stride);
         }
     }
     let mut block: Block = [0; 64];
-    for column in 0..wide {
-        if restarts.next(bits)? {
-            parts.iter_mut().for_each(|part| part.previous = 0);
+    for column in 0..mcus_wide {
+        if restarts.before_mcu(bits)? {
+            components.iter_mut().for_each(|component| component.previous_dc = 0);
         }
-        for part in &mut *parts {
-            let (strip, stride) = &mut strips[part.index];
-            for y in 0..part.v {
-                for x in 0..part.h {
-                    let size = part.size;
-                    let at = y * size * *stride + (column * part.h + x) * size;
-                    let out = &mut strip[at..];
-                    if size == 1 {
-                        let dc = skip_block(bits, part)?;
-                        idct::flat::<1>(dc, part.quantisation[0], out, *stride);
+        for component in &mut *components {
+            let (strip, stride) = &mut strips[component.index];
+            for y in 0..component.v {
+                for x in 0..component.h {
+                    let side = component.block_side;
+                    let start = y * side * *stride + (column * component.h + x) * side;
+                    let out = &mut strip[start..];
+                    if side == 1 {
+                        let dc = decode_dc_only(bits, component)?;
+                        idct::flat::<1>(dc, component.quantisation[0], out, *stride);
                         continue;
                     }
                     block.fill(0);
-                    let last = decode_block(bits, part, &mut block)?;
-                    idct::samples(size, &block, part.quantisation, last, out, *stride);
+                    let last = decode_block(bits, component, &mut block)?;
+                    idct::samples(side, &block, component.quantisation, last, out, *stride);
                 }
             }
         }
@@ -101,45 +109,45 @@ fn mcu_row(
     Ok(())
 }
 
-/// Reads one block (F.2.2); gives the position in zigzag order of the last coefficient that it has.
+/// Reads one block (F.2.2) and returns the position in zigzag order of its last coefficient.
 #[inline(always)]
-fn decode_block(reader: &mut BitReader<'_>, part: &mut Part<'_>, block: &mut Block) -> Result<usize> {
+fn decode_block(reader: &mut BitReader<'_>, component: &mut ComponentState<'_>, block: &mut Block) -> Result<usize> {
     // A copy, which the compiler keeps in registers.
     let mut bits = *reader;
-    let result = read_coefficients(&mut bits, part, block);
+    let result = read_coefficients(&mut bits, component, block);
     *reader = bits;
     result
 }
 
-/// The same for the DC coefficient alone.
+/// Reads one block and returns its DC coefficient. The other coefficients are skipped.
 #[inline(always)]
-fn skip_block(reader: &mut BitReader<'_>, part: &mut Part<'_>) -> Result<i16> {
+fn decode_dc_only(reader: &mut BitReader<'_>, component: &mut ComponentState<'_>) -> Result<i16> {
     let mut bits = *reader;
-    let dc = read_dc(&mut bits, part).and_then(|dc| skip_coefficients(&mut bits, part.ac).map(|()| dc));
+    let dc = read_dc(&mut bits, component).and_then(|dc| skip_coefficients(&mut bits, component.ac).map(|()| dc));
     *reader = bits;
     dc
 }
 
 #[inline(always)]
-fn read_dc(bits: &mut BitReader<'_>, part: &mut Part<'_>) -> Result<i16> {
-    bits.need_32();
-    let size = part.dc.symbol(bits)?;
-    part.previous = part.previous.wrapping_add(bits.take_signed(size.into()));
-    Ok(part.previous as i16)
+fn read_dc(bits: &mut BitReader<'_>, component: &mut ComponentState<'_>) -> Result<i16> {
+    bits.ensure_32();
+    let size = component.dc.symbol(bits)?;
+    component.previous_dc = component.previous_dc.wrapping_add(bits.take_signed(size.into()));
+    Ok(component.previous_dc as i16)
 }
 
-/// Steps over the AC coefficients of a block, with the same errors as if they were read.
+/// Skips the AC coefficients of a block, with the same errors as if they were read.
 #[inline(always)]
 fn skip_coefficients(bits: &mut BitReader<'_>, table: &HuffmanTable) -> Result<()> {
     let mut k = 1;
     while k < 64 {
-        bits.need_32();
-        let several = table.several(bits);
-        // The block may end within what was looked up: then its codes are taken one by one.
-        if several.is_some() && k + several.advance() < 64 {
-            bits.skip(several.length());
-            k += several.advance();
-            if several.ends_block() {
+        bits.ensure_32();
+        let entry = table.skip_entry(bits);
+        // The block may end within the codes of the entry: then they are taken one by one.
+        if entry.is_some() && k + entry.advance() < 64 {
+            bits.skip(entry.length());
+            k += entry.advance();
+            if entry.ends_block() {
                 return Ok(());
             }
             continue;
@@ -152,28 +160,28 @@ fn skip_coefficients(bits: &mut BitReader<'_>, table: &HuffmanTable) -> Result<(
         bits.skip(size);
         k += run + 1;
     }
-    if k > 64 { Err(TOO_FAR) } else { Ok(()) }
+    if k > 64 { Err(TOO_MANY_COEFFICIENTS) } else { Ok(()) }
 }
 
 #[inline(always)]
-fn read_coefficients(bits: &mut BitReader<'_>, part: &mut Part<'_>, block: &mut Block) -> Result<usize> {
-    block[0] = read_dc(bits, part)?;
+fn read_coefficients(bits: &mut BitReader<'_>, component: &mut ComponentState<'_>, block: &mut Block) -> Result<usize> {
+    block[0] = read_dc(bits, component)?;
     let (mut k, mut last) = (1, 0);
     while k < 64 {
-        bits.need_32();
-        let coefficient = part.ac.coefficient(bits);
+        bits.ensure_32();
+        let coefficient = component.ac.coefficient(bits);
         if coefficient.is_some() {
             k += coefficient.run();
             let value = coefficient.take(bits);
             if k > 63 {
-                return Err(TOO_FAR);
+                return Err(TOO_MANY_COEFFICIENTS);
             }
             block[usize::from(ZIGZAG[k])] = value as i16;
             last = k;
             k += 1;
             continue;
         }
-        let symbol = part.ac.symbol(bits)?;
+        let symbol = component.ac.symbol(bits)?;
         let (run, size) = (usize::from(symbol >> 4), u32::from(symbol & 15));
         if size == 0 {
             if run < 15 {
@@ -184,14 +192,14 @@ fn read_coefficients(bits: &mut BitReader<'_>, part: &mut Part<'_>, block: &mut 
         }
         k += run;
         if k > 63 {
-            return Err(TOO_FAR);
+            return Err(TOO_MANY_COEFFICIENTS);
         }
         block[usize::from(ZIGZAG[k])] = bits.take_signed(size) as i16;
         last = k;
         k += 1;
     }
-    // Sixteen zeros may not lead beyond the block either.
-    if k > 64 { Err(TOO_FAR) } else { Ok(last) }
+    // A run of sixteen zeros may not lead beyond the block either.
+    if k > 64 { Err(TOO_MANY_COEFFICIENTS) } else { Ok(last) }
 }
 
-const TOO_FAR: JpegError = JpegError::Corrupt("a block has more than 64 coefficients");
+const TOO_MANY_COEFFICIENTS: JpegError = JpegError::Corrupt("a block has more than 64 coefficients");

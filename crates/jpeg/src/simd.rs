@@ -1,6 +1,7 @@
-//! Compiles a loop twice, for every processor and for those with AVX2, and picks when it runs.
+//! Compiles a loop twice, for every processor and for those with AVX2, and selects one at run time.
 
-/// Declares a function that runs `$body`, an `#[inline(always)]` function, compiled for AVX2 where the processor has it.
+/// Declares a function that runs `$body`, an `#[inline(always)]` function, compiled for AVX2 where the processor has
+/// it.
 macro_rules! vectorised {
     ($(#[$doc:meta])* fn $name:ident($($argument:ident: $kind:ty),* $(,)?) = $body:path) => {
         $(#[$doc])*
@@ -8,13 +9,13 @@ macro_rules! vectorised {
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx2")]
-                fn wide($($argument: $kind),*) {
+                fn avx2($($argument: $kind),*) {
                     $body($($argument),*);
                 }
                 if std::is_x86_feature_detected!("avx2") {
                     // SAFETY: the processor has AVX2.
                     #[allow(unsafe_code)]
-                    return unsafe { wide($($argument),*) };
+                    return unsafe { avx2($($argument),*) };
                 }
             }
             $body($($argument),*);

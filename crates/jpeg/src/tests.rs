@@ -1,8 +1,9 @@
-//! Tests of the JPEG decoder on its own. Reference pixels are from Pillow 13 with libjpeg-turbo 3.
+//! Tests of the whole decoder and of its bit reader and Huffman tables. Reference pixels are from Pillow 13 with
+//! libjpeg-turbo 3.
 
 use super::bits::BitReader;
-use super::huffman::{Class, HuffmanTable, TableSpec};
-use super::{Decoded, Jpeg, JpegError, Scale, idct, idct_reduced};
+use super::huffman::{HuffmanTable, TableClass, TableSpec};
+use super::{Decoded, Jpeg, JpegError, Scale};
 
 /// Gray, 9 by 5, baseline.
 const GRAY: &str = "\
@@ -12,7 +13,7 @@ const GRAY: &str = "\
      0004050621121651546193d2ffda0008010100003f004b3676f83d39719365a171c6447804b649524149f09331b4f54a9fce \
      f95ed31be93fbaffd9";
 
-/// What Pillow makes of it.
+/// The pixels that Pillow decodes from [`GRAY`].
 const GRAY_PIXELS: [u8; 45] = [
     0, 56, 76, 59, 109, 142, 148, 185, 203, 50, 77, 67, 105, 152, 149, 179, 216, 232, 73, 95, 105, 177, 176, 154, 202,
     216, 248, 120, 108, 159, 173, 147, 255, 244, 11, 23, 124, 168, 179, 189, 255, 223, 5, 67, 56,
@@ -45,7 +46,7 @@ const PROGRESSIVE: &str = "\
      1a100002030101000000000000000000000000011121613151ffda0008010100013f10c0c054e1919090ae108bc115508a15 \
      1fffd9";
 
-/// FNV-1a of what Pillow makes of either.
+/// FNV-1a of the pixels that Pillow decodes from [`COLOUR`] and from [`PROGRESSIVE`].
 const COLOUR_HASH: u64 = 0x5b51847e02416dcc;
 
 fn bytes(hex: &str) -> Vec<u8> {
@@ -77,7 +78,7 @@ fn pixels_are_those_of_pillow() {
     }
 }
 
-/// Each file of the goldens at each size, by `tests/goldens/make_scaled.py`.
+/// Decodes each reference file of `tests/goldens/make_scaled.py` at each scale.
 #[test]
 fn reduced_pixels_are_those_of_pillow() {
     #[derive(serde::Deserialize)]
@@ -104,12 +105,12 @@ fn reduced_pixels_are_those_of_pillow() {
 }
 
 #[test]
-fn a_reduced_picture_takes_less() {
+fn a_reduced_image_takes_less_memory() {
     for file in [GRAY, COLOUR, PROGRESSIVE] {
         let mut file = bytes(file);
         // Large enough that the tables do not matter.
-        let at = file.windows(2).position(|w| w == [0xFF, 0xC0] || w == [0xFF, 0xC2]).expect("a frame");
-        file[at + 5..at + 9].copy_from_slice(&[0x10, 0x00, 0x10, 0x00]);
+        let frame = file.windows(2).position(|w| w == [0xFF, 0xC0] || w == [0xFF, 0xC2]).expect("a frame");
+        file[frame + 5..frame + 9].copy_from_slice(&[0x10, 0x00, 0x10, 0x00]);
         let bytes = Scale::ALL.map(|scale| {
             let mut jpeg = Jpeg::open(&file).expect("its header is in order");
             jpeg.reduce(scale);
@@ -127,7 +128,7 @@ fn the_header_is_read_without_decoding() {
     let jpeg = Jpeg::open(&file).expect("it is a JPEG file");
     assert_eq!((jpeg.size(), jpeg.components(), jpeg.frame.progressive), ((19, 18), 3, true));
     assert_eq!(jpeg.exif(), None);
-    // Output, coefficients, and two rows of MCUs of samples: more than the first two of them.
+    // The output, the coefficients, and two rows of MCUs of samples: more than the first two together.
     assert!(jpeg.working_bytes() > 19 * 18 * 3 + 32 * 32 * 3, "{}", jpeg.working_bytes());
 }
 
@@ -135,8 +136,8 @@ fn the_header_is_read_without_decoding() {
 fn the_largest_size_does_not_overflow() {
     for file in [GRAY, COLOUR, PROGRESSIVE] {
         let mut file = bytes(file);
-        let at = file.windows(2).position(|w| w == [0xFF, 0xC0] || w == [0xFF, 0xC2]).expect("a frame");
-        file[at + 5..at + 9].fill(0xFF);
+        let frame = file.windows(2).position(|w| w == [0xFF, 0xC0] || w == [0xFF, 0xC2]).expect("a frame");
+        file[frame + 5..frame + 9].fill(0xFF);
         let jpeg = Jpeg::open(&file).expect("its header is in order");
         assert_eq!(jpeg.size(), (65_535, 65_535));
         assert!(jpeg.working_bytes() >= 65_535 * 65_535 * jpeg.components() as u64);
@@ -144,17 +145,17 @@ fn the_largest_size_does_not_overflow() {
 }
 
 #[test]
-fn a_file_cut_short_is_an_error() {
+fn a_truncated_file_is_an_error() {
     for file in [GRAY, COLOUR, PROGRESSIVE] {
         let file = bytes(file);
-        // The last two bytes are the marker of the end, which may be missing.
+        // The last two bytes are the end marker, which may be missing.
         for length in 0..file.len() - 2 {
             for scale in Scale::ALL {
                 assert!(decode_at(scale, &file[..length]).is_err(), "{length} of {}, {scale:?}", file.len());
             }
         }
         assert!(decode(&file[..file.len() - 2]).is_ok());
-        // A scan that ends early is as bad where the file goes on.
+        // A scan that ends early is an error, too, where the file continues.
         let mut short = file[..file.len() - 4].to_vec();
         short.extend([0xFF, 0xD9]);
         assert_eq!(decode(&short), Err(JpegError::Truncated));
@@ -165,10 +166,10 @@ fn a_file_cut_short_is_an_error() {
 fn damaged_files_do_not_panic() {
     for file in [GRAY, COLOUR, PROGRESSIVE] {
         let file = bytes(file);
-        for at in 0..file.len() {
+        for index in 0..file.len() {
             for flip in [0x01, 0x10, 0x80, 0xFF] {
                 let mut damaged = file.clone();
-                damaged[at] ^= flip;
+                damaged[index] ^= flip;
                 for scale in Scale::ALL {
                     if let Ok(mut jpeg) = Jpeg::open(&damaged)
                         && jpeg.working_bytes() < 1 << 22
@@ -187,105 +188,61 @@ fn damaged_files_do_not_panic() {
 
 #[test]
 fn bits_are_read_up_to_a_marker() {
-    // A stuffed byte, fill before another, and more bytes than are taken at a time.
+    // A stuffed byte, fill bytes before another, and more bytes than one refill takes.
     let data = [0x12, 0xFF, 0x00, 0x34, 0xFF, 0xFF, 0x00, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0xFF, 0xD9, 0xAA];
     let mut bits = BitReader::new(&data, 0);
     let mut read = Vec::new();
     for _ in 0..13 {
-        bits.need_32();
+        bits.ensure_32();
         read.push(bits.take(8) as u8);
     }
     assert_eq!(read, [0x12, 0xFF, 0x34, 0xFF, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
-    assert_eq!(bits.check(), Ok(()));
-    assert!(!bits.bit());
-    assert_eq!(bits.check(), Err(JpegError::Truncated));
+    assert_eq!(bits.check_overrun(), Ok(()));
+    assert!(!bits.take_bit());
+    assert_eq!(bits.check_overrun(), Err(JpegError::Truncated));
     assert_eq!(bits.finish(), Err(JpegError::Truncated));
 }
 
 #[test]
 fn signed_numbers_follow_the_standard() {
-    // Three bits each: 011 is -4, 100 is 4, 000 is -7, 111 is 7; then none.
+    // Three bits each: 011 is -4, 100 is 4, 000 is -7, 111 is 7; then a number of no bits.
     let data = [0b0111_0000, 0b0111_0000];
     let mut bits = BitReader::new(&data, 0);
-    bits.need_32();
+    bits.ensure_32();
     assert_eq!([3, 3, 3, 3, 0].map(|size| bits.take_signed(size)), [-4, 4, -7, 7, 0]);
 }
 
 #[test]
-fn huffman_tables_that_cannot_be_are_refused() {
+fn invalid_huffman_tables_are_rejected() {
     let build = |codes: &[(usize, u8)], values: &[u8], class| {
         let mut counts = [0; 16];
         codes.iter().for_each(|&(length, count)| counts[length - 1] = count);
         HuffmanTable::build(&TableSpec { counts, values }, class).map(|_| ())
     };
-    assert_eq!(build(&[(1, 1), (2, 2)], &[1, 2, 3], Class::Dc), Ok(()));
-    assert!(build(&[(1, 3)], &[1, 2, 3], Class::Dc).is_err());
-    assert!(build(&[(1, 2), (16, 1)], &[1, 2, 3], Class::Ac).is_err());
-    assert!(build(&[(2, 1)], &[16], Class::Dc).is_err());
-    assert_eq!(build(&[(2, 1)], &[16], Class::Ac), Ok(()));
-    assert!(build(&[(2, 2)], &[1], Class::Ac).is_err());
+    assert_eq!(build(&[(1, 1), (2, 2)], &[1, 2, 3], TableClass::Dc), Ok(()));
+    assert!(build(&[(1, 3)], &[1, 2, 3], TableClass::Dc).is_err());
+    assert!(build(&[(1, 2), (16, 1)], &[1, 2, 3], TableClass::Ac).is_err());
+    assert!(build(&[(2, 1)], &[16], TableClass::Dc).is_err());
+    assert_eq!(build(&[(2, 1)], &[16], TableClass::Ac), Ok(()));
+    assert!(build(&[(2, 2)], &[1], TableClass::Ac).is_err());
 }
 
 #[test]
-fn long_huffman_codes_are_found_and_undefined_ones_refused() {
+fn long_huffman_codes_are_found_and_undefined_ones_rejected() {
     // One code each of 1, 2 and so on up to 16 bits: 0, 10, 110 ...
     let values = (0..16).map(|n| n * 16).collect::<Vec<u8>>();
     let spec = TableSpec { counts: [1; 16], values: &values };
-    let table = HuffmanTable::build(&spec, Class::Ac).unwrap_or_else(|e| panic!("{e}"));
+    let table = HuffmanTable::build(&spec, TableClass::Ac).unwrap_or_else(|e| panic!("{e}"));
     for length in 1..=16u32 {
         let code = (0xFFFF_u32 << (17 - length)) as u16;
-        // Stuffed where it needs to be.
+        // A byte FF needs a stuffed zero.
         let data = code.to_be_bytes().into_iter().flat_map(|b| if b == 0xFF { vec![b, 0] } else { vec![b] });
         let data = data.collect::<Vec<_>>();
         let mut bits = BitReader::new(&data, 0);
-        bits.need_32();
+        bits.ensure_32();
         assert_eq!(table.symbol(&mut bits), Ok(values[length as usize - 1]), "{length}");
     }
     let mut bits = BitReader::new(&[0xFF, 0, 0xFF, 0, 0], 0);
-    bits.need_32();
+    bits.ensure_32();
     assert!(table.symbol(&mut bits).is_err());
-}
-
-/// The transform by its definition (A.3.3).
-fn reference(coefficients: &idct::Block, table: &[u16; 64]) -> [f64; 64] {
-    let angle = |x: usize, u: usize| ((2 * x + 1) as f64 * u as f64 * std::f64::consts::PI / 16.0).cos();
-    let scale = |u: usize| if u == 0 { 0.5f64.sqrt() } else { 1.0 };
-    std::array::from_fn(|at| {
-        let sum = (0..64).map(|from| {
-            let (u, v) = (from % 8, from / 8);
-            let value = f64::from(coefficients[from]) * f64::from(table[from]);
-            scale(u) * scale(v) * value * angle(at % 8, u) * angle(at / 8, v)
-        });
-        (sum.sum::<f64>() / 4.0 + 128.0).clamp(0.0, 255.0)
-    })
-}
-
-#[test]
-fn the_inverse_dct_is_near_its_definition_and_the_same_everywhere() {
-    let mut state = 1u32;
-    let mut random = move || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        state >> 8
-    };
-    for round in 0..2000 {
-        let table = std::array::from_fn(|_| (random() % 20 + 1) as u16);
-        // Up to so many coefficients, in zigzag order: each way of leaving some out gets its turn.
-        let last = round % 64;
-        let mut block = [0i16; 64];
-        for k in 0..=last {
-            block[usize::from(super::header::ZIGZAG[k])] = (random() % 41) as i16 - 20;
-        }
-        let (mut ours, mut plain) = ([0; 64], [0; 64]);
-        idct::block(&block, &table, last, &mut ours, 8);
-        idct::portable(&block, &table, &mut plain, 8);
-        assert_eq!(ours, plain, "{last}");
-        for (&sample, exact) in ours.iter().zip(reference(&block, &table)) {
-            assert!((f64::from(sample) - exact).abs() < 1.0, "{sample} {exact}");
-        }
-        let (mut four, mut two) = ([0; 16], [0; 4]);
-        idct_reduced::four(&block, &table, &mut four, 4);
-        idct_reduced::two(&block, &table, &mut two, 2);
-        assert_eq!(four.as_slice(), idct_reduced::portable_four(&block, &table).as_flattened(), "{last}");
-        assert_eq!(two.as_slice(), idct_reduced::portable_two(&block, &table).as_flattened(), "{last}");
-    }
 }

@@ -1,30 +1,35 @@
-//! Squeeze-excite on a blocked map: every map's mean, two small matrices, and the maps multiplied by the result.
+//! Squeeze-and-excitation on a blocked map: each channel's mean, two small matrices, and the channels multiplied by the
+//! result.
 
 use super::lanes::Scratch;
-use super::{KernelError, Lanes, Pixels, check, kernel};
+use super::{KernelError, Lanes, MapSize, check, kernel};
 
 /// Operands of [`squeeze_excite`].
 #[derive(Clone, Copy, Debug)]
 pub struct SqueezeExcite<'a> {
     /// `images × slots × height × width`, blocked.
     pub x: &'a [f32],
-    /// `squeezed × slots`.
+    /// The first matrix: `squeezed × slots`.
     pub reduce: &'a [f32],
-    /// One value a squeezed channel.
+    /// One value per squeezed channel.
     pub reduce_bias: &'a [f32],
-    /// `squeezed × slots`: the second matrix, transposed.
+    /// The second matrix, transposed: `squeezed × slots`.
     pub expand: &'a [f32],
-    /// One value a slot.
+    /// One value per slot.
     pub expand_bias: &'a [f32],
-    /// Of the maps.
-    pub size: Pixels,
+    /// Size of `x` and of the output.
+    pub size: MapSize,
 }
 
 kernel! {
-    /// `x` times the hard sigmoid of expand(relu(reduce(mean of x))).
+    /// Multiplies each channel of `x` by the hard sigmoid of expand(relu(reduce(means of `x`))). The output has the
+    /// shape of `x`; `block` is the number of channels per block, 8 or 16.
     ///
     /// # Errors
-    /// The operands' sizes do not fit.
+    /// The operands' sizes do not match, or `block` is neither 8 nor 16.
+    ///
+    /// # Panics
+    /// A side of the map is zero, or there are no slots.
     squeeze_excite => squeeze_excite_body(operands: &SqueezeExcite<'_>, out: &mut [f32])
 }
 
@@ -48,13 +53,13 @@ fn squeeze_excite_body<const B: usize, L: Lanes<B>>(
     let images = chunks(op.x).chunks_exact(blocks * pixels);
     for (x, out) in images.zip(out.as_chunks_mut::<B>().0.chunks_exact_mut(blocks * pixels)) {
         for (mean, plane) in means.iter_mut().zip(x.chunks_exact(pixels)) {
-            sum::<B, L>(plane).multiply(L::splat(1.0 / pixels as f32)).store(mean);
+            sum_plane::<B, L>(plane).multiply(L::splat(1.0 / pixels as f32)).store(mean);
         }
         gates.copy_from_slice(chunks(op.expand_bias));
         let rows = chunks(op.reduce).chunks_exact(blocks).zip(chunks(op.expand).chunks_exact(blocks));
         for ((reduce, expand), bias) in rows.zip(op.reduce_bias) {
             let value = (bias + dot::<B, L>(reduce, means)).max(0.0);
-            // A rectified zero expands to nothing.
+            // A zero behind the rectifier contributes nothing.
             if value > 0.0 {
                 let value = L::splat(value);
                 for (gate, expand) in gates.iter_mut().zip(expand) {
@@ -73,9 +78,9 @@ fn squeeze_excite_body<const B: usize, L: Lanes<B>>(
     Ok(())
 }
 
-/// The sum of a plane, in four parts so that additions need not wait for each other.
+/// The sum of a plane, in four parts so that additions do not wait for each other.
 #[inline(always)]
-fn sum<const B: usize, L: Lanes<B>>(plane: &[[f32; B]]) -> L {
+fn sum_plane<const B: usize, L: Lanes<B>>(plane: &[[f32; B]]) -> L {
     let zero = L::splat(0.0);
     let (mut a, mut b, mut c, mut d) = (zero, zero, zero, zero);
     let (runs, rest) = plane.as_chunks::<4>();
@@ -91,6 +96,7 @@ fn sum<const B: usize, L: Lanes<B>>(plane: &[[f32; B]]) -> L {
     a.add(b).add(c.add(d))
 }
 
+/// The dot product of two rows of blocks, in two parts for the same reason.
 #[inline(always)]
 fn dot<const B: usize, L: Lanes<B>>(x: &[[f32; B]], y: &[[f32; B]]) -> f32 {
     let (mut a, mut b) = (L::splat(0.0), L::splat(0.0));

@@ -1,7 +1,7 @@
 //! The tail of a Ghost module: depthwise convolution, concatenation, attention gate and residual in one pass.
 
 use super::lanes::Scratch;
-use super::{KernelError, Lanes, Pixels, check, kernel};
+use super::{KernelError, Lanes, MapSize, check, kernel};
 
 /// Operands of [`ghost`]. All maps are blocked.
 #[derive(Clone, Copy, Debug)]
@@ -10,64 +10,76 @@ pub struct Ghost<'a> {
     pub x: &'a [f32],
     /// Depthwise 3×3 kernels: blocks × 9 × block.
     pub weight: &'a [f32],
-    /// One value a slot.
+    /// One value per slot of `x`.
     pub bias: &'a [f32],
-    /// Multiplies the output: the output's slots, at its own size, up to the output's.
-    pub gate: Option<(&'a [f32], Pixels)>,
-    /// Added to the output, of its shape.
+    /// Multiplies the output (nearest neighbour): a map with the output's slots, and its own size, at most the
+    /// output's.
+    pub gate: Option<(&'a [f32], MapSize)>,
+    /// Added to the output; has the output's shape.
     pub residual: Option<&'a [f32]>,
-    /// Batch size.
+    /// Number of images.
     pub images: usize,
-    /// Of `x` and the output.
-    pub size: Pixels,
-    /// Slots that the output has before the convolved ones, copied from the start of `x`.
+    /// Size of `x` and of the output.
+    pub size: MapSize,
+    /// Number of slots, whole blocks, that are copied from the start of `x`. They precede the convolved slots in the
+    /// output.
     pub copied: usize,
     /// Whether a rectifier follows the convolution.
     pub relu: bool,
-    /// Pixels from tap to tap.
+    /// Distance between taps, in pixels.
     pub dilation: usize,
 }
 
 kernel! {
-    /// Writes `images × (copied + slots) × height × width`.
+    /// Writes the first slots of `x` followed by the depthwise convolution of `x` (padded with zeros, then rectified if
+    /// `relu`), times the gate, plus the residual: `images × (copied + slots) × height × width` values. `block` is the
+    /// number of channels per block, 8 or 16.
     ///
     /// # Errors
-    /// The operands' sizes do not fit.
+    /// The operands' sizes do not match, or `block` is neither 8 nor 16.
+    ///
+    /// # Panics
+    /// A side of the map or of the gate is zero, or there are no slots.
     ghost => ghost_body(operands: &Ghost<'_>, out: &mut [f32])
 }
 
 kernel! {
-    /// `x` times the gate, plus the residual.
+    /// Writes `x` times the gate, plus the residual. The output has the shape of `x`; `block` is the number of channels
+    /// per block, 8 or 16.
     ///
     /// # Errors
-    /// The operands' sizes do not fit.
+    /// The operands' sizes do not match, or `block` is neither 8 nor 16.
+    ///
+    /// # Panics
+    /// A side of the map or of the gate is zero.
     gate => gate_body(operands: &Gate<'_>, out: &mut [f32])
 }
 
 /// Operands of [`gate`]. All maps are blocked.
 #[derive(Clone, Copy, Debug)]
 pub struct Gate<'a> {
-    /// `planes` blocks of height × width pixels: images times blocks an image.
+    /// `planes` blocks of height × width pixels.
     pub x: &'a [f32],
-    /// As many blocks, at their own, smaller size (nearest neighbour).
-    pub gate: (&'a [f32], Pixels),
-    /// Added to the output, of its shape.
+    /// Multiplies `x` (nearest neighbour): a map with as many blocks, and its own size, at most that of `x`.
+    pub gate: (&'a [f32], MapSize),
+    /// Added to the output; has the output's shape.
     pub residual: Option<&'a [f32]>,
-    /// See `x`.
+    /// Number of blocks in the batch: images times blocks per image.
     pub planes: usize,
-    /// Of `x` and the output.
-    pub size: Pixels,
+    /// Size of `x` and of the output.
+    pub size: MapSize,
 }
 
-/// What happens to a row of results before it is stored.
-struct Epilogue<'a, const B: usize> {
+/// The steps between a row of results and its storage.
+struct RowEpilogue<'a, const B: usize> {
     gate: Option<&'a [[f32; B]]>,
+    /// For each column of the output, the column of the gate.
     columns: &'a [usize],
     residual: Option<&'a [[f32; B]]>,
     relu: bool,
 }
 
-impl<const B: usize> Epilogue<'_, B> {
+impl<const B: usize> RowEpilogue<'_, B> {
     #[inline(always)]
     fn store<L: Lanes<B>>(&self, mut value: L, x: usize, out: &mut [f32; B]) {
         if self.relu {
@@ -84,18 +96,18 @@ impl<const B: usize> Epilogue<'_, B> {
 }
 
 /// Gate and residual of one block of the output.
-struct Surroundings<'a, const B: usize> {
-    gate: Option<(&'a [[f32; B]], Pixels)>,
+struct BlockEpilogue<'a, const B: usize> {
+    gate: Option<(&'a [[f32; B]], MapSize)>,
     residual: Option<&'a [[f32; B]]>,
     columns: &'a [usize],
-    size: Pixels,
+    size: MapSize,
 }
 
-impl<'a, const B: usize> Surroundings<'a, B> {
+impl<'a, const B: usize> BlockEpilogue<'a, B> {
     #[inline(always)]
-    fn row(&self, y: usize, relu: bool) -> Epilogue<'a, B> {
+    fn row(&self, y: usize, relu: bool) -> RowEpilogue<'a, B> {
         let [height, width] = self.size;
-        Epilogue {
+        RowEpilogue {
             gate: self.gate.map(|(gate, [gh, gw])| &gate[y * gh / height * gw..][..gw]),
             columns: self.columns,
             residual: self.residual.map(|r| &r[y * width..][..width]),
@@ -104,9 +116,9 @@ impl<'a, const B: usize> Surroundings<'a, B> {
     }
 }
 
-/// For every column of the output the column of a gate of `gate` columns.
-fn columns(width: usize, gate: usize) -> Vec<usize> {
-    (0..width).map(|x| x * gate / width).collect()
+/// For each of `width` columns of the output, the column of a gate that has `gate_width`.
+fn gate_columns(width: usize, gate_width: usize) -> Vec<usize> {
+    (0..width).map(|x| x * gate_width / width).collect()
 }
 
 #[inline(always)]
@@ -127,15 +139,15 @@ fn ghost_body<const B: usize, L: Lanes<B>>(op: &Ghost<'_>, out: &mut [f32]) -> R
     let (x, weight, bias) = (op.x.as_chunks::<B>().0, op.weight.as_chunks::<B>().0, op.bias.as_chunks::<B>().0);
     let residual = op.residual.map(|r| r.as_chunks::<B>().0);
     let gate = op.gate.map(|(gate, size)| (gate.as_chunks::<B>().0, size));
-    let columns = columns(width, gate.map_or(width, |(_, [_, gw])| gw));
+    let columns = gate_columns(width, gate.map_or(width, |(_, [_, gw])| gw));
     let mut zeros = Scratch::zeros::<B>(width);
     let zeros = &*zeros.blocks::<B>();
 
     for (image, out) in out.as_chunks_mut::<B>().0.chunks_exact_mut(blocks * pixels).enumerate() {
         let (copies, convolved) = out.split_at_mut(copied * pixels);
-        let around = |block: usize| {
+        let epilogue_of = |block: usize| {
             let plane = image * blocks + block;
-            Surroundings {
+            BlockEpilogue {
                 gate: gate.map(|(gate, [gh, gw])| (&gate[plane * gh * gw..][..gh * gw], [gh, gw])),
                 residual: residual.map(|r| &r[plane * pixels..][..pixels]),
                 columns: &columns,
@@ -145,42 +157,42 @@ fn ghost_body<const B: usize, L: Lanes<B>>(op: &Ghost<'_>, out: &mut [f32]) -> R
         for source in 0..sources {
             let plane = &x[(image * sources + source) * pixels..][..pixels];
             if source < copied {
-                let around = around(source);
+                let block_epilogue = epilogue_of(source);
                 let rows = copies[source * pixels..][..pixels].chunks_exact_mut(width).zip(plane.chunks_exact(width));
                 for (y, (out, row)) in rows.enumerate() {
-                    let epilogue = around.row(y, false);
+                    let epilogue = block_epilogue.row(y, false);
                     for x in 0..width {
                         epilogue.store(L::load(&row[x]), x, &mut out[x]);
                     }
                 }
             }
-            let kernel: &[[f32; B]; 9] = match weight[source * 9..].first_chunk() {
-                Some(kernel) => kernel,
+            let taps: &[[f32; B]; 9] = match weight[source * 9..].first_chunk() {
+                Some(taps) => taps,
                 None => return check("kernel taps", 9, 0),
             };
-            let around = around(copied + source);
+            let block_epilogue = epilogue_of(copied + source);
             for (y, out) in convolved[source * pixels..][..pixels].chunks_exact_mut(width).enumerate() {
-                let row = |at: Option<usize>| match at.filter(|y| *y < height) {
+                let row = |y: Option<usize>| match y.filter(|y| *y < height) {
                     Some(y) => &plane[y * width..][..width],
                     None => zeros,
                 };
                 let d = op.dilation;
                 let rows = [row(y.checked_sub(d)), row(Some(y)), row(Some(y + d))];
-                depthwise_row::<B, L>(rows, kernel, &bias[source], d, &around.row(y, op.relu), out);
+                depthwise_row::<B, L>(rows, taps, &bias[source], d, &block_epilogue.row(y, op.relu), out);
             }
         }
     }
     Ok(())
 }
 
-/// One row of a 3×3 depthwise convolution: what lies inside in runs of four, edges pixel by pixel.
+/// Computes one row of a 3×3 depthwise convolution: the inner pixels in runs of four, the edges pixel by pixel.
 #[inline(always)]
 fn depthwise_row<const B: usize, L: Lanes<B>>(
     rows: [&[[f32; B]]; 3],
-    kernel: &[[f32; B]; 9],
+    taps: &[[f32; B]; 9],
     bias: &[f32; B],
     dilation: usize,
-    epilogue: &Epilogue<'_, B>,
+    epilogue: &RowEpilogue<'_, B>,
     out: &mut [[f32; B]],
 ) {
     let width = out.len();
@@ -188,11 +200,11 @@ fn depthwise_row<const B: usize, L: Lanes<B>>(
     let last = width.saturating_sub(dilation).max(first);
     let start = L::load(bias);
     let mut weights = [start; 9];
-    for (weight, tap) in weights.iter_mut().zip(kernel) {
+    for (weight, tap) in weights.iter_mut().zip(taps) {
         *weight = L::load(tap);
     }
     let mut x = first;
-    // Four sums in four registers; each pixel is loaded once for the three taps of a row that look at it.
+    // Four sums in four registers; each pixel is loaded once for the three taps of a row that use it.
     while dilation == 1 && x + 4 <= last {
         let (mut a, mut b, mut c, mut d) = (start, start, start, start);
         for (row, [left, middle, right]) in rows.iter().zip(weights.as_chunks::<3>().0) {
@@ -225,7 +237,7 @@ fn depthwise_row<const B: usize, L: Lanes<B>>(
         let mut value = start;
         for (row, weights) in rows.iter().zip(weights.as_chunks::<3>().0) {
             for (tap, weight) in weights.iter().enumerate() {
-                if let Some(pixel) = (x + tap * dilation).checked_sub(dilation).and_then(|at| row.get(at)) {
+                if let Some(pixel) = (x + tap * dilation).checked_sub(dilation).and_then(|column| row.get(column)) {
                     value = L::load(pixel).multiply_add(*weight, value);
                 }
             }
@@ -244,9 +256,9 @@ fn gate_body<const B: usize, L: Lanes<B>>(op: &Gate<'_>, out: &mut [f32]) -> Res
     check("residual elements", out.len(), op.residual.map_or(out.len(), <[f32]>::len))?;
     let (x, gate, out) = (op.x.as_chunks::<B>().0, gate.as_chunks::<B>().0, out.as_chunks_mut::<B>().0);
     let residual = op.residual.map(|r| r.as_chunks::<B>().0);
-    let columns = columns(width, gw);
+    let columns = gate_columns(width, gw);
     for plane in 0..op.planes {
-        let around = Surroundings {
+        let block_epilogue = BlockEpilogue {
             gate: Some((&gate[plane * gh * gw..][..gh * gw], [gh, gw])),
             residual: residual.map(|r| &r[plane * pixels..][..pixels]),
             columns: &columns,
@@ -254,7 +266,7 @@ fn gate_body<const B: usize, L: Lanes<B>>(op: &Gate<'_>, out: &mut [f32]) -> Res
         };
         let rows = x[plane * pixels..][..pixels].chunks_exact(width);
         for (y, (row, out)) in rows.zip(out[plane * pixels..][..pixels].chunks_exact_mut(width)).enumerate() {
-            let epilogue = around.row(y, false);
+            let epilogue = block_epilogue.row(y, false);
             for x in 0..width {
                 epilogue.store(L::load(&row[x]), x, &mut out[x]);
             }

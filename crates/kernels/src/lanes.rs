@@ -1,9 +1,9 @@
 //! A block of channels as one value: a vector register where the processor has one of that size.
 //!
-//! Loops over arrays do not do here: compilers turn some of them into vector instructions and others into gathers that
-//! are slower than scalars, and which is which changes from version to version.
+//! Loops over arrays are not enough: compilers turn some of them into vector instructions and others into gathers that
+//! are slower than scalars, and which loop becomes what changes from version to version.
 
-/// `B` values side by side, and what kernels do with them.
+/// `B` values side by side, and the arithmetic that kernels need.
 pub(super) trait Lanes<const B: usize>: Copy {
     fn load(from: &[f32; B]) -> Self;
     fn store(self, to: &mut [f32; B]);
@@ -18,16 +18,16 @@ pub(super) trait Lanes<const B: usize>: Copy {
     /// 2ⁿ, given n + 1.5 · 2²³ (whose low bits hold n).
     fn power_of_two(rounded: Self) -> Self;
 
-    /// The lanes' sum.
+    /// The sum of the lanes.
     #[inline(always)]
     fn sum(self) -> f32 {
         let mut values = [0.0; B];
         self.store(&mut values);
-        let mut sum = 0.0;
+        let mut total = 0.0;
         for value in values {
-            sum += value;
+            total += value;
         }
-        sum
+        total
     }
 
     /// `clip(x / 6 + 1/2, 0, 1)`.
@@ -36,7 +36,7 @@ pub(super) trait Lanes<const B: usize>: Copy {
         self.multiply_add(Self::splat(1.0 / 6.0), Self::splat(0.5)).clip()
     }
 
-    /// Between 0 and 1.
+    /// `clip(x, 0, 1)`.
     #[inline(always)]
     fn clip(self) -> Self {
         self.max(Self::splat(0.0)).min(Self::splat(1.0))
@@ -45,7 +45,7 @@ pub(super) trait Lanes<const B: usize>: Copy {
     /// `1 / (1 + exp(-x))` to about one unit in the last place.
     #[inline(always)]
     fn sigmoid(self) -> Self {
-        // Past these the result is 0 or 1 anyway, and the exponent below stays in range.
+        // Beyond these limits the result is 0 or 1 anyway; within them the exponent below stays in range.
         let x = self.multiply(Self::splat(-1.0)).max(Self::splat(-87.0)).min(Self::splat(87.0));
         // exp(x) = 2^n · exp(r) with |r| ≤ ln 2 / 2; adding 1.5 · 2^23 rounds to the nearest integer.
         const ROUND: f32 = 12_582_912.0;
@@ -54,7 +54,7 @@ pub(super) trait Lanes<const B: usize>: Copy {
         // ln 2 in two parts, the first with trailing zeros so that its product with n is exact.
         let r = n.multiply_add(Self::splat(-0.693_359_4), x);
         let r = n.multiply_add(Self::splat(2.121_944_4e-4), r);
-        // Taylor's series; the first term left out is r^8 / 8! < 6e-9.
+        // Taylor's series; the first omitted term is r^8 / 8! < 6e-9.
         let mut exp = Self::splat(1.0 / 5040.0);
         for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
             exp = exp.multiply_add(r, Self::splat(coefficient));
@@ -64,7 +64,7 @@ pub(super) trait Lanes<const B: usize>: Copy {
     }
 }
 
-/// Zeroed memory that starts where a cache line does: a block that straddles two lines costs twice.
+/// Zeroed memory that starts at a cache line: access to a block that lies in two lines costs twice as much.
 pub(super) struct Scratch {
     memory: Vec<f32>,
     start: usize,
@@ -72,9 +72,10 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
+    /// Bytes of a cache line.
     const LINE: usize = 64;
 
-    /// Room for `blocks` blocks of `B`.
+    /// Allocates `blocks` blocks of `B` values.
     pub(super) fn zeros<const B: usize>(blocks: usize) -> Self {
         let len = blocks * B;
         let memory = vec![0.0; len + Self::LINE / size_of::<f32>()];
@@ -82,12 +83,13 @@ impl Scratch {
         Self { memory, start, len }
     }
 
+    /// The memory as blocks of `B` values.
     pub(super) fn blocks<const B: usize>(&mut self) -> &mut [[f32; B]] {
         self.memory[self.start..][..self.len].as_chunks_mut().0
     }
 }
 
-/// Lanes in an array, for processors without registers of that size. The compiler may still find vector instructions.
+/// Lanes in an array, for processors without registers of that size. The compiler may still use vector instructions.
 #[derive(Clone, Copy)]
 pub(super) struct Portable<const B: usize>([f32; B]);
 
@@ -126,7 +128,7 @@ impl<const B: usize> Lanes<B> for Portable<B> {
 
     #[inline(always)]
     fn multiply_add(self, factor: Self, sum: Self) -> Self {
-        // In one rounding where that is one instruction; elsewhere it would be a call.
+        // With one rounding where that is one instruction; elsewhere it would be a function call.
         if cfg!(target_arch = "aarch64") {
             Self(std::array::from_fn(|lane| self.0[lane].mul_add(factor.0[lane], sum.0[lane])))
         } else {
@@ -155,8 +157,8 @@ impl<const B: usize> Lanes<B> for Portable<B> {
     }
 }
 
-/// The same in registers. The functions are sound only where the processor has the instructions, which `kernel!` makes
-/// sure of: nothing else names these types.
+/// Lanes in vector registers. The functions are sound only where the processor has the instructions. `kernel!` ensures
+/// that; no other code names these types.
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)]
 pub(super) mod x86 {
@@ -172,7 +174,8 @@ pub(super) mod x86 {
             #[derive(Clone, Copy)]
             pub(in crate) struct $name($register);
 
-            // SAFETY, of every block here: see the module; loads and stores are of whole arrays.
+            // SAFETY of every block here: the processor has the instructions, see the module; loads and stores access
+            // whole arrays.
             impl Lanes<$lanes> for $name {
                 #[inline(always)]
                 fn load(from: &[f32; $lanes]) -> Self {

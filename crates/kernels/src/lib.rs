@@ -1,11 +1,39 @@
-//! Arithmetic on blocked feature maps that ONNX Runtime has no operator for, or only a chain of them.
+//! SIMD kernels on blocked feature maps, for which ONNX Runtime has no operator, or only a chain of them.
 //!
-//! Between two convolutions of a Ghost network stand a depthwise convolution, a concatenation, an upsampling, a product
-//! and a sum: little arithmetic, and five passes over memory. Here each of those groups is one pass. The functions take
-//! and give slices in the blocked layout (N × C/b × H × W × b, `Layout` in the crate `ghostserve-ghostnet` packs weights for it); they know nothing of
-//! graphs or sessions. The server wraps them into operators.
+//! Between two convolutions of a Ghost network are a depthwise convolution, a concatenation, an upsampling, a product
+//! and a sum: little arithmetic, and five passes over memory. Here each such group is one pass. The functions read and
+//! write slices of `f32`; they know no graphs and no sessions. GhostServe wraps them into operators of ONNX Runtime.
 //!
-//! Every function is compiled for several instruction sets and picks the widest that this processor has.
+//! # Layout
+//!
+//! A blocked map is stored as N × C/b × H × W × b (NCHWc): the `b` channels of a block are adjacent at each pixel. The
+//! channels are padded to whole blocks and may be in any order; a position in that order is called a *slot*. `b` is the
+//! first argument of every kernel, 8 or 16; [`native_block`] says which one ONNX Runtime uses on this processor.
+//! [`reblock`] and [`unblock`] convert maps, `Layout` in the crate `ghostserve-ghostnet` packs weights.
+//!
+//! Every kernel is compiled for several instruction sets and selects the widest that this processor has.
+//!
+//! # Example
+//!
+//! ```
+//! use ghostserve_kernels::{Gate, KernelError, gate};
+//!
+//! // One block of 8 channels, 1 by 2 pixels: 1 in every channel of the first pixel, 3 in the second.
+//! let mut x = [1.0_f32; 16];
+//! x[8..].fill(3.0);
+//! // A gate of one pixel, by which both pixels are multiplied.
+//! let factors = [0.5_f32; 8];
+//! let operands = Gate { x: &x[..], gate: (&factors[..], [1, 1]), residual: None, planes: 1, size: [1, 2] };
+//!
+//! let mut out = [0.0_f32; 16];
+//! gate(8, &operands, &mut out[..])?;
+//! assert_eq!(out[..8], [0.5_f32; 8]);
+//! assert_eq!(out[8..], [1.5_f32; 8]);
+//!
+//! let error = gate(8, &operands, &mut out[..8]).unwrap_err();
+//! assert_eq!(error.to_string(), "output elements: expected 16, found 8");
+//! # Ok::<(), KernelError>(())
+//! ```
 
 mod excite;
 mod ghost;
@@ -23,7 +51,7 @@ pub use strips::{GateKind, Strips, strips};
 
 use lanes::Lanes;
 
-/// Operands whose sizes do not fit each other.
+/// A size of an operand that does not match the other operands. The text names the operand and both sizes.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 #[error("{what}: expected {expected}, found {found}")]
 pub struct KernelError {
@@ -37,7 +65,8 @@ fn check(what: &'static str, expected: usize, found: usize) -> Result<(), Kernel
     if expected == found { Ok(()) } else { Err(KernelError { what, expected, found }) }
 }
 
-/// Channels a block in the layout that ONNX Runtime's convolutions use on this processor; none if they use none.
+/// Number of channels per block in the layout that ONNX Runtime's convolutions use on this processor; `None` if they
+/// use no blocked layout.
 #[must_use]
 pub fn native_block() -> Option<usize> {
     #[cfg(target_arch = "x86_64")]
@@ -52,11 +81,11 @@ pub fn native_block() -> Option<usize> {
     None
 }
 
-/// Height and width of a map, pixels.
-pub type Pixels = [usize; 2];
+/// Height and width of a map, in pixels.
+pub type MapSize = [usize; 2];
 
-/// Makes the public function `$name`: it picks the instruction set, then calls `$body`, which is generic over the lanes
-/// and is inlined into a function that may use the instructions.
+/// Declares the public function `$name`. It selects the instruction set for `block` channels per block, then calls
+/// `$body`, which is generic over the lanes and is inlined into a function that may use the instructions.
 macro_rules! kernel {
     ($(#[$doc:meta])* $name:ident => $body:ident($($argument:ident: $type:ty),*)) => {
         $(#[$doc])*

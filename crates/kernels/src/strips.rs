@@ -1,12 +1,12 @@
-//! DFC attention's two strips and its gate function, block by block in the processor's first cache.
+//! The two strips of DFC attention and its gate function, block by block in the processor's first-level cache.
 
 use super::lanes::Scratch;
-use super::{KernelError, Lanes, Pixels, check, kernel};
+use super::{KernelError, Lanes, MapSize, check, kernel};
 
-/// What makes a gate of a value.
+/// The function that turns a value into a gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GateKind {
-    /// Nothing.
+    /// The value itself.
     None,
     /// `1 / (1 + exp(-x))`.
     Sigmoid,
@@ -21,46 +21,51 @@ pub enum GateKind {
 pub struct Strips<'a> {
     /// `images × slots × height × width`.
     pub x: &'a [f32],
-    /// Blocks × length × block.
+    /// Taps of the horizontal strip: blocks × length × block.
     pub horizontal: &'a [f32],
-    /// One value a slot.
+    /// One value per slot.
     pub horizontal_bias: &'a [f32],
-    /// Blocks × length × block.
+    /// Taps of the vertical strip: blocks × length × block.
     pub vertical: &'a [f32],
-    /// One value a slot.
+    /// One value per slot.
     pub vertical_bias: &'a [f32],
-    /// Batch size.
+    /// Number of images.
     pub images: usize,
-    /// Of the maps.
-    pub size: Pixels,
-    /// Pixels from tap to tap.
+    /// Size of `x` and of the output.
+    pub size: MapSize,
+    /// Distance between taps, in pixels.
     pub dilation: usize,
-    /// Follows the vertical strip.
+    /// The function that follows the vertical strip.
     pub function: GateKind,
 }
 
 kernel! {
-    /// A horizontal strip with bias, a vertical strip with bias on that, and the gate function; both padded with zeros.
+    /// Convolves each channel of `x` with a horizontal strip, the result with a vertical strip, both with a bias and
+    /// padded with zeros, and applies the gate function. The output has the shape of `x`; `block` is the number of
+    /// channels per block, 8 or 16.
     ///
     /// # Errors
-    /// The operands' sizes do not fit.
+    /// The operands' sizes do not match, or `block` is neither 8 nor 16.
+    ///
+    /// # Panics
+    /// A side of the map is zero.
     strips => strips_body(operands: &Strips<'_>, out: &mut [f32])
 }
 
 #[inline(always)]
 fn strips_body<const B: usize, L: Lanes<B>>(op: &Strips<'_>, out: &mut [f32]) -> Result<(), KernelError> {
-    // The lengths in use are known when this is compiled, so that their taps need no loop.
+    // The usual lengths are constants here, so that their taps need no loop.
     match op.horizontal.len() / op.horizontal_bias.len().max(1) {
-        3 => strips_of::<B, L, 3>(op, out, 3),
-        5 => strips_of::<B, L, 5>(op, out, 5),
-        7 => strips_of::<B, L, 7>(op, out, 7),
-        length => strips_of::<B, L, 0>(op, out, length),
+        3 => strips_of_length::<B, L, 3>(op, out, 3),
+        5 => strips_of_length::<B, L, 5>(op, out, 5),
+        7 => strips_of_length::<B, L, 7>(op, out, 7),
+        length => strips_of_length::<B, L, 0>(op, out, length),
     }
 }
 
-/// Strips of `KNOWN` taps, or of `length` if that is 0.
+/// Strips of `KNOWN` taps, or of `length` taps if `KNOWN` is 0.
 #[inline(always)]
-fn strips_of<const B: usize, L: Lanes<B>, const KNOWN: usize>(
+fn strips_of_length<const B: usize, L: Lanes<B>, const KNOWN: usize>(
     op: &Strips<'_>,
     out: &mut [f32],
     length: usize,
@@ -88,18 +93,18 @@ fn strips_of<const B: usize, L: Lanes<B>, const KNOWN: usize>(
         let taps = block * length..(block + 1) * length;
         let (across, down) = (&chunks(op.horizontal)[taps.clone()], &chunks(op.vertical)[taps]);
         let bias = L::load(&chunks(op.horizontal_bias)[block]);
-        let middle = padded_plane[reach * width..].chunks_exact_mut(width);
-        for (row, between) in x.chunks_exact(width).zip(middle) {
+        let convolved_rows = padded_plane[reach * width..].chunks_exact_mut(width);
+        for (row, convolved) in x.chunks_exact(width).zip(convolved_rows) {
             for (to, from) in padded_row[reach..].iter_mut().zip(row) {
                 L::load(from).store(to);
             }
-            for (x, value) in between.iter_mut().enumerate() {
+            for (x, value) in convolved.iter_mut().enumerate() {
                 convolve::<B, L>(across, &padded_row[x..], op.dilation, bias).store(value);
             }
         }
         let bias = L::load(&chunks(op.vertical_bias)[block]);
-        for (at, value) in out.iter_mut().enumerate() {
-            let sum = convolve::<B, L>(down, &padded_plane[at..], op.dilation * width, bias);
+        for (pixel, value) in out.iter_mut().enumerate() {
+            let sum = convolve::<B, L>(down, &padded_plane[pixel..], op.dilation * width, bias);
             let gate = match op.function {
                 GateKind::None => sum,
                 GateKind::Sigmoid => sum.sigmoid(),
@@ -112,7 +117,7 @@ fn strips_of<const B: usize, L: Lanes<B>, const KNOWN: usize>(
     Ok(())
 }
 
-/// The sum of `taps` times pixels that lie `step` apart.
+/// The bias plus the products of `taps` and of pixels that lie `step` apart.
 #[inline(always)]
 fn convolve<const B: usize, L: Lanes<B>>(taps: &[[f32; B]], pixels: &[[f32; B]], step: usize, bias: L) -> L {
     let mut sum = bias;

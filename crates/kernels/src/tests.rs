@@ -1,28 +1,31 @@
-//! Every kernel against the same arithmetic written pixel by pixel in f64, for both block sizes, so that on this
-//! processor's registers and in the portable code (a processor has one or the other) the result is the same to rounding.
+//! Compares every kernel with the same arithmetic written pixel by pixel in f64, for both block sizes. Each size runs
+//! in this processor's registers or, where it has none of that size, in the portable code; the result is the same to
+//! rounding.
 
 use super::*;
 use ghostserve_weights::synthetic_tensor;
 
 const TOLERANCE: f64 = 1e-5;
 
-/// Element of a blocked map.
-fn at(data: &[f32], block: usize, slots: usize, [h, w]: Pixels, [image, slot, y, x]: [usize; 4]) -> f64 {
+/// An element of a blocked map.
+fn element(data: &[f32], block: usize, slots: usize, [h, w]: MapSize, [image, slot, y, x]: [usize; 4]) -> f64 {
     let plane = image * slots / block + slot / block;
     f64::from(data[((plane * h + y) * w + x) * block + slot % block])
 }
 
-/// Of a kernel packed tap by tap.
+/// An element of a kernel that is packed tap by tap.
 fn tap(data: &[f32], block: usize, taps: usize, slot: usize, tap: usize) -> f64 {
     f64::from(data[(slot / block * taps + tap) * block + slot % block])
 }
 
-fn each(images: usize, slots: usize, [h, w]: Pixels, mut f: impl FnMut([usize; 4])) {
+/// Calls `f` with the image, slot, row and column of every element.
+fn for_each_element(images: usize, slots: usize, [h, w]: MapSize, mut f: impl FnMut([usize; 4])) {
     for i in 0..images * slots * h * w {
         f([i / (slots * h * w), i / (h * w) % slots, i / w % h, i % w]);
     }
 }
 
+/// The row or column that a tap reads, if it is not negative.
 fn offset(y: usize, tap: usize, dilation: usize, reach: usize) -> Option<usize> {
     (y + tap * dilation).checked_sub(reach)
 }
@@ -39,7 +42,7 @@ fn the_tail_of_a_ghost_module_is_four_operators_in_one() {
         (8, [2, 6], 3),
     ] {
         let (images, slots, copied) = (2, 3 * block, 2 * block);
-        let [h, w]: Pixels = size;
+        let [h, w]: MapSize = size;
         let (small, outputs) = ([h.div_ceil(2), w.div_ceil(2)], slots + copied);
         let x = synthetic_tensor("x", &[images * slots * h * w]);
         let weight = synthetic_tensor("w", &[slots * 9]);
@@ -63,27 +66,27 @@ fn the_tail_of_a_ghost_module_is_four_operators_in_one() {
             };
             let mut out = vec![f32::NAN; images * outputs * h * w];
             ghost(block, &operands, &mut out).unwrap();
-            each(images, outputs, size, |[i, slot, py, px]| {
+            for_each_element(images, outputs, size, |[i, slot, py, px]| {
                 let mut value = if slot < copied {
-                    at(&x, block, slots, size, [i, slot, py, px])
+                    element(&x, block, slots, size, [i, slot, py, px])
                 } else {
                     let from = slot - copied;
                     let mut sum = f64::from(bias[from]);
                     for t in 0..9 {
                         let (y, x_) = (offset(py, t / 3, dilation, dilation), offset(px, t % 3, dilation, dilation));
                         if let (Some(y), Some(x_)) = (y.filter(|y| *y < h), x_.filter(|x| *x < w)) {
-                            sum += at(&x, block, slots, size, [i, from, y, x_]) * tap(&weight, block, 9, from, t);
+                            sum += element(&x, block, slots, size, [i, from, y, x_]) * tap(&weight, block, 9, from, t);
                         }
                     }
                     if relu { sum.max(0.0) } else { sum }
                 };
                 if gated {
-                    value *= at(&gate, block, outputs, small, [i, slot, py * small[0] / h, px * small[1] / w]);
+                    value *= element(&gate, block, outputs, small, [i, slot, py * small[0] / h, px * small[1] / w]);
                 }
                 if added {
-                    value += at(&residual, block, outputs, size, [i, slot, py, px]);
+                    value += element(&residual, block, outputs, size, [i, slot, py, px]);
                 }
-                let found = at(&out, block, outputs, size, [i, slot, py, px]);
+                let found = element(&out, block, outputs, size, [i, slot, py, px]);
                 assert!((found - value).abs() <= TOLERANCE * value.abs().max(10.0), "{size:?} {slot}: {found} {value}");
             });
         }
@@ -119,14 +122,15 @@ fn strips_are_two_convolutions_and_a_gate() {
             let mut out = vec![f32::NAN; x.len()];
             strips(block, &operands, &mut out).unwrap();
             let reach = length / 2 * dilation;
-            each(images, slots, size, |[i, slot, py, px]| {
+            for_each_element(images, slots, size, |[i, slot, py, px]| {
                 let mut sum = f64::from(vertical_bias[slot]);
                 for t in 0..length {
                     let Some(y) = offset(py, t, dilation, reach).filter(|y| *y < h) else { continue };
                     let mut row = f64::from(horizontal_bias[slot]);
                     for t in 0..length {
                         let Some(x_) = offset(px, t, dilation, reach).filter(|x| *x < w) else { continue };
-                        row += at(&x, block, slots, size, [i, slot, y, x_]) * tap(&horizontal, block, length, slot, t);
+                        row += element(&x, block, slots, size, [i, slot, y, x_])
+                            * tap(&horizontal, block, length, slot, t);
                     }
                     sum += row * tap(&vertical, block, length, slot, t);
                 }
@@ -136,7 +140,7 @@ fn strips_are_two_convolutions_and_a_gate() {
                     GateKind::HardSigmoid => (sum / 6.0 + 0.5).clamp(0.0, 1.0),
                     GateKind::Clip => sum.clamp(0.0, 1.0),
                 };
-                let found = at(&out, block, slots, size, [i, slot, py, px]);
+                let found = element(&out, block, slots, size, [i, slot, py, px]);
                 assert!(
                     (found - value).abs() <= TOLERANCE * value.abs().max(10.0),
                     "{size:?} {function:?}: {found} {value}"
@@ -147,7 +151,7 @@ fn strips_are_two_convolutions_and_a_gate() {
 }
 
 #[test]
-fn squeeze_excite_weighs_each_map_by_all_of_them() {
+fn squeeze_excite_multiplies_each_channel_by_a_gate_from_all_means() {
     for (block, size, squeezed) in [(16, [7, 7], 20), (16, [1, 1], 3), (8, [3, 5], 7)] {
         let (images, slots, [h, w]) = (2, 3 * block, size);
         let x = synthetic_tensor("x", &[images * slots * h * w]);
@@ -164,40 +168,40 @@ fn squeeze_excite_weighs_each_map_by_all_of_them() {
         let mut out = vec![f32::NAN; x.len()];
         squeeze_excite(block, &operands, &mut out).unwrap();
         let mut means = vec![0.0; images * slots];
-        each(images, slots, size, |[i, slot, y, px]| {
-            means[i * slots + slot] += at(&x, block, slots, size, [i, slot, y, px]) / (h * w) as f64;
+        for_each_element(images, slots, size, |[i, slot, y, px]| {
+            means[i * slots + slot] += element(&x, block, slots, size, [i, slot, y, px]) / (h * w) as f64;
         });
-        each(images, slots, size, |[i, slot, y, px]| {
+        for_each_element(images, slots, size, |[i, slot, y, px]| {
             let mut gate = f64::from(expand_bias[slot]);
             for s in 0..squeezed {
                 let row = s * slots..(s + 1) * slots;
                 let sum: f64 = reduce[row].iter().zip(&means[i * slots..]).map(|(w, m)| f64::from(*w) * m).sum();
                 gate += (sum + f64::from(reduce_bias[s])).max(0.0) * f64::from(expand[s * slots + slot]);
             }
-            let value = at(&x, block, slots, size, [i, slot, y, px]) * (gate / 6.0 + 0.5).clamp(0.0, 1.0);
-            let found = at(&out, block, slots, size, [i, slot, y, px]);
+            let value = element(&x, block, slots, size, [i, slot, y, px]) * (gate / 6.0 + 0.5).clamp(0.0, 1.0);
+            let found = element(&out, block, slots, size, [i, slot, y, px]);
             assert!((found - value).abs() <= TOLERANCE * 10.0, "{size:?} {slot}: {found} {value}");
         });
     }
 }
 
 #[test]
-fn maps_come_out_of_blocks_as_they_went_in() {
+fn unblocking_restores_what_was_reblocked() {
     let (block, size, channels) = (8, [3, 2], 11);
     let x = synthetic_tensor("x", &[2 * channels * 6]);
-    // Backwards, with a gap in the middle.
+    // In reverse order, with a gap in the middle.
     let sources: Vec<i64> = (0..16).map(|s| if s == 4 { 99 } else { (15 - s) % 11 }).collect();
     let mut blocked = vec![f32::NAN; 2 * 16 * 6];
-    reblock((&x, channels), (&sources, block), size, &mut blocked).unwrap();
-    assert_eq!(at(&blocked, block, 16, size, [1, 4, 2, 1]), 0.0);
+    reblock(block, &x, channels, &sources, size, &mut blocked).unwrap();
+    assert_eq!(element(&blocked, block, 16, size, [1, 4, 2, 1]), 0.0);
     let positions: Vec<i64> = (0..11).map(|c| sources.iter().position(|s| *s == c).unwrap() as i64).collect();
-    let mut back = vec![f32::NAN; x.len()];
-    unblock((&blocked, 16), (&positions, block), size, &mut back).unwrap();
-    assert_eq!(back, x);
+    let mut restored = vec![f32::NAN; x.len()];
+    unblock(block, &blocked, 16, &positions, size, &mut restored).unwrap();
+    assert_eq!(restored, x);
 }
 
 #[test]
-fn operands_that_do_not_fit_are_an_error() {
+fn operands_of_other_sizes_are_an_error() {
     let x = [0.0; 16 * 4];
     let operands = Ghost {
         x: &x,

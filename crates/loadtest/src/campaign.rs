@@ -1,115 +1,124 @@
-//! Several loads, several targets, several rounds: one report.
+//! A campaign: several workloads against several targets in several rounds, with one report.
 
 use std::sync::Arc;
 
-use super::report::{Series, Subject};
-use super::run::{Load, Progress, Settings, Watch, measure};
-use super::search::Search;
-use super::{Endpoint, LoadError, Measurement, Report};
+use super::report::{TargetReport, WorkloadSeries};
+use super::run::{RunObserver, RunProgress, RunSettings, Workload, measure};
+use super::search::SaturationSearch;
+use super::{CampaignReport, LoadTestError, PreparedEndpoint, RunMeasurement};
 
-/// What is measured.
+/// What a campaign measures.
 #[derive(Clone, Debug)]
-pub struct Plan {
-    /// Each is offered to each target in each round.
-    pub loads: Vec<Load>,
-    /// How often everything is repeated; targets take turns.
+pub struct CampaignPlan {
+    /// Workloads; each is offered to each target in each round.
+    pub workloads: Vec<Workload>,
+    /// Number of repetitions; within one, the targets take turns.
     pub rounds: usize,
-    /// Whether to look for the highest rate that meets the objective as well.
+    /// Whether to search for the saturation rate: the highest rate that meets the latency objective.
     pub search: bool,
-    /// The percentile that must be within the objective for a rate to meet it.
+    /// Latency percentile, 0 to 100, that must be within the objective for a rate to meet it.
     pub slo_percentile: f64,
-    /// How each load is offered.
-    pub settings: Settings,
-    /// What is sent, for the report.
+    /// Settings of every run.
+    pub settings: RunSettings,
+    /// Description of the images, for the report.
     pub images: String,
 }
 
-/// The share of requests that may fail for a rate to meet the objective.
-const FAILURES: f64 = 0.001;
+/// Largest share of failed requests with which a rate meets the objective.
+const MAX_FAILURE_SHARE: f64 = 0.001;
 
-/// What happens during a campaign.
-pub enum Event<'a> {
-    /// A run begins.
-    Begins {
+/// Lowest rate at which a saturation search starts, requests per second.
+const MIN_FIRST_RATE: f64 = 10.0;
+
+/// An event during a campaign.
+pub enum CampaignEvent<'a> {
+    /// A run has started.
+    RunStarted {
         /// The target's name.
         target: &'a str,
-        /// What is offered.
-        load: Load,
-        /// Counted from 1; searches have none.
+        /// The offered workload.
+        workload: Workload,
+        /// Number of the round, from 1; `None` for runs of a saturation search.
         round: Option<usize>,
     },
-    /// A run goes on.
-    Goes(Progress),
+    /// A run is in progress.
+    RunProgressed(RunProgress),
     /// A run has ended.
-    Ended(&'a Measurement),
+    RunFinished(&'a RunMeasurement),
 }
 
-/// Carries a plan out. Ends early, with what there is by then, when `stop` is cancelled.
+/// Executes `plan`. If `stop` is cancelled it ends early and reports what was measured until then. Must run on a
+/// current-thread tokio runtime, as [`measure`].
 ///
 /// # Errors
-/// A run could not begin.
-pub async fn campaign(
-    endpoints: &[Arc<Endpoint>],
-    plan: &Plan,
+/// A run could not start.
+pub async fn run_campaign(
+    endpoints: &[Arc<PreparedEndpoint>],
+    plan: &CampaignPlan,
     stop: &tokio_util::sync::CancellationToken,
-    tell: &dyn Fn(Event<'_>),
-) -> Result<Report, LoadError> {
-    let watch = Watch { progress: &|progress| tell(Event::Goes(progress)), stop: stop.clone() };
-    let run = async |endpoint: &Arc<Endpoint>, load: Load, round: Option<usize>, settings: &Settings| {
-        tell(Event::Begins { target: &endpoint.target.name, load, round });
-        let measurement = measure(endpoint, load, settings, &watch).await?;
-        tell(Event::Ended(&measurement));
-        Ok::<_, LoadError>(measurement)
-    };
-    let series = || plan.loads.iter().map(|load| Series { load: *load, rounds: Vec::new() }).collect();
-    let mut subjects: Vec<Subject> = endpoints
-        .iter()
-        .map(|endpoint| Subject {
-            target: endpoint.target.clone(),
-            series: series(),
-            searched: Vec::new(),
-            highest: None,
-        })
-        .collect();
+    on_event: &dyn Fn(CampaignEvent<'_>),
+) -> Result<CampaignReport, LoadTestError> {
+    let on_progress = |progress| on_event(CampaignEvent::RunProgressed(progress));
+    let observer = RunObserver { on_progress: &on_progress, stop: stop.clone() };
+    let run =
+        async |endpoint: &Arc<PreparedEndpoint>, workload: Workload, round: Option<usize>, settings: &RunSettings| {
+            on_event(CampaignEvent::RunStarted { target: &endpoint.target.name, workload, round });
+            let measurement = measure(endpoint, workload, settings, &observer).await?;
+            on_event(CampaignEvent::RunFinished(&measurement));
+            Ok::<_, LoadTestError>(measurement)
+        };
+    let mut targets: Vec<TargetReport> = endpoints.iter().map(|endpoint| empty_report(endpoint, plan)).collect();
     for round in 0..plan.rounds {
-        let settings = Settings { seed: plan.settings.seed.wrapping_add(round as u64), ..plan.settings.clone() };
-        for index in 0..plan.loads.len() {
+        let settings = RunSettings { seed: plan.settings.seed.wrapping_add(round as u64), ..plan.settings.clone() };
+        for index in 0..plan.workloads.len() {
             for turn in 0..endpoints.len() {
-                // Whoever goes first in one round goes last in another.
-                let who = (turn + round) % endpoints.len();
+                // The order rotates: the target that goes first changes from round to round.
+                let target = (turn + round) % endpoints.len();
                 if stop.is_cancelled() {
                     break;
                 }
-                let measurement = run(&endpoints[who], plan.loads[index], Some(round + 1), &settings).await?;
-                subjects[who].series[index].rounds.push(measurement);
+                let workload = plan.workloads[index];
+                let measurement = run(&endpoints[target], workload, Some(round + 1), &settings).await?;
+                targets[target].series[index].rounds.push(measurement);
             }
         }
     }
     if plan.search {
-        for (endpoint, subject) in endpoints.iter().zip(&mut subjects) {
-            let peak = subject.series.iter().flat_map(|series| &series.rounds).map(Measurement::throughput);
-            let mut search = Search::from(peak.fold(10.0, f64::max));
-            while let Some(rate) = search.next()
+        for (endpoint, target) in endpoints.iter().zip(&mut targets) {
+            let throughputs = target.series.iter().flat_map(|series| &series.rounds).map(RunMeasurement::throughput);
+            let mut search = SaturationSearch::starting_at(throughputs.fold(MIN_FIRST_RATE, f64::max));
+            while let Some(arrival_rate) = search.next_rate()
                 && !stop.is_cancelled()
             {
-                let measurement = run(endpoint, Load::Open { rate }, None, &plan.settings).await?;
+                let measurement = run(endpoint, Workload::OpenLoop { arrival_rate }, None, &plan.settings).await?;
                 if measurement.interrupted {
                     break;
                 }
-                search.tell(rate, meets(&measurement, plan));
-                subject.searched.push(measurement);
+                search.record(arrival_rate, meets_objective(&measurement, plan));
+                target.search_runs.push(measurement);
             }
-            subject.highest = search.found();
+            target.highest_rate = search.highest_rate();
         }
     }
-    Ok(Report {
+    Ok(CampaignReport {
         images: plan.images.clone(),
         settings: plan.settings.clone(),
-        subjects,
+        targets,
         slo_percentile: plan.slo_percentile,
     })
 }
 
-fn meets(measurement: &Measurement, plan: &Plan) -> bool {
-    measurement.failure_share() <= FAILURES && measurement.success.percentile(plan.slo_percentile) <= plan.settings.slo
+/// A report of `endpoint` with no run yet.
+fn empty_report(endpoint: &PreparedEndpoint, plan: &CampaignPlan) -> TargetReport {
+    TargetReport {
+        target: endpoint.target.clone(),
+        series: plan.workloads.iter().map(|workload| WorkloadSeries::new(*workload)).collect(),
+        search_runs: Vec::new(),
+        highest_rate: None,
+    }
+}
+
+fn meets_objective(measurement: &RunMeasurement, plan: &CampaignPlan) -> bool {
+    measurement.failure_share() <= MAX_FAILURE_SHARE
+        && measurement.success.percentile(plan.slo_percentile) <= plan.settings.slo
 }

@@ -1,6 +1,6 @@
-//! Several runs as one number, and one target's numbers against another's.
+//! Medians over rounds, and the ratio of one target's statistics to another's.
 
-/// The middle of some values, or the mean of the two in the middle; not a number if there are none.
+/// The median of some values (the mean of the middle two if their number is even); NaN if there are none.
 #[must_use]
 pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.into_iter().collect();
@@ -12,26 +12,28 @@ pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     }
 }
 
-/// A target's figure against the first target's.
+/// Ratio of a target's statistic to the first target's.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
-pub struct Ratio {
-    /// Of the medians over the rounds.
+pub struct StatisticRatio {
+    /// Ratio of the medians over the rounds.
     pub of_medians: f64,
-    /// The least that any round gave.
-    pub least: f64,
-    /// The most.
-    pub most: f64,
+    /// Smallest ratio of any round.
+    #[serde(rename = "least")]
+    pub min: f64,
+    /// Largest ratio of any round.
+    #[serde(rename = "most")]
+    pub max: f64,
 }
 
-impl Ratio {
-    /// Of one figure a round to another; rounds belong together by their order.
+impl StatisticRatio {
+    /// Computes the ratio of `values` to `base`: one value per round, paired by position.
     #[must_use]
-    pub fn of(figures: &[f64], base: &[f64]) -> Self {
-        let rounds = || figures.iter().zip(base).map(|(figure, base)| figure / base);
+    pub fn of(values: &[f64], base: &[f64]) -> Self {
+        let rounds = || values.iter().zip(base).map(|(value, base)| value / base);
         Self {
-            of_medians: median(figures.iter().copied()) / median(base.iter().copied()),
-            least: rounds().fold(f64::INFINITY, f64::min),
-            most: rounds().fold(f64::NEG_INFINITY, f64::max),
+            of_medians: median(values.iter().copied()) / median(base.iter().copied()),
+            min: rounds().fold(f64::INFINITY, f64::min),
+            max: rounds().fold(f64::NEG_INFINITY, f64::max),
         }
     }
 }
@@ -49,8 +51,8 @@ mod tests {
     }
 
     #[test]
-    fn a_ratio_is_of_medians_and_shows_how_rounds_vary() {
-        let ratio = Ratio::of(&[10.0, 30.0, 20.0], &[10.0, 10.0, 5.0]);
-        assert_eq!(ratio, Ratio { of_medians: 2.0, least: 1.0, most: 4.0 });
+    fn a_ratio_is_of_medians_and_has_the_range_over_the_rounds() {
+        let ratio = StatisticRatio::of(&[10.0, 30.0, 20.0], &[10.0, 10.0, 5.0]);
+        assert_eq!(ratio, StatisticRatio { of_medians: 2.0, min: 1.0, max: 4.0 });
     }
 }

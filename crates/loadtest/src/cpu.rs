@@ -1,9 +1,9 @@
-//! What the tester itself costs.
+//! Processor time of the load generator itself.
 
-/// Processor time of this process so far, seconds; None where the system does not tell in this way.
+/// Processor time of this process since its start, seconds; `None` on systems without `/proc/self/stat`.
 pub(super) fn process_seconds() -> Option<f64> {
-    // User and system time are the 12th and 13th number behind the name, which is in parentheses and may hold anything;
-    // in ticks, of which Linux tells its programs that a second has 100.
+    // User and system time are the 12th and 13th number after the name, which is in parentheses and may contain any
+    // character. Their unit is the tick; Linux reports 100 ticks per second to programs.
     let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
     let (_, numbers) = stat.rsplit_once(')')?;
     let mut numbers = numbers.split_whitespace().skip(11);
@@ -16,7 +16,7 @@ pub(super) fn process_seconds() -> Option<f64> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     #[test]
-    fn it_grows_with_work() {
+    fn processor_time_grows_with_work() {
         let before = super::process_seconds().unwrap();
         let start = std::time::Instant::now();
         let mut sum = 0u64;

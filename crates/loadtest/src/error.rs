@@ -1,68 +1,68 @@
-//! What keeps a measurement from starting.
+//! Errors that prevent a measurement from starting.
 
 use std::path::PathBuf;
 
-/// Why there is nothing to measure.
+/// The reason why a measurement cannot start.
 #[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    /// A target's address cannot be used.
+pub enum LoadTestError {
+    /// A target's URL cannot be used.
     #[error("`{url}`: {reason}")]
     Url {
-        /// As it was given.
+        /// The URL as it was given.
         url: String,
-        /// What is wrong with it.
+        /// The problem with it.
         reason: String,
     },
-    /// Two targets have one name.
+    /// Two targets have the same name.
     #[error("two targets are called `{0}`: give them names, as in ours=http://…")]
     SameName(String),
     /// A header line cannot be sent.
     #[error("header `{0}`: expected `name: value`, in one line of visible ASCII characters")]
     Header(String),
-    /// The server sets these itself, or the request would not be one.
+    /// A header that the load generator sets itself: another value would break the request's framing.
     #[error("header `{0}` follows from the body and the connection, and cannot be set")]
     OwnHeader(String),
     /// A file cannot be read.
     #[error("cannot read {path}: {source}")]
     File {
-        /// Which.
+        /// The file's path.
         path: PathBuf,
-        /// Why.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// A folder without images.
+    /// A folder contains no images.
     #[error("{0} holds no file that ends like an image (jpg, png, webp, gif, bmp, tiff)")]
     NoImages(PathBuf),
-    /// More than should be held in memory.
+    /// The images exceed the memory limit, bytes.
     #[error("the images are more than {} MiB together: name fewer", .0 >> 20)]
     TooManyBytes(usize),
-    /// Nobody listens.
+    /// No connection to the target could be opened.
     #[error("cannot connect to {url}: {reason}; is the server running? `ghostserve serve` starts one")]
     Unreachable {
-        /// Whom we asked.
+        /// The target's URL.
         url: String,
-        /// What the system said.
+        /// The system's error.
         reason: String,
     },
-    /// The first request failed on its way.
+    /// The first request had no usable response.
     #[error("{url} did not answer the first request: {reason}")]
     NoAnswer {
-        /// Whom we asked.
+        /// The target's URL.
         url: String,
-        /// What happened.
+        /// The error.
         reason: String,
     },
-    /// The first request was answered, but not with success.
+    /// The response to the first request did not have a status 2xx.
     #[error("{url} answered the first request with status {status}: {body}")]
     Refused {
-        /// Whom we asked.
+        /// The target's URL.
         url: String,
-        /// What it said.
+        /// Status of the response.
         status: u16,
-        /// The beginning of what it said about it.
+        /// Beginning of the response's body.
         body: String,
     },
-    /// A histogram cannot be made.
+    /// A histogram cannot be created.
     #[error("histogram: {0}")]
     Histogram(#[from] hdrhistogram::CreationError),
     /// A thread cannot be started.

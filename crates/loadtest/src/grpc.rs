@@ -1,6 +1,6 @@
-//! A connection that makes calls, one after the other: HTTP/2 with messages that were written beforehand.
+//! A gRPC connection that makes one unary call at a time: HTTP/2 with messages that were encoded beforehand.
 //!
-//! Statuses are told as HTTP would have told them, so that reports and loops need not know two lists.
+//! gRPC statuses become the corresponding HTTP statuses, so that recording and reports handle one kind of status.
 
 use std::net::SocketAddr;
 
@@ -11,17 +11,17 @@ use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message;
 
-use super::ErrorKind;
-use super::client::{Answer, Failure, connect};
+use super::RequestErrorKind;
+use super::client::{ExchangeError, ReceivedResponse, connect};
 
-/// The call, if a target names none.
+/// Path of the method that is called if the target's URL has no path.
 pub(super) const CLASSIFY: &str = "/ghostserve.v1.InferenceService/Classify";
-/// Before every message: whether it is compressed, and its length.
+/// Length of the prefix of every message, bytes: a compression flag and the message's length.
 const PREFIX: usize = 5;
-/// What may be under way before it is acknowledged, bytes.
+/// HTTP/2 flow-control window, bytes: data that the server may send before the client acknowledges it.
 const WINDOW: u32 = 4 << 20;
 
-/// The part of `ghostserve.v1.ClassifyRequest` that a load test writes.
+/// The fields of `ghostserve.v1.ClassifyRequest` that the load generator writes.
 #[derive(Clone, PartialEq, Message)]
 struct ClassifyRequest {
     /// Image files.
@@ -29,46 +29,46 @@ struct ClassifyRequest {
     images: Vec<Bytes>,
 }
 
-/// The part of `ghostserve.v1.ClassifyResponse` that a load test reads.
+/// The fields of `ghostserve.v1.ClassifyResponse` that the load generator reads.
 #[derive(Clone, PartialEq, Message)]
 struct ClassifyResponse {
-    /// One result for each image; what is in them is not read.
+    /// One result per image; their content is not read.
     #[prost(message, repeated, tag = "2")]
     results: Vec<()>,
 }
 
-/// An open connection, and what all calls over it have in common.
+/// An open connection, and the method that is called over it.
 #[derive(Debug)]
-pub(super) struct Calls {
+pub(super) struct GrpcConnection {
     sender: SendRequest<Full<Bytes>>,
-    call: Call,
+    method: GrpcMethod,
 }
 
-/// Where a call goes, with its metadata.
+/// URI of a method, and the metadata that every call sends.
 #[derive(Clone, Debug)]
-pub(super) struct Call {
+pub(super) struct GrpcMethod {
     uri: Uri,
-    headers: HeaderMap,
+    metadata: HeaderMap,
 }
 
-impl Call {
-    /// Takes header lines that were found to be such.
+impl GrpcMethod {
+    /// Creates a method with metadata from `name: value` lines, which were validated before.
     pub(super) fn new(uri: Uri, lines: &[String]) -> Self {
-        let mut headers = HeaderMap::new();
+        let mut metadata = HeaderMap::new();
         for line in lines {
             let Some((name, value)) = line.split_once(':') else { continue };
             if let (Ok(name), Ok(value)) = (HeaderName::try_from(name.trim()), HeaderValue::try_from(value.trim())) {
-                headers.insert(name, value);
+                metadata.insert(name, value);
             }
         }
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        headers.insert(header::TE, HeaderValue::from_static("trailers"));
-        Self { uri, headers }
+        metadata.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        metadata.insert(header::TE, HeaderValue::from_static("trailers"));
+        Self { uri, metadata }
     }
 }
 
-/// The message that asks for the classes of one image, as it is sent.
-pub(super) fn request(image: &[u8]) -> Bytes {
+/// Encodes a `ClassifyRequest` for one image, with its length prefix.
+pub(super) fn classify_message(image: &[u8]) -> Bytes {
     let message = ClassifyRequest { images: vec![Bytes::copy_from_slice(image)] };
     let length = message.encoded_len();
     let mut framed = BytesMut::with_capacity(PREFIX + length);
@@ -78,13 +78,13 @@ pub(super) fn request(image: &[u8]) -> Bytes {
     framed.freeze()
 }
 
-/// Whether an answer's body is the message that it should be.
-pub(super) fn check(body: &[u8]) -> Result<(), String> {
+/// Checks that a response body is a `ClassifyResponse`.
+pub(super) fn check_classify_response(body: &[u8]) -> Result<(), String> {
     let message = body.get(PREFIX..).ok_or("the answer is no message")?;
     ClassifyResponse::decode(message).map(drop).map_err(|error| error.to_string())
 }
 
-/// The HTTP status that says what a gRPC status does.
+/// The HTTP status that corresponds to a gRPC status.
 fn http_status(status: i32) -> u16 {
     match tonic::Code::from(status) {
         tonic::Code::Ok => 200,
@@ -100,37 +100,42 @@ fn http_status(status: i32) -> u16 {
     }
 }
 
-impl Calls {
-    pub(super) async fn open(address: SocketAddr, call: Call) -> std::io::Result<Self> {
+impl GrpcConnection {
+    pub(super) async fn open(address: SocketAddr, method: GrpcMethod) -> std::io::Result<Self> {
         let stream = connect(address).await?;
         let handshake = http2::Builder::new(TokioExecutor::new())
             .initial_stream_window_size(WINDOW)
             .initial_connection_window_size(WINDOW)
             .handshake(TokioIo::new(stream));
         let (sender, connection) = handshake.await.map_err(std::io::Error::other)?;
-        // Ends with the sender, or when the server is gone, which the sender tells.
+        // The task ends when the sender is dropped, or when the server closes; `sender` reports the latter.
         tokio::spawn(connection);
-        Ok(Self { sender, call })
+        Ok(Self { sender, method })
     }
 
-    pub(super) async fn exchange(&mut self, message: &Bytes, keep: usize) -> Result<Answer, Failure> {
-        let reset = |error: hyper::Error| Failure { kind: ErrorKind::Reset, detail: error.to_string() };
-        let protocol = |detail: &str| Failure { kind: ErrorKind::Protocol, detail: detail.to_owned() };
+    pub(super) async fn exchange(
+        &mut self,
+        message: &Bytes,
+        body_limit: usize,
+    ) -> Result<ReceivedResponse, ExchangeError> {
+        let reset = |error: hyper::Error| ExchangeError { kind: RequestErrorKind::Reset, detail: error.to_string() };
+        let protocol = |detail: &str| ExchangeError { kind: RequestErrorKind::Protocol, detail: detail.to_owned() };
         let mut request = Request::new(Full::new(message.clone()));
         *request.method_mut() = http::Method::POST;
-        *request.uri_mut() = self.call.uri.clone();
-        request.headers_mut().clone_from(&self.call.headers);
+        *request.uri_mut() = self.method.uri.clone();
+        request.headers_mut().clone_from(&self.method.metadata);
         let response = self.sender.send_request(request).await.map_err(reset)?;
-        let (parts, mut body) = response.into_parts();
+        let (parts, mut frames) = response.into_parts();
         if parts.status != http::StatusCode::OK {
             return Err(protocol(&format!("the server answered a call with HTTP's {}", parts.status)));
         }
-        let (mut kept, mut received, mut trailers) = (Vec::new(), 0, parts.headers);
-        while let Some(frame) = body.frame().await {
+        let (mut body, mut received, mut trailers) = (Vec::new(), 0, parts.headers);
+        while let Some(frame) = frames.frame().await {
             match frame.map_err(reset)?.into_data() {
                 Ok(data) => {
                     received += data.len() as u64;
-                    kept.extend_from_slice(&data[..data.len().min(keep - kept.len().min(keep))]);
+                    let free = body_limit - body.len().min(body_limit);
+                    body.extend_from_slice(&data[..data.len().min(free)]);
                 }
                 Err(frame) => trailers.extend(frame.into_trailers().ok().into_iter().flatten()),
             }
@@ -138,12 +143,12 @@ impl Calls {
         let status = trailers.get("grpc-status").and_then(|status| status.to_str().ok()?.parse().ok());
         let status = status.ok_or_else(|| protocol("the answer ended without a `grpc-status`"))?;
         if status != 0 {
-            let said = trailers.get("grpc-message").map(|text| text.as_bytes().to_vec());
-            kept = said.unwrap_or_default();
-            kept.truncate(keep);
+            let status_message = trailers.get("grpc-message").map(|text| text.as_bytes().to_vec());
+            body = status_message.unwrap_or_default();
+            body.truncate(body_limit);
         }
         let (status, sent) = (http_status(status), message.len() as u64);
-        Ok(Answer { status, retry_after: None, sent, received, body: kept })
+        Ok(ReceivedResponse { status, retry_after: None, sent, received, body })
     }
 
     pub(super) fn is_stale(&self) -> bool {
@@ -157,16 +162,16 @@ mod tests {
 
     #[test]
     fn a_request_is_a_framed_message() {
-        let framed = request(b"abc");
+        let framed = classify_message(b"abc");
         assert_eq!(framed[..PREFIX], [0, 0, 0, 0, 5]);
         let message = ClassifyRequest::decode(&framed[PREFIX..]);
         assert!(message.is_ok_and(|message| message.images == [Bytes::from_static(b"abc")]));
-        assert!(check(b"abc").is_err());
-        assert_eq!(check(&[0; PREFIX]), Ok(()));
+        assert!(check_classify_response(b"abc").is_err());
+        assert_eq!(check_classify_response(&[0; PREFIX]), Ok(()));
     }
 
     #[test]
-    fn statuses_are_told_as_https() {
+    fn grpc_statuses_become_http_statuses() {
         for (grpc, http) in [(0, 200), (3, 400), (8, 429), (14, 503), (4, 504), (13, 500), (99, 500)] {
             assert_eq!(http_status(grpc), http);
         }

@@ -1,19 +1,58 @@
-//! A load tester for any HTTP server that takes an image as its body: it offers a load, closed or open, and reports what
-//! came back and how late.
+//! Load generator for inference servers that receive an image per request, over HTTP/1.1 or gRPC. It offers a
+//! closed-loop or an open-loop workload and reports throughput, latency percentiles and errors.
 //!
-//! A [`Target`] and [`Images`] become an [`Endpoint`], whose requests are bytes ready to be written. [`measure`] offers one
-//! [`Load`] to one endpoint and returns a [`Measurement`]; [`campaign()`] runs a [`Plan`] over several endpoints in rounds,
-//! and makes the [`Report`].
+//! A [`LoadTarget`] and an [`ImageSet`] become a [`PreparedEndpoint`], which holds its requests as bytes ready to be
+//! sent. [`measure`] offers one [`Workload`] to one endpoint and returns a [`RunMeasurement`]. [`run_campaign`]
+//! executes a [`CampaignPlan`]: several workloads, several endpoints, several rounds. It returns a
+//! [`CampaignReport`].
 //!
-//! Three rules make the numbers mean something:
+//! The numbers follow three rules:
 //!
-//! - In an open loop every latency counts from the moment at which the request was *due*, not from when it could be sent:
-//!   a server that stalls cannot make its clients politely stop counting.
-//! - Latencies belong to requests that began in the measured window, whenever they ended; rates count the answers that
-//!   arrived in the window, whenever they were asked for.
-//! - The tester runs beside the server, so it must cost little, and says what it cost: its lag and its processor time.
+//! - In an open loop every latency starts at the moment the request was *due*, also if it was sent later. A server
+//!   that stalls delays requests, and the delay counts (no coordinated omission).
+//! - Latencies belong to requests that started in the measured window, whenever they ended. Rates count the responses
+//!   that arrived in the window, whenever their requests started.
+//! - The load generator usually shares the machine with the server. It runs on one thread and reports what it cost:
+//!   its sending lag and its processor time.
 //!
-//! This room knows nothing of the others.
+//! # Example
+//!
+//! A closed loop of 16 connections against one endpoint, measured for 10 seconds after a warm-up of 2:
+//!
+//! ```no_run
+//! use std::sync::Arc;
+//! use std::time::Duration;
+//!
+//! use ghostserve_loadtest::{
+//!     ImageSet, LoadTarget, PreparedEndpoint, RequestFormat, RunObserver, RunSettings, Workload, measure,
+//! };
+//! use tokio_util::sync::CancellationToken;
+//!
+//! let settings = RunSettings {
+//!     duration: Duration::from_secs(10),
+//!     warm_up: Duration::from_secs(2),
+//!     timeout: Duration::from_secs(10),
+//!     slo: Duration::from_millis(100),
+//!     max_connections: 1024,
+//!     seed: 1,
+//!     obey_retry_after: false,
+//!     check_json: true,
+//! };
+//! let target = LoadTarget::parse("http://127.0.0.1:8080/v1/classify")?;
+//! let images = ImageSet::built_in();
+//!
+//! // `measure` needs a current-thread runtime.
+//! let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+//! let measurement = runtime.block_on(async {
+//!     let format = RequestFormat::default();
+//!     let endpoint = Arc::new(PreparedEndpoint::prepare(target, &images, &format, settings.timeout).await?);
+//!     let observer = RunObserver { on_progress: &|_| (), stop: CancellationToken::new() };
+//!     measure(&endpoint, Workload::ClosedLoop { connections: 16 }, &settings, &observer).await
+//! })?;
+//!
+//! println!("{:.1} images/s, p99 {:?}", measurement.throughput(), measurement.success.percentile(99.0));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod arrivals;
 mod campaign;
@@ -34,13 +73,13 @@ mod sample_image;
 mod search;
 mod target;
 
-pub use campaign::{Event, Plan, campaign};
-pub use compare::{Ratio, median};
-pub use endpoint::{Endpoint, RequestStyle};
-pub use error::LoadError;
-pub use images::Images;
-pub use measurement::{Latencies, Measurement};
-pub use recorder::ErrorKind;
-pub use report::Report;
-pub use run::{Load, Progress, Settings, Watch, measure};
-pub use target::Target;
+pub use campaign::{CampaignEvent, CampaignPlan, run_campaign};
+pub use compare::{StatisticRatio, median};
+pub use endpoint::{PreparedEndpoint, RequestFormat};
+pub use error::LoadTestError;
+pub use images::ImageSet;
+pub use measurement::{LatencyHistogram, RunMeasurement};
+pub use recorder::RequestErrorKind;
+pub use report::CampaignReport;
+pub use run::{RunObserver, RunProgress, RunSettings, Workload, measure};
+pub use target::{LoadTarget, TargetProtocol};

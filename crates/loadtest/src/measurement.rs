@@ -1,61 +1,61 @@
-//! The result of offering one load to one server for a while.
+//! The result of one run: one workload offered to one endpoint.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-use super::recorder::merge;
-use super::{ErrorKind, Load, LoadError};
+use super::recorder::add_counts;
+use super::{LoadTestError, RequestErrorKind, Workload};
 
-/// Times, in an HDR histogram of microseconds.
+/// Latency histogram: an HDR histogram of microseconds.
 #[derive(Clone, Debug)]
-pub struct Latencies(pub(super) Histogram<u64>);
+pub struct LatencyHistogram(pub(super) Histogram<u64>);
 
-impl Latencies {
-    /// How many were recorded.
+impl LatencyHistogram {
+    /// Number of recorded latencies.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.0.len()
     }
 
-    /// The time that `percent` of the requests did not exceed; zero if there were none.
+    /// The latency that `percent` (0 to 100) of the requests did not exceed; zero if the histogram is empty.
     #[must_use]
     pub fn percentile(&self, percent: f64) -> Duration {
         Duration::from_micros(if self.0.is_empty() { 0 } else { self.0.value_at_percentile(percent) })
     }
 
-    /// The longest; zero if there were none.
+    /// The largest latency; zero if the histogram is empty.
     #[must_use]
     pub fn max(&self) -> Duration {
         Duration::from_micros(self.0.max())
     }
 
-    /// The average; zero if there were none.
+    /// The mean latency; zero if the histogram is empty.
     #[must_use]
     pub fn mean(&self) -> Duration {
         Duration::from_secs_f64(self.0.mean() / 1e6)
     }
 
-    /// Points of the percentile curve, evenly spaced in the logarithm of the share that is slower, as far as the number
-    /// of requests carries: percent, and the time.
+    /// Points of the percentile curve: percent and latency. They are evenly spaced in the logarithm of the share of
+    /// slower requests, and end at the share that one request has.
     #[must_use]
     pub fn curve(&self) -> Vec<(f64, Duration)> {
-        const STEPS_A_DECADE: f64 = 40.0;
+        const STEPS_PER_DECADE: f64 = 40.0;
         if self.0.is_empty() {
             return Vec::new();
         }
-        let last = (self.count() as f64).log10().clamp(0.1, 6.0);
-        let steps = (last * STEPS_A_DECADE).ceil() as usize;
+        let decades = (self.count() as f64).log10().clamp(0.1, 6.0);
+        let steps = (decades * STEPS_PER_DECADE).ceil() as usize;
         let points = (0..=steps).map(|i| {
-            let slower = 10f64.powf(-(i as f64 / STEPS_A_DECADE).min(last));
+            let slower = 10f64.powf(-(i as f64 / STEPS_PER_DECADE).min(decades));
             let percent = 100.0 * (1.0 - slower);
             (percent, self.percentile(percent))
         });
         points.collect()
     }
 
-    /// The histogram's buckets that are not empty: the highest time each stands for, and its count.
+    /// The non-empty buckets: the highest latency of each, and its count.
     #[must_use]
     pub fn buckets(&self) -> Vec<(Duration, u64)> {
         let buckets = self.0.iter_recorded();
@@ -63,60 +63,61 @@ impl Latencies {
     }
 
     fn add(&mut self, other: &Self) {
-        // All have the same bounds, for which this cannot fail.
+        // All histograms have the same bounds, so this cannot fail.
         let _ = self.0.add(&other.0);
     }
 }
 
-/// What came of one load.
+/// The result of one run.
 #[derive(Clone, Debug)]
-pub struct Measurement {
-    /// What was offered.
-    pub load: Load,
-    /// How long was measured, warm-up excluded.
+pub struct RunMeasurement {
+    /// The offered workload.
+    pub workload: Workload,
+    /// Length of the measured window, seconds; the warm-up is not part of it.
     pub seconds: f64,
-    /// Latencies of answers of status 2xx.
-    pub success: Latencies,
-    /// Latencies of answers of status 429 and 503.
-    pub rejected: Latencies,
-    /// How late requests were sent that found a free connection: the tester's own slowness. Open loop only.
-    pub lag: Latencies,
-    /// Answers by status.
+    /// Latencies of responses with status 2xx.
+    pub success: LatencyHistogram,
+    /// Latencies of responses with status 429 or 503.
+    pub rejected: LatencyHistogram,
+    /// Delay between due time and sending, for requests that found a free connection: the load generator's own
+    /// slowness. Open loop only.
+    pub lag: LatencyHistogram,
+    /// Number of responses by status.
     pub statuses: BTreeMap<u16, u64>,
-    /// Requests without an answer that can be used, by what happened.
-    pub errors: BTreeMap<ErrorKind, u64>,
-    /// What the first of each kind said.
-    pub first_errors: BTreeMap<ErrorKind, String>,
-    /// Successes that arrived in the window.
+    /// Number of requests without a usable response, by kind of error.
+    pub errors: BTreeMap<RequestErrorKind, u64>,
+    /// Message of the first error of each kind.
+    pub first_errors: BTreeMap<RequestErrorKind, String>,
+    /// Number of successful responses that arrived in the window.
     pub finished: u64,
-    /// Those of them that arrived within the objective.
+    /// Number of those that met the latency objective.
     pub finished_in_time: u64,
-    /// Requests that waited for a connection because the most were open. Open loop only.
+    /// Number of requests that waited for a connection because the maximum was open. Open loop only.
     pub queued: u64,
-    /// Connections opened, warm-up included.
+    /// Number of connections opened, warm-up included.
     pub connections_opened: u64,
-    /// Bytes of requests that were answered.
+    /// Bytes sent in requests that received a response.
     pub bytes_sent: u64,
-    /// Bytes of answers.
+    /// Bytes of responses.
     pub bytes_received: u64,
-    /// Requests that were still unanswered when the user had enough.
+    /// Number of requests without a response when the run was stopped early.
     pub abandoned: u64,
-    /// Processor time of the tester, seconds, warm-up included; None where the system does not tell.
+    /// Processor time of the load generator, seconds, warm-up included; `None` where the system does not report it.
     pub cpu_seconds: Option<f64>,
-    /// How long it took, warm-up and waiting for the last answers included, seconds.
+    /// Length of the whole run, seconds: warm-up and waiting for the last responses included.
     pub wall_seconds: f64,
-    /// Whether the user ended it early.
+    /// Whether the run was stopped early.
     pub interrupted: bool,
 }
 
-impl Measurement {
-    pub(super) fn new(load: Load) -> Result<Self, LoadError> {
+impl RunMeasurement {
+    pub(super) fn new(workload: Workload) -> Result<Self, LoadTestError> {
         Ok(Self {
-            load,
+            workload,
             seconds: 0.0,
-            success: Latencies::new()?,
-            rejected: Latencies::new()?,
-            lag: Latencies::new()?,
+            success: LatencyHistogram::new()?,
+            rejected: LatencyHistogram::new()?,
+            lag: LatencyHistogram::new()?,
             statuses: BTreeMap::new(),
             errors: BTreeMap::new(),
             first_errors: BTreeMap::new(),
@@ -133,67 +134,67 @@ impl Measurement {
         })
     }
 
-    /// Requests that began in the window.
+    /// Number of requests that started in the window.
     #[must_use]
     pub fn requests(&self) -> u64 {
         self.statuses.values().sum::<u64>() + self.errors.values().sum::<u64>()
     }
 
-    /// Those of them that were not answered with success.
+    /// Number of requests that started in the window and did not succeed.
     #[must_use]
     pub fn failures(&self) -> u64 {
         self.requests() - self.success.count()
     }
 
-    /// The share of requests that were not answered with success, 0 to 1; 1 if there were no requests at all.
+    /// Share of the requests that did not succeed, 0 to 1; 1 if there were no requests.
     #[must_use]
     pub fn failure_share(&self) -> f64 {
         if self.requests() == 0 { 1.0 } else { self.failures() as f64 / self.requests() as f64 }
     }
 
-    /// Successes a second.
+    /// Successful responses per second.
     #[must_use]
     pub fn throughput(&self) -> f64 {
         self.finished as f64 / self.seconds.max(1e-9)
     }
 
-    /// Successes within the objective a second.
+    /// Successful responses per second that met the latency objective.
     #[must_use]
     pub fn goodput(&self) -> f64 {
         self.finished_in_time as f64 / self.seconds.max(1e-9)
     }
 
-    /// Cores that the tester kept busy on average.
+    /// Number of cores that the load generator kept busy on average.
     #[must_use]
     pub fn cpu_cores(&self) -> Option<f64> {
         Some(self.cpu_seconds? / self.wall_seconds.max(1e-9))
     }
 
-    /// All of several as if they were one.
+    /// Merges several runs into one; its workload is that of the first. `None` if there are no runs.
     #[must_use]
-    pub fn merged<'a>(all: impl IntoIterator<Item = &'a Self>) -> Option<Self> {
-        let mut all = all.into_iter();
-        let mut sum = all.next()?.clone();
-        for other in all {
-            sum.seconds += other.seconds;
-            sum.success.add(&other.success);
-            sum.rejected.add(&other.rejected);
-            sum.lag.add(&other.lag);
-            merge(&mut sum.statuses, &other.statuses);
-            merge(&mut sum.errors, &other.errors);
-            for (kind, detail) in &other.first_errors {
+    pub fn merged<'a>(runs: impl IntoIterator<Item = &'a Self>) -> Option<Self> {
+        let mut runs = runs.into_iter();
+        let mut sum = runs.next()?.clone();
+        for run in runs {
+            sum.seconds += run.seconds;
+            sum.success.add(&run.success);
+            sum.rejected.add(&run.rejected);
+            sum.lag.add(&run.lag);
+            add_counts(&mut sum.statuses, &run.statuses);
+            add_counts(&mut sum.errors, &run.errors);
+            for (kind, detail) in &run.first_errors {
                 sum.first_errors.entry(*kind).or_insert_with(|| detail.clone());
             }
-            sum.finished += other.finished;
-            sum.finished_in_time += other.finished_in_time;
-            sum.queued += other.queued;
-            sum.connections_opened += other.connections_opened;
-            sum.bytes_sent += other.bytes_sent;
-            sum.bytes_received += other.bytes_received;
-            sum.abandoned += other.abandoned;
-            sum.cpu_seconds = sum.cpu_seconds.zip(other.cpu_seconds).map(|(a, b)| a + b);
-            sum.wall_seconds += other.wall_seconds;
-            sum.interrupted |= other.interrupted;
+            sum.finished += run.finished;
+            sum.finished_in_time += run.finished_in_time;
+            sum.queued += run.queued;
+            sum.connections_opened += run.connections_opened;
+            sum.bytes_sent += run.bytes_sent;
+            sum.bytes_received += run.bytes_received;
+            sum.abandoned += run.abandoned;
+            sum.cpu_seconds = sum.cpu_seconds.zip(run.cpu_seconds).map(|(a, b)| a + b);
+            sum.wall_seconds += run.wall_seconds;
+            sum.interrupted |= run.interrupted;
         }
         Some(sum)
     }
@@ -205,31 +206,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn percentiles_are_what_sorting_gives() {
-        let mut latencies = Latencies::new().unwrap();
+    fn percentiles_agree_with_sorted_values() {
+        let mut latencies = LatencyHistogram::new().unwrap();
         assert_eq!((latencies.percentile(99.0), latencies.curve().len()), (Duration::ZERO, 0));
         let times: Vec<u64> = (1..=1000).map(|i| i * 100).collect();
         times.iter().for_each(|us| latencies.record(Duration::from_micros(*us)));
         for (percent, index) in [(50.0, 499), (90.0, 899), (99.0, 989), (99.85, 998), (100.0, 999)] {
-            let found = latencies.percentile(percent).as_micros() as f64;
-            assert!((found / times[index] as f64 - 1.0).abs() < 0.001, "{percent}: {found}");
+            let percentile = latencies.percentile(percent).as_micros() as f64;
+            assert!((percentile / times[index] as f64 - 1.0).abs() < 0.001, "{percent}: {percentile}");
         }
         let curve = latencies.curve();
         assert!(curve.is_sorted_by(|a, b| a.0 <= b.0 && a.1 <= b.1));
         let last = curve.last().unwrap().0;
-        assert!((last - 99.9).abs() < 1e-6, "no further than a thousand requests carry: {last}");
+        assert!((last - 99.9).abs() < 1e-6, "a curve of 1000 requests ends at p99.9: {last}");
         assert_eq!(latencies.buckets().iter().map(|(_, count)| count).sum::<u64>(), 1000);
     }
 
     #[test]
-    fn merging_adds() {
-        let mut one = Measurement::new(Load::Closed { connections: 1 }).unwrap();
+    fn merging_adds_counts_and_durations() {
+        let mut one = RunMeasurement::new(Workload::ClosedLoop { connections: 1 }).unwrap();
         one.success.record(Duration::from_millis(1));
         one.statuses.insert(200, 1);
         (one.seconds, one.finished) = (2.0, 10);
-        let both = Measurement::merged([&one, &one]).unwrap();
+        let both = RunMeasurement::merged([&one, &one]).unwrap();
         assert_eq!((both.success.count(), both.requests(), both.finished), (2, 2, 20));
         assert!((both.throughput() - 5.0).abs() < 1e-9);
-        assert!(Measurement::merged([]).is_none());
+        assert!(RunMeasurement::merged([]).is_none());
     }
 }

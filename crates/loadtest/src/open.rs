@@ -1,4 +1,4 @@
-//! The open loop: requests that are due whether or not the server has answered those before.
+//! The open loop: requests are sent when they are due, whether or not the server has answered the earlier ones.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -8,71 +8,82 @@ use std::time::Instant;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::LoadError;
-use super::arrivals::{Poisson, pace};
+use super::LoadTestError;
+use super::arrivals::{PoissonArrivals, pace};
 use super::client::Connection;
-use super::run::Run;
+use super::run::RunContext;
 
-/// Connections, and the requests that wait for one.
+/// The connections of an open loop, and the requests that wait for one.
 #[derive(Default)]
-struct Desk {
-    /// Each with the part that it is to.
+struct ConnectionPool {
+    /// Idle connections, each with the index of its destination.
     idle: RefCell<Vec<(Connection, usize)>>,
-    /// Those that are busy as well.
+    /// Number of open connections, idle and busy.
     open: Cell<usize>,
+    /// Due times of the requests that wait for a connection.
     waiting: RefCell<VecDeque<Instant>>,
+    /// Index of the image that the next request carries.
     next_image: Cell<usize>,
-    /// Connections that there were, to share them among the parts.
+    /// Number of connections opened so far; distributes them over the destinations in turn.
     opened: Cell<usize>,
 }
 
-/// Offers `rate` requests a second from `begin` to the run's end; gives how many were unanswered when the user had enough.
-pub(super) async fn offer(run: &Rc<Run>, rate: f64, begin: Instant) -> Result<u64, LoadError> {
-    let (sender, mut due) = mpsc::unbounded_channel();
-    let (arrivals, end, stop) = (Poisson::new(rate, run.settings.seed), run.end, run.stop.clone());
-    let pacing = std::thread::Builder::new().name("pace".to_owned());
-    let pacing = pacing.spawn(move || pace(arrivals, begin, end, &sender, &stop)).map_err(LoadError::Thread)?;
+/// Offers `rate` requests per second from `begin` to the run's end. Returns the number of requests without a response
+/// when the run was stopped early, otherwise 0.
+pub(super) async fn run_open_loop(run: &Rc<RunContext>, rate: f64, begin: Instant) -> Result<u64, LoadTestError> {
+    let (sender, mut due_times) = mpsc::unbounded_channel();
+    let (arrivals, end, stop) = (PoissonArrivals::new(rate, run.settings.seed), run.end, run.stop.clone());
+    let pacing_thread = std::thread::Builder::new()
+        .name("pace".to_owned())
+        .spawn(move || pace(arrivals, begin, end, &sender, &stop))
+        .map_err(LoadTestError::Thread)?;
 
-    let desk = Rc::new(Desk::default());
+    let pool = Rc::new(ConnectionPool::default());
     let mut tasks = JoinSet::new();
-    while let Some(at) = due.recv().await {
-        // Not one by one: most are gone before anybody asks.
+    while let Some(due) = due_times.recv().await {
+        // Most tasks have ended since the last arrival: take all of their results.
         while tasks.try_join_next().is_some() {}
-        let connection = desk.idle.borrow_mut().pop();
-        if connection.is_none() {
-            if desk.open.get() >= run.settings.max_connections {
-                run.recorder.borrow_mut().queued(at);
-                desk.waiting.borrow_mut().push_back(at);
+        let idle = pool.idle.borrow_mut().pop();
+        if idle.is_none() {
+            if pool.open.get() >= run.settings.max_connections {
+                run.recorder.borrow_mut().record_queued(due);
+                pool.waiting.borrow_mut().push_back(due);
                 continue;
             }
-            desk.open.set(desk.open.get() + 1);
+            pool.open.set(pool.open.get() + 1);
         }
-        run.recorder.borrow_mut().sent(at, Instant::now());
-        let (connection, part) = match connection {
-            Some((connection, part)) => (Some(connection), part),
-            None => (None, desk.opened.replace(desk.opened.get() + 1) % run.endpoint.parts.len()),
+        run.recorder.borrow_mut().record_lag(due, Instant::now());
+        let (connection, destination) = match idle {
+            Some((connection, destination)) => (Some(connection), destination),
+            None => (None, pool.opened.replace(pool.opened.get() + 1) % run.endpoint.destinations.len()),
         };
-        tasks.spawn_local(serve(Rc::clone(run), Rc::clone(&desk), (connection, part), at));
+        tasks.spawn_local(send_requests(Rc::clone(run), Rc::clone(&pool), connection, destination, due));
     }
-    let left = run.finish(tasks).await;
-    // It has sent its last, or has been told to stop.
-    let _ = pacing.join();
-    Ok(left)
+    let unanswered = run.finish(tasks).await;
+    // The channel is closed, so the thread has sent its last arrival or was stopped.
+    let _ = pacing_thread.join();
+    Ok(unanswered)
 }
 
-/// Sends a request, and then those that wait for a connection, over one.
-async fn serve(run: Rc<Run>, desk: Rc<Desk>, (mut connection, part): (Option<Connection>, usize), mut due: Instant) {
+/// Sends the request that is due at `due`, then those that wait for a connection. Returns the connection to the pool.
+async fn send_requests(
+    run: Rc<RunContext>,
+    pool: Rc<ConnectionPool>,
+    mut connection: Option<Connection>,
+    destination: usize,
+    mut due: Instant,
+) {
     loop {
-        let image = desk.next_image.get();
-        desk.next_image.set(image + 1);
-        run.exchange(&mut connection, (part, image), due).await;
-        match desk.waiting.borrow_mut().pop_front() {
+        let image = pool.next_image.get();
+        pool.next_image.set(image + 1);
+        run.exchange(&mut connection, destination, image, due).await;
+        match pool.waiting.borrow_mut().pop_front() {
             Some(next) => due = next,
             None => break,
         }
     }
     match connection {
-        Some(connection) => desk.idle.borrow_mut().push((connection, part)),
-        None => desk.open.set(desk.open.get() - 1),
+        Some(connection) => pool.idle.borrow_mut().push((connection, destination)),
+        None => pool.open.set(pool.open.get() - 1),
     }
 }

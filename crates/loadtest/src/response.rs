@@ -1,12 +1,12 @@
-//! Reading an HTTP/1.1 response, however its bytes arrive. Bodies are counted and thrown away.
+//! Incremental parser of HTTP/1.1 responses. Bodies are counted; only their beginning is stored.
 
-/// The most a head, or the trailers of a chunked body, may take, bytes.
+/// Largest size of a head, and of the trailers of a chunked body, bytes.
 const MAX_HEAD: usize = 64 << 10;
 
-/// The most header lines of a response.
+/// Largest number of header lines of a response.
 const MAX_HEADERS: usize = 96;
 
-/// What is no HTTP.
+/// The reason why the received bytes are not a complete HTTP response.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum ProtocolError {
     #[error("the head of the response is malformed: {0}")]
@@ -21,100 +21,95 @@ pub(super) enum ProtocolError {
     Cut,
 }
 
-/// A response on its way.
+/// Parser of one response. Bytes may arrive in pieces of any size.
 #[derive(Debug)]
-pub(super) struct Response {
-    state: State,
-    /// The part of a head that has arrived, if not all of it came at once.
+pub(super) struct ResponseParser {
+    state: ParserState,
+    /// The part of the head received so far, if it did not arrive in one piece.
     head: Vec<u8>,
-    /// Three digits, known once the head is complete.
+    /// Status code; 0 until the head is complete.
     pub(super) status: u16,
-    /// Whether another request may follow on this connection.
+    /// Whether the connection can carry another request.
     pub(super) keep_alive: bool,
-    /// Seconds, where the server says so in that form.
+    /// Value of `Retry-After`, seconds; `None` if absent or a date.
     pub(super) retry_after: Option<u64>,
-    /// Bytes, head and framing included.
+    /// Bytes received, head and framing included.
     pub(super) received: u64,
-    /// The beginning of the body, as much as was asked to be kept.
+    /// Beginning of the body, at most `body_limit` bytes.
     pub(super) body: Vec<u8>,
-    keep: usize,
+    body_limit: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum ParserState {
     Head,
-    /// So many bytes of the body are still to come.
+    /// In a body of known length; the number of bytes still to come.
     Length(u64),
-    Chunked(Chunk),
+    Chunked(ChunkState),
+    /// In a body that ends when the connection closes.
     UntilClose,
     Done,
 }
 
-/// Where in a chunked body we are.
+/// Position within a chunked body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Chunk {
-    /// In the line with the size.
-    Size {
-        size: u64,
-        digits: u8,
-        extension: bool,
-    },
+enum ChunkState {
+    /// In the line with the chunk's size.
+    Size { size: u64, digits: u8, extension: bool },
+    /// In the chunk's data; the number of bytes still to come.
     Data(u64),
-    /// Behind a chunk: this many of its two line-ending bytes have come.
+    /// After the chunk's data; the number of its two line-ending bytes received.
     End(u8),
-    /// In the trailers: bytes of the current line, and of all.
-    Trailer {
-        line: usize,
-        all: usize,
-    },
+    /// In the trailers: bytes of the current line, and of all lines.
+    Trailer { line: usize, all: usize },
 }
 
-const FIRST_CHUNK: Chunk = Chunk::Size { size: 0, digits: 0, extension: false };
+const FIRST_CHUNK: ChunkState = ChunkState::Size { size: 0, digits: 0, extension: false };
 
-impl Response {
-    /// Keeps up to `keep` bytes of the body.
-    pub(super) fn new(keep: usize) -> Self {
+impl ResponseParser {
+    /// Creates a parser that stores at most `body_limit` bytes of the body.
+    pub(super) fn new(body_limit: usize) -> Self {
         Self {
-            state: State::Head,
+            state: ParserState::Head,
             head: Vec::new(),
             status: 0,
             keep_alive: false,
             retry_after: None,
             received: 0,
             body: Vec::new(),
-            keep,
+            body_limit,
         }
     }
 
-    /// Takes what has arrived; true once the response is complete.
+    /// Parses received bytes. Returns true once the response is complete.
     pub(super) fn feed(&mut self, mut data: &[u8]) -> Result<bool, ProtocolError> {
         self.received += data.len() as u64;
         while !data.is_empty() {
             data = match self.state {
-                State::Head => self.feed_head(data)?,
-                State::Length(left) => {
-                    let taken = self.take(data, left);
+                ParserState::Head => self.feed_head(data)?,
+                ParserState::Length(left) => {
+                    let taken = self.take_body(data, left);
                     let left = left - taken as u64;
-                    self.state = if left == 0 { State::Done } else { State::Length(left) };
+                    self.state = if left == 0 { ParserState::Done } else { ParserState::Length(left) };
                     &data[taken..]
                 }
-                State::Chunked(chunk) => self.feed_chunk(chunk, data)?,
-                State::UntilClose => &data[self.take(data, u64::MAX)..],
-                // More than was announced: what follows cannot be trusted to be the next response.
-                State::Done => {
+                ParserState::Chunked(chunk) => self.feed_chunk(chunk, data)?,
+                ParserState::UntilClose => &data[self.take_body(data, u64::MAX)..],
+                // More bytes than announced: they need not be the next response.
+                ParserState::Done => {
                     self.keep_alive = false;
                     &[]
                 }
             };
         }
-        Ok(self.state == State::Done)
+        Ok(self.state == ParserState::Done)
     }
 
-    /// The connection has ended: fine for a body that ends with it.
-    pub(super) fn end(&mut self) -> Result<(), ProtocolError> {
+    /// Handles the end of the connection, which completes a body without a length and is an error otherwise.
+    pub(super) fn finish(&mut self) -> Result<(), ProtocolError> {
         match self.state {
-            State::UntilClose | State::Done => {
-                self.state = State::Done;
+            ParserState::UntilClose | ParserState::Done => {
+                self.state = ParserState::Done;
                 self.keep_alive = false;
                 Ok(())
             }
@@ -122,15 +117,16 @@ impl Response {
         }
     }
 
-    fn take(&mut self, data: &[u8], most: u64) -> usize {
-        let taken = usize::try_from(most).map_or(data.len(), |most| data.len().min(most));
-        let kept = taken.min(self.keep - self.body.len());
-        self.body.extend_from_slice(&data[..kept]);
+    /// Consumes at most `max` bytes of body data. Returns the number of bytes consumed.
+    fn take_body(&mut self, data: &[u8], max: u64) -> usize {
+        let taken = usize::try_from(max).map_or(data.len(), |max| data.len().min(max));
+        let stored = taken.min(self.body_limit - self.body.len());
+        self.body.extend_from_slice(&data[..stored]);
         taken
     }
 
     fn feed_head<'a>(&mut self, data: &'a [u8]) -> Result<&'a [u8], ProtocolError> {
-        // Nearly always the head comes in one piece, and is not copied.
+        // The head nearly always arrives in one piece; then it is not copied.
         if self.head.is_empty() {
             return match self.parse_head(data)? {
                 Some(length) => Ok(&data[length..]),
@@ -153,7 +149,7 @@ impl Response {
         }
     }
 
-    /// The head's length if it is complete.
+    /// Parses a head. Returns its length if it is complete.
     fn parse_head(&mut self, data: &[u8]) -> Result<Option<usize>, ProtocolError> {
         let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
         let mut parsed = httparse::Response::new(&mut headers);
@@ -162,7 +158,7 @@ impl Response {
             httparse::Status::Partial => return Ok(None),
         };
         self.status = parsed.code.unwrap_or(0);
-        // 100 Continue and its like: the response is still to come.
+        // An interim response such as 100 Continue: the final one is still to come.
         if (100..200).contains(&self.status) {
             return Ok(Some(length));
         }
@@ -182,49 +178,49 @@ impl Response {
             }
         }
         self.state = match (self.status, chunked, body_length) {
-            (204 | 304, ..) | (_, false, Some(0)) => State::Done,
-            (_, true, _) => State::Chunked(FIRST_CHUNK),
-            (_, false, Some(length)) => State::Length(length),
+            (204 | 304, ..) | (_, false, Some(0)) => ParserState::Done,
+            (_, true, _) => ParserState::Chunked(FIRST_CHUNK),
+            (_, false, Some(length)) => ParserState::Length(length),
             (_, false, None) => {
                 self.keep_alive = false;
-                State::UntilClose
+                ParserState::UntilClose
             }
         };
         Ok(Some(length))
     }
 
-    fn feed_chunk<'a>(&mut self, chunk: Chunk, data: &'a [u8]) -> Result<&'a [u8], ProtocolError> {
+    fn feed_chunk<'a>(&mut self, chunk: ChunkState, data: &'a [u8]) -> Result<&'a [u8], ProtocolError> {
         let next = match chunk {
-            Chunk::Data(left) => {
-                let taken = self.take(data, left);
+            ChunkState::Data(left) => {
+                let taken = self.take_body(data, left);
                 let left = left - taken as u64;
-                self.state = State::Chunked(if left == 0 { Chunk::End(0) } else { Chunk::Data(left) });
+                self.state = ParserState::Chunked(if left == 0 { ChunkState::End(0) } else { ChunkState::Data(left) });
                 return Ok(&data[taken..]);
             }
-            Chunk::Size { size, digits, extension } => match (data[0], (data[0] as char).to_digit(16)) {
+            ChunkState::Size { size, digits, extension } => match (data[0], (data[0] as char).to_digit(16)) {
                 (b'\n', _) if digits == 0 => return Err(ProtocolError::Chunk),
-                (b'\n', _) if size == 0 => Chunk::Trailer { line: 0, all: 0 },
-                (b'\n', _) => Chunk::Data(size),
+                (b'\n', _) if size == 0 => ChunkState::Trailer { line: 0, all: 0 },
+                (b'\n', _) => ChunkState::Data(size),
                 (_, Some(digit)) if !extension && digits < 15 => {
-                    Chunk::Size { size: size << 4 | u64::from(digit), digits: digits + 1, extension }
+                    ChunkState::Size { size: size << 4 | u64::from(digit), digits: digits + 1, extension }
                 }
-                (b';' | b' ' | b'\t' | b'\r', _) if digits > 0 => Chunk::Size { size, digits, extension: true },
+                (b';' | b' ' | b'\t' | b'\r', _) if digits > 0 => ChunkState::Size { size, digits, extension: true },
                 _ if extension => chunk,
                 _ => return Err(ProtocolError::Chunk),
             },
-            Chunk::End(0) if data[0] == b'\r' => Chunk::End(1),
-            Chunk::End(1) if data[0] == b'\n' => FIRST_CHUNK,
-            Chunk::End(_) => return Err(ProtocolError::Chunk),
-            Chunk::Trailer { all, .. } if all > MAX_HEAD => return Err(ProtocolError::HeadTooLarge),
-            Chunk::Trailer { line: 0, .. } if data[0] == b'\n' => {
-                self.state = State::Done;
+            ChunkState::End(0) if data[0] == b'\r' => ChunkState::End(1),
+            ChunkState::End(1) if data[0] == b'\n' => FIRST_CHUNK,
+            ChunkState::End(_) => return Err(ProtocolError::Chunk),
+            ChunkState::Trailer { all, .. } if all > MAX_HEAD => return Err(ProtocolError::HeadTooLarge),
+            ChunkState::Trailer { line: 0, .. } if data[0] == b'\n' => {
+                self.state = ParserState::Done;
                 return Ok(&data[1..]);
             }
-            Chunk::Trailer { all, .. } if data[0] == b'\n' => Chunk::Trailer { line: 0, all: all + 1 },
-            Chunk::Trailer { line, all } if data[0] == b'\r' => Chunk::Trailer { line, all: all + 1 },
-            Chunk::Trailer { line, all } => Chunk::Trailer { line: line + 1, all: all + 1 },
+            ChunkState::Trailer { all, .. } if data[0] == b'\n' => ChunkState::Trailer { line: 0, all: all + 1 },
+            ChunkState::Trailer { line, all } if data[0] == b'\r' => ChunkState::Trailer { line, all: all + 1 },
+            ChunkState::Trailer { line, all } => ChunkState::Trailer { line: line + 1, all: all + 1 },
         };
-        self.state = State::Chunked(next);
+        self.state = ParserState::Chunked(next);
         Ok(&data[1..])
     }
 }
@@ -234,18 +230,18 @@ impl Response {
 mod tests {
     use super::*;
 
-    /// In pieces of the given size; None where it never became complete.
-    fn read(bytes: &[u8], piece: usize) -> Result<Option<Response>, ProtocolError> {
-        let mut response = Response::new(1000);
+    /// Parses `bytes` in pieces of `size` bytes. `None` if the response is incomplete.
+    fn parse(bytes: &[u8], size: usize) -> Result<Option<ResponseParser>, ProtocolError> {
+        let mut response = ResponseParser::new(1000);
         let mut done = false;
-        for piece in bytes.chunks(piece) {
+        for piece in bytes.chunks(size) {
             done = response.feed(piece)?;
         }
         Ok(done.then_some(response))
     }
 
     #[test]
-    fn responses_are_read_however_they_are_cut() {
+    fn responses_are_parsed_in_pieces_of_any_size() {
         let cases: [(&str, u16, &str, bool); 9] = [
             ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", 200, "hello", true),
             ("HTTP/1.1 200\r\ncontent-length: 0\r\n\r\n", 200, "", true),
@@ -260,7 +256,8 @@ mod tests {
             ("HTTP/1.0 200 OK\r\nConnection: Keep-Alive\r\nContent-Length: 2\r\n\r\nhi", 200, "hi", true),
             ("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", 200, "hi", true),
             (
-                "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n5\r\nhello\r\nB;x=\"y\"\r\n, you there\r\n0\r\n\r\n",
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n5\r\nhello\r\n\
+                 B;x=\"y\"\r\n, you there\r\n0\r\n\r\n",
                 200,
                 "hello, you there",
                 true,
@@ -273,33 +270,33 @@ mod tests {
             ),
         ];
         for (text, status, body, keep_alive) in cases {
-            for piece in [1, 2, 3, 7, text.len()] {
-                let response = read(text.as_bytes(), piece).unwrap().unwrap_or_else(|| panic!("{piece}: {text}"));
-                assert_eq!((response.status, response.keep_alive), (status, keep_alive), "{piece}: {text}");
-                assert_eq!(str::from_utf8(&response.body), Ok(body), "{piece}: {text}");
+            for size in [1, 2, 3, 7, text.len()] {
+                let response = parse(text.as_bytes(), size).unwrap().unwrap_or_else(|| panic!("{size}: {text}"));
+                assert_eq!((response.status, response.keep_alive), (status, keep_alive), "{size}: {text}");
+                assert_eq!(str::from_utf8(&response.body), Ok(body), "{size}: {text}");
                 assert_eq!(response.received, text.len() as u64);
                 assert_eq!(response.retry_after, (status == 429).then_some(7));
             }
-            // One byte less is never enough.
+            // Without its last byte a response is incomplete.
             assert!(read(&text.as_bytes()[..text.len() - 1], 4).unwrap().is_none(), "{text}");
         }
     }
 
     #[test]
-    fn a_body_without_length_ends_with_the_connection_and_no_other_does() {
-        let mut response = Response::new(3);
+    fn only_a_body_without_length_may_end_with_the_connection() {
+        let mut response = ResponseParser::new(3);
         assert_eq!(response.feed(b"HTTP/1.1 200 OK\r\n\r\nuntil the end"), Ok(false));
-        assert_eq!(response.end(), Ok(()));
+        assert_eq!(response.finish(), Ok(()));
         assert_eq!((response.keep_alive, &response.body[..]), (false, &b"unt"[..]));
         for text in ["", "HTTP/1.1 200 OK\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nab"] {
-            let mut response = Response::new(0);
+            let mut response = ResponseParser::new(0);
             assert_eq!(response.feed(text.as_bytes()), Ok(false));
-            assert_eq!(response.end(), Err(ProtocolError::Cut));
+            assert_eq!(response.finish(), Err(ProtocolError::Cut));
         }
     }
 
     #[test]
-    fn what_is_no_http_is_an_error() {
+    fn malformed_responses_are_errors() {
         for text in [
             "SSH-2.0-OpenSSH\r\n",
             "HTTP/1.1 200 OK\r\nContent-Length: five\r\n\r\n",
@@ -308,12 +305,12 @@ mod tests {
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n\r\n",
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffffff\r\n",
         ] {
-            assert!(read(text.as_bytes(), 5).is_err(), "{text}");
+            assert!(parse(text.as_bytes(), 5).is_err(), "{text}");
         }
         let endless = format!("HTTP/1.1 200 OK\r\nx: {}", "y".repeat(MAX_HEAD));
-        assert_eq!(read(endless.as_bytes(), 1000).unwrap_err(), ProtocolError::HeadTooLarge);
-        // Complete, but followed by something that nobody asked for.
-        let more = read(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nab", 100).unwrap().unwrap();
-        assert!(!more.keep_alive);
+        assert_eq!(parse(endless.as_bytes(), 1000).unwrap_err(), ProtocolError::HeadTooLarge);
+        // Complete, but followed by bytes that no request caused.
+        let longer = parse(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nab", 100).unwrap().unwrap();
+        assert!(!longer.keep_alive);
     }
 }

@@ -1,4 +1,4 @@
-//! Offering one load to one server, and what can be watched meanwhile.
+//! One run: offers a workload to an endpoint and measures it.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -10,208 +10,215 @@ use serde::Serialize;
 use tokio::task::{JoinSet, LocalSet};
 use tokio_util::sync::CancellationToken;
 
-use super::client::{Connection, Failure};
-use super::endpoint::Part;
-use super::recorder::{Outcome, Recorder};
-use super::{Endpoint, ErrorKind, LoadError, Measurement, cpu, open};
+use super::client::{Connection, ExchangeError};
+use super::endpoint::Destination;
+use super::recorder::{RequestOutcome, RunRecorder};
+use super::{LoadTestError, PreparedEndpoint, RequestErrorKind, RunMeasurement, cpu, open};
 
 /// How requests follow each other.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Load {
-    /// Every connection sends its next request when the last has been answered.
-    Closed {
-        /// Connections.
+pub enum Workload {
+    /// Closed loop: each connection sends its next request when the last one has been answered.
+    #[serde(rename = "closed")]
+    ClosedLoop {
+        /// Number of connections.
         connections: usize,
     },
-    /// Requests are due at random times, whatever has become of those before.
-    Open {
-        /// Requests a second on average.
-        rate: f64,
+    /// Open loop: requests are due at random times (a Poisson process), independent of the responses.
+    #[serde(rename = "open")]
+    OpenLoop {
+        /// Requests per second on average.
+        #[serde(rename = "rate")]
+        arrival_rate: f64,
     },
 }
 
-impl std::fmt::Display for Load {
+impl std::fmt::Display for Workload {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Closed { connections } => write!(f, "closed loop, {connections} connections"),
-            Self::Open { rate } => write!(f, "open loop, {rate:.1} requests/s"),
+            Self::ClosedLoop { connections } => write!(f, "closed loop, {connections} connections"),
+            Self::OpenLoop { arrival_rate } => write!(f, "open loop, {arrival_rate:.1} requests/s"),
         }
     }
 }
 
-/// How a load is offered.
+/// Settings of a run.
 #[derive(Clone, Debug, Serialize)]
-pub struct Settings {
-    /// How long is measured.
+pub struct RunSettings {
+    /// Length of the measured window.
     pub duration: Duration,
-    /// How long the load runs before that.
+    /// Length of the warm-up: the workload runs, but is not measured.
     pub warm_up: Duration,
-    /// How long an answer is waited for.
+    /// Time allowed for a response, opening the connection included.
     pub timeout: Duration,
-    /// The latency that counts as in time.
+    /// Latency objective: a response within it counts as goodput.
     pub slo: Duration,
-    /// Connections that an open loop opens at most; past them, requests wait, and their latency with them.
+    /// Largest number of connections of an open loop. Requests beyond it wait, and their latency includes the wait.
     pub max_connections: usize,
-    /// Of the random times of an open loop.
+    /// Seed of the random arrival times of an open loop.
     pub seed: u64,
-    /// Whether a client of a closed loop that is shed stays away for as long as the server asks.
+    /// Whether a connection of a closed loop pauses after a 429 or 503 for the server's `Retry-After`; one second
+    /// without it.
     pub obey_retry_after: bool,
-    /// Whether a success must have a JSON body, or the message that the call gives.
+    /// Whether a successful response must have a JSON body (HTTP) or the method's response message (gRPC).
     pub check_json: bool,
 }
 
-/// What is known of a run that is not over.
+/// Intermediate results of a run.
 #[derive(Clone, Copy, Debug)]
-pub struct Progress {
-    /// Since the load began, warm-up included.
+pub struct RunProgress {
+    /// Time since the run started, warm-up included.
     pub elapsed: Duration,
-    /// Whether it is still the warm-up.
+    /// Whether the run is in its warm-up.
     pub warming_up: bool,
-    /// Successes so far.
+    /// Number of successful responses in the window.
     pub finished: u64,
-    /// Their 99th percentile.
+    /// 99th percentile of the latencies of successful requests.
     pub p99: Duration,
-    /// Requests without success so far.
+    /// Number of failed requests.
     pub failures: u64,
 }
 
-/// Who looks on.
-pub struct Watch<'a> {
-    /// Called a few times a second.
-    pub progress: &'a dyn Fn(Progress),
-    /// Ends the run early.
+/// Observes a run and can stop it.
+pub struct RunObserver<'a> {
+    /// Called a few times per second.
+    pub on_progress: &'a dyn Fn(RunProgress),
+    /// Stops the run early when cancelled.
     pub stop: CancellationToken,
 }
 
-/// How often progress is told.
-const TICK: Duration = Duration::from_millis(200);
-/// After a connection could not be opened, a client of a closed loop waits so long before it tries again.
-const RECONNECT: Duration = Duration::from_millis(50);
-/// Bytes of a body that are kept to be checked.
-const CHECKED: usize = 1 << 20;
+/// Interval between progress reports.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
+/// Pause of a closed-loop connection after it could not be opened.
+const RECONNECT_DELAY: Duration = Duration::from_millis(50);
+/// Largest length of a body that is checked, bytes.
+const CHECKED_BODY: usize = 1 << 20;
 
-/// One run, as its tasks share it.
-pub(super) struct Run {
-    pub(super) endpoint: Arc<Endpoint>,
-    pub(super) settings: Settings,
-    pub(super) recorder: RefCell<Recorder>,
+/// State of one run, shared by its tasks.
+pub(super) struct RunContext {
+    pub(super) endpoint: Arc<PreparedEndpoint>,
+    pub(super) settings: RunSettings,
+    pub(super) recorder: RefCell<RunRecorder>,
     pub(super) end: Instant,
     pub(super) stop: CancellationToken,
 }
 
-/// Offers `load` to `endpoint` and returns what came of it. Must run on a current-thread tokio runtime: everything it does
-/// fits one core, and one thread needs no locks.
+/// Offers `workload` to `endpoint` and returns the measurement. Must run on a current-thread tokio runtime: one core
+/// is enough for the work, and a single thread needs no locks.
 ///
 /// # Errors
-/// The run could not begin.
+/// The run could not start.
 pub async fn measure(
-    endpoint: &Arc<Endpoint>,
-    load: Load,
-    settings: &Settings,
-    watch: &Watch<'_>,
-) -> Result<Measurement, LoadError> {
+    endpoint: &Arc<PreparedEndpoint>,
+    workload: Workload,
+    settings: &RunSettings,
+    observer: &RunObserver<'_>,
+) -> Result<RunMeasurement, LoadTestError> {
     let begin = Instant::now();
     let start = begin + settings.warm_up;
     let end = start + settings.duration;
-    let cpu = cpu::process_seconds();
-    let run = Rc::new(Run {
+    let cpu_before = cpu::process_seconds();
+    let run = Rc::new(RunContext {
         endpoint: Arc::clone(endpoint),
         settings: settings.clone(),
-        recorder: RefCell::new(Recorder::new(load, start, end, settings.slo)?),
+        recorder: RefCell::new(RunRecorder::new(workload, start, end, settings.slo)?),
         end,
-        stop: watch.stop.clone(),
+        stop: observer.stop.clone(),
     });
     let local = LocalSet::new();
     let offered = local.run_until(async {
-        match load {
-            Load::Closed { connections } => closed(&run, connections).await,
-            Load::Open { rate } => open::offer(&run, rate, begin).await,
+        match workload {
+            Workload::ClosedLoop { connections } => run_closed_loop(&run, connections).await,
+            Workload::OpenLoop { arrival_rate } => open::run_open_loop(&run, arrival_rate, begin).await,
         }
     });
     tokio::pin!(offered);
-    let mut ticks = tokio::time::interval(TICK);
+    let mut ticks = tokio::time::interval(PROGRESS_INTERVAL);
     let unanswered = loop {
         tokio::select! {
             unanswered = &mut offered => break unanswered?,
             _ = ticks.tick() => {
-                let (finished, p99, failures) = run.recorder.borrow().so_far();
                 let elapsed = begin.elapsed();
-                let warming_up = elapsed < settings.warm_up;
-                (watch.progress)(Progress { elapsed, warming_up, finished, p99, failures });
+                let progress = run.recorder.borrow().progress(elapsed, elapsed < settings.warm_up);
+                (observer.on_progress)(progress);
             }
         }
     };
-    let mut measurement = run.recorder.borrow_mut().take()?;
+    let mut measurement = run.recorder.borrow_mut().take_measurement()?;
     measurement.abandoned = unanswered;
-    measurement.cpu_seconds = cpu.zip(cpu::process_seconds()).map(|(before, after)| after - before);
+    measurement.cpu_seconds = cpu_before.zip(cpu::process_seconds()).map(|(before, after)| after - before);
     measurement.wall_seconds = begin.elapsed().as_secs_f64();
     Ok(measurement)
 }
 
-/// Clients that each wait for their answers; gives how many were still waiting when the user had enough.
-async fn closed(run: &Rc<Run>, connections: usize) -> Result<u64, LoadError> {
-    let mut clients = JoinSet::new();
+/// Runs a closed loop over a number of connections. Returns the number of connections that waited for a response when
+/// the run was stopped early, otherwise 0.
+async fn run_closed_loop(run: &Rc<RunContext>, connections: usize) -> Result<u64, LoadTestError> {
+    let mut tasks = JoinSet::new();
     for index in 0..connections {
-        // Each begins elsewhere among the images, or all would send the large ones at once.
-        let parts = &run.endpoint.parts;
-        let part = index % parts.len();
-        let first = index * parts[part].requests.len() / connections.max(1);
-        clients.spawn_local(client(Rc::clone(run), part, first));
+        // Connections start at different images: otherwise all would send the large ones at the same time.
+        let destinations = &run.endpoint.destinations;
+        let destination = index % destinations.len();
+        let first_image = index * destinations[destination].requests.len() / connections.max(1);
+        tasks.spawn_local(closed_loop_client(Rc::clone(run), destination, first_image));
     }
-    Ok(run.finish(clients).await)
+    Ok(run.finish(tasks).await)
 }
 
-async fn client(run: Rc<Run>, part: usize, first: usize) {
+/// One connection of a closed loop.
+async fn closed_loop_client(run: Rc<RunContext>, destination: usize, first_image: usize) {
     let mut connection = None;
-    let mut next = first;
+    let mut image = first_image;
     while Instant::now() < run.end && !run.stop.is_cancelled() {
         let due = Instant::now();
-        let retry_after = run.exchange(&mut connection, (part, next), due).await;
-        next += 1;
-        match retry_after {
-            Reply::Failed if connection.is_none() => tokio::time::sleep(RECONNECT).await,
-            Reply::Shed(wait) if run.settings.obey_retry_after => {
-                tokio::time::sleep(wait.min(run.end.saturating_duration_since(Instant::now()))).await;
+        let reply = run.exchange(&mut connection, destination, image, due).await;
+        image += 1;
+        match reply {
+            ReplyKind::Failed if connection.is_none() => tokio::time::sleep(RECONNECT_DELAY).await,
+            ReplyKind::Rejected { retry_after } if run.settings.obey_retry_after => {
+                tokio::time::sleep(retry_after.min(run.end.saturating_duration_since(Instant::now()))).await;
             }
             _ => {}
         }
     }
 }
 
-/// What a client does next depends on.
-pub(super) enum Reply {
+/// The kind of reply to a request; a closed-loop client decides by it when to send the next one.
+pub(super) enum ReplyKind {
     Answered,
-    Shed(Duration),
+    Rejected { retry_after: Duration },
     Failed,
 }
 
-impl Run {
-    /// Sends one request, for an image by its number, over a connection to a part, which is opened if there is none, and notes what
-    /// came of it.
+impl RunContext {
+    /// Sends one request and records its outcome. The connection in `slot` is used if there is one and it is not
+    /// stale; otherwise a new one is opened. `image` counts up without limit: images repeat.
     pub(super) async fn exchange(
         &self,
         slot: &mut Option<Connection>,
-        (part, image): (usize, usize),
+        destination: usize,
+        image: usize,
         due: Instant,
-    ) -> Reply {
-        let part = &self.endpoint.parts[part];
-        let request = &part.requests[image % part.requests.len()];
-        let asked = tokio::time::timeout(self.settings.timeout, self.try_exchange(slot, part, request)).await;
+    ) -> ReplyKind {
+        let destination = &self.endpoint.destinations[destination];
+        let request = &destination.requests[image % destination.requests.len()];
+        let attempt = self.try_exchange(slot, destination, request);
+        let result = tokio::time::timeout(self.settings.timeout, attempt).await;
         let finished = Instant::now();
-        let (outcome, reply) = match asked {
+        let (outcome, reply) = match result {
             Ok(Ok((outcome, reply))) => (outcome, reply),
-            Ok(Err(failure)) => (Outcome::Failed(failure), Reply::Failed),
+            Ok(Err(error)) => (RequestOutcome::Failed(error), ReplyKind::Failed),
             Err(_) => {
                 *slot = None;
                 let detail = format!("no answer within {:?}", self.settings.timeout);
-                (Outcome::Failed(Failure { kind: ErrorKind::Timeout, detail }), Reply::Failed)
+                let error = ExchangeError { kind: RequestErrorKind::Timeout, detail };
+                (RequestOutcome::Failed(error), ReplyKind::Failed)
             }
         };
         self.recorder.borrow_mut().record(due, finished, outcome);
-        // The rest of a request that was answered early is not part of its latency.
+        // Sending the rest of a request that was answered early is not part of its latency.
         if let Some(connection) = slot.take() {
-            *slot = connection.settle().await;
+            *slot = connection.into_reusable().await;
         }
         reply
     }
@@ -219,34 +226,35 @@ impl Run {
     async fn try_exchange(
         &self,
         slot: &mut Option<Connection>,
-        part: &Part,
+        destination: &Destination,
         request: &Bytes,
-    ) -> Result<(Outcome, Reply), Failure> {
+    ) -> Result<(RequestOutcome, ReplyKind), ExchangeError> {
         let mut connection = match slot.take().filter(|connection| !connection.is_stale()) {
             Some(connection) => connection,
             None => {
-                let opened = Connection::open(part).await;
-                self.recorder.borrow_mut().connected();
-                opened.map_err(|error| Failure { kind: ErrorKind::Connect, detail: error.to_string() })?
+                let opened = Connection::open(destination).await;
+                self.recorder.borrow_mut().record_connection();
+                opened.map_err(|error| ExchangeError { kind: RequestErrorKind::Connect, detail: error.to_string() })?
             }
         };
-        let answer = connection.exchange(request, if self.settings.check_json { CHECKED } else { 0 }).await?;
+        let body_limit = if self.settings.check_json { CHECKED_BODY } else { 0 };
+        let response = connection.exchange(request, body_limit).await?;
         *slot = Some(connection);
         if self.settings.check_json
-            && (200..300).contains(&answer.status)
-            && let Err(detail) = part.check(&answer.body)
+            && (200..300).contains(&response.status)
+            && let Err(detail) = destination.check_body(&response.body)
         {
-            return Err(Failure { kind: ErrorKind::Body, detail });
+            return Err(ExchangeError { kind: RequestErrorKind::Body, detail });
         }
-        let reply = match answer.status {
-            429 | 503 => Reply::Shed(Duration::from_secs(answer.retry_after.unwrap_or(1))),
-            _ => Reply::Answered,
+        let reply = match response.status {
+            429 | 503 => ReplyKind::Rejected { retry_after: Duration::from_secs(response.retry_after.unwrap_or(1)) },
+            _ => ReplyKind::Answered,
         };
-        let outcome = Outcome::Answered { status: answer.status, sent: answer.sent, received: answer.received };
-        Ok((outcome, reply))
+        let (sent, received) = (response.sent, response.received);
+        Ok((RequestOutcome::Answered { status: response.status, sent, received }, reply))
     }
 
-    /// Waits for all tasks, or for the user to have enough; then gives how many were left.
+    /// Waits until all tasks have ended or the run is stopped. Returns the number of unfinished tasks.
     pub(super) async fn finish(&self, mut tasks: JoinSet<()>) -> u64 {
         loop {
             tokio::select! {
@@ -255,7 +263,7 @@ impl Run {
                     None => return 0,
                 },
                 () = self.stop.cancelled() => {
-                    self.recorder.borrow_mut().cut(Instant::now());
+                    self.recorder.borrow_mut().end_early(Instant::now());
                     return tasks.len() as u64;
                 }
             }

@@ -1,44 +1,47 @@
-//! Looking for the highest rate that meets an objective: doubling until it is missed, then halving what is left.
+//! Saturation search: finds the highest arrival rate that meets the latency objective. It doubles the rate until the
+//! objective is missed, then bisects.
 
-/// How close the answer is taken to be good enough, as a share of the rate.
-const CLOSE: f64 = 0.03;
-/// Trials at most.
-const MOST: usize = 24;
+/// Distance at which the search ends, as a share of the lowest rate that missed the objective.
+const TOLERANCE: f64 = 0.03;
+/// Largest number of trials.
+const MAX_TRIALS: usize = 24;
 
-/// A search. Ask [`Search::next`] for a rate, tell [`Search::tell`] how it went, until there is none.
+/// State of a search. The caller takes a rate from [`Self::next_rate`], tries it and reports the result to
+/// [`Self::record`], until there is no next rate.
 #[derive(Clone, Debug)]
-pub(super) struct Search {
+pub(super) struct SaturationSearch {
+    /// Rate of the first trial, requests per second.
     first: f64,
-    /// The highest rate that was met; 0 if none was yet.
+    /// Highest rate that met the objective; 0 if there is none yet.
     met: f64,
-    /// The lowest that was missed.
+    /// Lowest rate that missed the objective.
     missed: Option<f64>,
     trials: usize,
 }
 
-impl Search {
-    /// Begins with a rate.
-    pub(super) fn from(first: f64) -> Self {
-        Self { first: first.max(0.1), met: 0.0, missed: None, trials: 0 }
+impl SaturationSearch {
+    /// Creates a search whose first trial is at `rate`, but at 0.1 requests per second or more.
+    pub(super) fn starting_at(rate: f64) -> Self {
+        Self { first: rate.max(0.1), met: 0.0, missed: None, trials: 0 }
     }
 
-    /// The next rate to try.
-    pub(super) fn next(&self) -> Option<f64> {
-        if self.trials >= MOST {
+    /// The next rate to try; `None` when the search has ended.
+    pub(super) fn next_rate(&self) -> Option<f64> {
+        if self.trials >= MAX_TRIALS {
             return None;
         }
         match self.missed {
             None if self.met > 0.0 => Some(self.met * 2.0),
             None => Some(self.first),
-            // Nothing was met so far: downwards in larger steps.
+            // No rate has met the objective yet: halve.
             Some(missed) if self.met <= 0.0 => (missed > 0.2).then_some(missed / 2.0),
-            Some(missed) if missed - self.met <= CLOSE * missed => None,
+            Some(missed) if missed - self.met <= TOLERANCE * missed => None,
             Some(missed) => Some(f64::midpoint(self.met, missed)),
         }
     }
 
-    /// How a rate went.
-    pub(super) fn tell(&mut self, rate: f64, met: bool) {
+    /// Records whether `rate` met the objective.
+    pub(super) fn record(&mut self, rate: f64, met: bool) {
         self.trials += 1;
         if met {
             self.met = self.met.max(rate);
@@ -47,8 +50,8 @@ impl Search {
         }
     }
 
-    /// The highest rate that was met.
-    pub(super) fn found(&self) -> Option<f64> {
+    /// The highest rate that met the objective.
+    pub(super) fn highest_rate(&self) -> Option<f64> {
         (self.met > 0.0).then_some(self.met)
     }
 }
@@ -58,27 +61,27 @@ impl Search {
 mod tests {
     use super::*;
 
-    fn run(first: f64, capacity: f64) -> (Option<f64>, usize) {
-        let mut search = Search::from(first);
-        while let Some(rate) = search.next() {
-            search.tell(rate, rate <= capacity);
+    fn search_result(first: f64, capacity: f64) -> (Option<f64>, usize) {
+        let mut search = SaturationSearch::starting_at(first);
+        while let Some(rate) = search.next_rate() {
+            search.record(rate, rate <= capacity);
         }
-        (search.found(), search.trials)
+        (search.highest_rate(), search.trials)
     }
 
     #[test]
-    fn the_highest_rate_is_found_from_above_and_below() {
+    fn the_highest_rate_is_found_from_above_and_from_below() {
         for first in [1.0, 100.0, 260.0, 5000.0] {
-            let (found, trials) = run(first, 261.8);
-            let found = found.unwrap();
-            assert!(found <= 261.8 && found > 261.8 * 0.96, "{first}: {found}");
+            let (highest, trials) = search_result(first, 261.8);
+            let highest = highest.unwrap();
+            assert!(highest <= 261.8 && highest > 261.8 * 0.96, "{first}: {highest}");
             assert!(trials <= 20, "{first}: {trials} trials");
         }
     }
 
     #[test]
-    fn a_server_that_meets_nothing_ends_the_search() {
-        let (found, trials) = run(100.0, 0.0);
-        assert!(found.is_none() && trials <= MOST);
+    fn the_search_ends_if_no_rate_meets_the_objective() {
+        let (highest, trials) = search_result(100.0, 0.0);
+        assert!(highest.is_none() && trials <= MAX_TRIALS);
     }
 }

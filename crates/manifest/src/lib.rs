@@ -1,15 +1,20 @@
-//! A model folder's contract: `manifest.toml` says what the network is, which pixels it wants and what its outputs mean.
+//! The contract of a model folder: `manifest.toml` describes the network, the pixels of its input and the meaning of
+//! its outputs.
 //!
-//! Written by whoever builds a model, read by whoever serves one; the two share nothing else. The text of the file
-//! becomes a [`Manifest`] only after every number in it has been checked.
+//! The tool that builds a model writes the manifest, the server reads it, and they share nothing else. The text of the
+//! file becomes a [`Manifest`] only after every value in it has been checked.
 
 use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::path::{Component, Path};
+use std::process;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// The file's name in a model folder.
+/// Name of the manifest in a model folder.
 pub const MANIFEST_FILE: &str = "manifest.toml";
 
 /// A checked manifest.
@@ -17,36 +22,36 @@ pub const MANIFEST_FILE: &str = "manifest.toml";
 pub struct Manifest {
     /// The name the model is served under.
     pub id: String,
-    /// One line for people.
+    /// One line that describes the model to people.
     pub description: String,
-    /// How the outputs are computed.
+    /// The network that computes the outputs.
     pub network: NetworkSpec,
-    /// Which pixels go in.
+    /// The pixels that the network receives.
     pub input: InputSpec,
-    /// File with one label a line, in class order; a line may be `wnid<TAB>label`.
+    /// Name of the file with one label per line, in class order. A line may be `wnid<TAB>label`.
     pub labels_file: String,
 }
 
 /// The network and the file that holds its values.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetworkSpec {
-    /// What to build, or [`Architecture::Onnx`].
+    /// The origin of the network's graph.
     pub architecture: Architecture,
-    /// A file in the model folder.
+    /// Name of the file in the model folder.
     pub weights: String,
     /// SHA-256 of that file.
     pub digest: Digest,
-    /// What the network's output rows are.
+    /// The kind of values in the network's output rows.
     pub output: OutputKind,
 }
 
-/// Where the graph comes from.
+/// The origin of a network's graph.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Architecture {
-    /// A preset of the crate `ghostserve-ghostnet`, or a configuration file in the model folder (`….toml`); `weights` is a safetensors
-    /// file or a PyTorch checkpoint.
+    /// A preset of the crate `ghostserve-ghostnet`, or a configuration file in the model folder (`….toml`). `weights`
+    /// is a safetensors file or a PyTorch checkpoint.
     Preset(String),
-    /// `weights` is an ONNX file with one image input and one row of scores an image.
+    /// The ONNX file in `weights`, with one image input and one row of scores per image.
     Onnx,
 }
 
@@ -59,52 +64,51 @@ impl fmt::Display for Architecture {
     }
 }
 
-/// What a network's output rows hold.
+/// The kind of values in a network's output rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OutputKind {
     /// Scores before the softmax.
     #[default]
     Logits,
-    /// Scores that already sum to one.
+    /// Scores that sum to one.
     Probabilities,
 }
 
-/// From a decoded photograph to the network's input. All sizes in pixels.
+/// The transform from a decoded photograph to the network's input. All sizes are in pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct InputSpec {
     /// Height and width of the network's input: the centre crop.
     #[serde(rename = "size")]
     pub crop: [usize; 2],
-    /// If set, the photograph is first reduced to this shorter side and centre-cropped to a square of it: what a network
-    /// trained on small images has seen.
+    /// If set, the photograph is first reduced to this shorter side and centre-cropped to a square of it, as for the
+    /// training of a network on small images.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<usize>,
     /// The shorter side is resized to this (bicubic, antialiased) before the crop.
     pub resize: usize,
-    /// Subtracted from each of R, G, B, on a scale of 0 to 1.
+    /// Mean of R, G and B that is subtracted, on a scale of 0 to 1.
     pub mean: [f32; 3],
-    /// Divides the result.
+    /// Standard deviation of R, G and B by which the result is divided.
     pub std: [f32; 3],
 }
 
-/// A SHA-256 digest, written `sha256:` and 64 hexadecimal digits.
+/// A SHA-256 digest, written as `sha256:` and 64 lower-case hexadecimal digits.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Digest(String);
 
 impl Digest {
-    /// The digest of some bytes.
+    /// Computes the digest of `bytes`.
     #[must_use]
     pub fn of(bytes: &[u8]) -> Self {
         use sha2::Digest as _;
         Self::from_sha256(&sha2::Sha256::digest(bytes).into())
     }
 
-    /// The digest that a hasher has found.
+    /// The digest with the value `hash`, for callers that hash a stream themselves.
     #[must_use]
     pub fn from_sha256(hash: &[u8; 32]) -> Self {
-        let hex: String = hash.iter().map(|b| format!("{b:02x}")).collect();
-        Self(format!("sha256:{hex}"))
+        Self(format!("sha256:{}", to_hex(hash)))
     }
 
     fn parse(text: &str) -> Option<Self> {
@@ -113,7 +117,7 @@ impl Digest {
         valid.then(|| Self(text.to_owned()))
     }
 
-    /// With its `sha256:` prefix.
+    /// The digest as text, with its `sha256:` prefix.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -135,7 +139,7 @@ impl fmt::Debug for Digest {
 /// A class of a classifier.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Label {
-    /// What people call it.
+    /// The name for people.
     #[serde(rename = "label")]
     pub name: String,
     /// WordNet's identifier, where the labels file gives one (`n02123045`).
@@ -143,25 +147,25 @@ pub struct Label {
     pub wnid: Option<String>,
 }
 
-/// Why a manifest is refused.
+/// The reason why a manifest is refused.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ManifestError {
-    /// Not TOML, a field missing, unknown or of the wrong type.
+    /// The text is not TOML, or a field is missing, unknown or of the wrong type.
     #[error("{0}")]
     Syntax(String),
-    /// A field that parses but cannot be meant.
+    /// A field has the right type and an invalid value.
     #[error("`{field}`: expected {expected}, found {found}")]
     Value {
-        /// Its path in the file.
+        /// The field's path in the file.
         field: &'static str,
-        /// What would be right.
+        /// Description of a valid value.
         expected: &'static str,
-        /// What is there.
+        /// The invalid value.
         found: String,
     },
 }
 
-/// The file as written.
+/// The fields of the file, unchecked.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawManifest {
@@ -199,14 +203,14 @@ struct RawLabels {
     file: String,
 }
 
-/// The largest input side accepted: an image of it takes 200 MB as f32, more is a typing error.
+/// Largest input side, pixels. A square image of this side takes 200 MB as f32; a larger value is a typing error.
 const MAX_SIDE: usize = 4096;
 
 impl Manifest {
-    /// Reads the text of a `manifest.toml`.
+    /// Parses the text of a `manifest.toml`.
     ///
     /// # Errors
-    /// The first thing in it that is wrong, with the field, what was expected and what was found.
+    /// The first invalid field, with the expected and the found value.
     pub fn parse(text: &str) -> Result<Self, ManifestError> {
         let raw: RawManifest =
             toml::from_str(text).map_err(|e| ManifestError::Syntax(e.to_string().trim_end().to_owned()))?;
@@ -273,10 +277,11 @@ impl Manifest {
         })
     }
 
-    /// The text of a `manifest.toml` that [`Manifest::parse`] reads as this, with `comment` at its head, a line each.
+    /// The text of a `manifest.toml` that [`Manifest::parse`] reads as this manifest. The lines of `comment` come
+    /// first.
     #[must_use]
     pub fn to_toml(&self, comment: &[String]) -> String {
-        // A comment ends with its line, wherever its text is from.
+        // A control character in a comment must not end its line: the text may come from a hub.
         let lines = comment.iter().map(|line| format!("# {}\n", line.replace(char::is_control, " ")));
         let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
         let Self { network, input, .. } = self;
@@ -287,7 +292,8 @@ impl Manifest {
         let source = input.source.map(|side| format!("source = {side}\n")).unwrap_or_default();
         format!(
             "{}id = {}\ndescription = {}\n\n[network]\narchitecture = {}\nweights = {}\ndigest = \"{}\"\noutput = \
-             \"{output}\"\n\n[input]\nsize = {:?}\n{source}resize = {}\nmean = {:?}\nstd = {:?}\n\n[labels]\nfile = {}\n",
+             \"{output}\"\n\n[input]\nsize = {:?}\n{source}resize = {}\nmean = {:?}\nstd = {:?}\n\n[labels]\n\
+             file = {}\n",
             lines.collect::<String>(),
             quoted(&self.id),
             quoted(&self.description),
@@ -303,10 +309,10 @@ impl Manifest {
     }
 }
 
-/// Reads a labels file: one class a line, in order; `wnid<TAB>label` gives both.
+/// Parses a labels file: one class per line, in class order, as `label` or `wnid<TAB>label`.
 ///
 /// # Errors
-/// The file is empty or has an empty line between labels.
+/// The file is empty, or has an empty line between labels.
 pub fn parse_labels(text: &str) -> Result<Vec<Label>, ManifestError> {
     let labels: Vec<Label> = text
         .trim_end()
@@ -327,6 +333,40 @@ pub fn parse_labels(text: &str) -> Result<Vec<Label>, ManifestError> {
         }
         None => Ok(labels),
     }
+}
+
+/// `bytes` as lower-case hexadecimal digits.
+#[must_use]
+pub fn to_hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Writes `bytes` to the file `path` in one step: a reader sees the old content or the new one, also after a crash.
+///
+/// The bytes go to a temporary file in the same folder, reach the disk, and the file is renamed to `path`. The
+/// temporary name is unique for every call of every process, and the file is removed if the write fails. The folder
+/// must exist.
+///
+/// # Errors
+/// The file cannot be created, written or renamed. An existing file `path` is then unchanged.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    static CALLS: AtomicU64 = AtomicU64::new(0);
+    let (mut file, temporary) = loop {
+        let call = CALLS.fetch_add(1, Ordering::Relaxed);
+        let temporary = path.with_file_name(format!(".{}-{call}.tmp", process::id()));
+        match File::create_new(&temporary) {
+            Ok(file) => break (file, temporary),
+            // From a killed process, or one of another container with the same id: the next number is free.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
+    };
+    let result = file.write_all(bytes).and_then(|()| file.sync_all()).and_then(|()| fs::rename(&temporary, path));
+    if result.is_err() {
+        // The caller gets the first error.
+        let _ = fs::remove_file(&temporary);
+    }
+    result
 }
 
 #[cfg(test)]
@@ -351,14 +391,14 @@ file = "labels.txt"
 "#;
 
     #[test]
-    fn a_good_manifest_parses() {
+    fn a_valid_manifest_is_parsed() {
         let manifest = Manifest::parse(GOOD).unwrap();
         assert_eq!(manifest.network.architecture, Architecture::Preset("ghostnetv2_100".into()));
         assert_eq!((manifest.input.crop, manifest.input.source), ([64, 64], Some(32)));
     }
 
     #[test]
-    fn what_is_written_reads_the_same() {
+    fn a_written_manifest_is_parsed_to_the_same_values() {
         let mut manifest = Manifest::parse(GOOD).unwrap();
         manifest.description = "\"quoted\" \\ and\nbroken \u{1}".into();
         manifest.network.output = OutputKind::Probabilities;
@@ -371,7 +411,7 @@ file = "labels.txt"
     }
 
     #[test]
-    fn every_wrong_value_is_named() {
+    fn the_error_names_the_field_of_an_invalid_value() {
         for (from, to, field) in [
             ("id = \"m\"", "id = \"../m\"", "id"),
             ("\"weights.safetensors\"", "\"../../etc/passwd\"", "network.weights"),
@@ -390,6 +430,39 @@ file = "labels.txt"
             let error = Manifest::parse(&text).unwrap_err().to_string();
             assert!(error.contains(field), "{field}: {error}");
         }
+    }
+
+    #[test]
+    fn an_atomic_write_replaces_a_file_and_leaves_no_other() {
+        let folder = std::env::temp_dir().join(format!("ghostserve-manifest-{}", process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("file");
+        // Names of leftovers that the next calls would choose.
+        for number in 0..100 {
+            fs::write(folder.join(format!(".{}-{number}.tmp", process::id())), "leftover").unwrap();
+        }
+        write_atomically(&path, b"old").unwrap();
+        write_atomically(&path, b"new").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+
+        // A folder cannot be replaced by a file.
+        let subfolder = folder.join("folder");
+        fs::create_dir(&subfolder).unwrap();
+        assert!(write_atomically(&subfolder, b"x").is_err());
+        assert!(write_atomically(&folder.join("missing").join("file"), b"x").is_err());
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 102, "the leftovers, the file and the folder");
+        for number in 0..100 {
+            let leftover = folder.join(format!(".{}-{number}.tmp", process::id()));
+            assert_eq!(fs::read(leftover).unwrap(), b"leftover");
+        }
+        fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn digests_are_written_in_hexadecimal() {
+        assert_eq!(to_hex(&[0x00, 0x0f, 0xa5]), "000fa5");
+        let empty = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+        assert_eq!(Digest::of(b"").as_str(), empty);
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! How messages of gRPC are read and written: as tonic's own codec does, but large ones are not decoded on a thread that serves
-//! connections.
+//! A codec of gRPC messages. It works like tonic's own, except that it moves other work off the thread before it
+//! decodes a large message.
 
 use prost::Message;
 use tokio::runtime::{Handle, RuntimeFlavor};
@@ -8,11 +8,11 @@ use tonic::Status;
 use tonic::codec::{Codec, DecodeBuf, Decoder};
 use tonic_prost::{ProstCodec, ProstDecoder, ProstEncoder};
 
-/// Messages up to this size are decoded where they were read. Files stay where they are, so most of a larger message costs nothing
-/// either; numbers are decoded one by one, and a message may hold millions.
+/// Largest message that is decoded without precautions, bytes. Files are not copied, so most large messages are cheap
+/// too; but numbers are decoded one by one, and a message may hold millions.
 const LARGE_MESSAGE: usize = 256 << 10;
 
-/// The codec of the services' generated code.
+/// The codec that the generated code of the services uses.
 #[derive(Clone, Debug)]
 pub struct OffloadingCodec<T, U>(ProstCodec<T, U>);
 
@@ -41,7 +41,7 @@ where
     }
 }
 
-/// Decodes large messages while another thread takes over what the runtime has to do.
+/// Decodes large messages while another thread takes over the runtime's tasks.
 #[derive(Clone, Debug)]
 pub struct OffloadingDecoder<U>(ProstDecoder<U>);
 
@@ -51,9 +51,9 @@ impl<U: Message + Default> Decoder for OffloadingDecoder<U> {
 
     fn decode(&mut self, message: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
         use bytes::Buf;
-        // Elsewhere there is no other thread to take over.
-        let can = || Handle::try_current().is_ok_and(|h| h.runtime_flavor() == RuntimeFlavor::MultiThread);
-        match message.remaining() > LARGE_MESSAGE && can() {
+        // Other runtimes have no thread that could take over.
+        let can_hand_over = || Handle::try_current().is_ok_and(|h| h.runtime_flavor() == RuntimeFlavor::MultiThread);
+        match message.remaining() > LARGE_MESSAGE && can_hand_over() {
             true => block_in_place(|| self.0.decode(message)),
             false => self.0.decode(message),
         }

@@ -1,4 +1,5 @@
-//! What `proto/` says of gRPC, as Rust: messages, and for each service a client and the server's trait. Made by the build.
+//! The gRPC services of `proto/` in Rust: the messages, and for each service a client and a trait for servers. The
+//! build script generates the code.
 
 pub mod codec;
 
@@ -14,5 +15,5 @@ pub mod inference {
     include!(concat!(env!("OUT_DIR"), "/inference.rs"));
 }
 
-/// Both, as a serialised `FileDescriptorSet`.
+/// Both services as a serialised `FileDescriptorSet`, for server reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/services.bin"));

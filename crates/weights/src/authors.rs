@@ -1,54 +1,53 @@
-//! Keys as checkpoints have them, turned into keys as networks ask for them.
+//! Translates the keys of the authors' checkpoints into the keys that networks request.
 //!
-//! The networks here go by timm's names. The authors' checkpoints differ from those in a few ways, all of them by rule:
+//! The networks use timm's names. The authors' checkpoints differ from them in three regular ways:
 //!
 //! - training on several devices prefixes every key with `module.`;
-//! - counting operations with thop leaves `total_ops` and `total_params` beside the weights of every module;
-//! - in GhostNetV3, the batch norm of a branch is called `bn`, in timm `bn1`.
+//! - counting operations with thop adds `total_ops` and `total_params` beside the weights of every module;
+//! - GhostNetV3 calls the batch norm of a branch `bn`, timm calls it `bn1`.
 //!
-//! What is left under another name is left for the strict lookup to complain about. This module knows neither files nor
-//! tensors.
+//! The strict lookup reports keys that still have another name. This module does not know files or tensors.
 
 use std::collections::BTreeMap;
 
-/// What distributed training puts in front of every key.
-const WRAPPER: &str = "module.";
-/// What thop registers on every module.
-const COUNTERS: [&str; 2] = ["total_ops", "total_params"];
+/// The prefix that distributed training adds to every key.
+const DISTRIBUTED_PREFIX: &str = "module.";
+/// The counters that thop registers on every module.
+const THOP_COUNTERS: [&str; 2] = ["total_ops", "total_params"];
 
-/// `entries` under their names in timm, without those that are not weights.
+/// Returns `entries` under their names in timm, without those that are not weights.
 ///
 /// # Errors
-/// The name that two of the entries have.
+/// The name that two of the entries share.
 pub(super) fn normalise<T>(entries: Vec<(&str, T)>) -> Result<BTreeMap<String, T>, String> {
-    let wrapped = entries.iter().all(|(key, _)| key.starts_with(WRAPPER));
-    let mut normal = BTreeMap::new();
+    let wrapped = entries.iter().all(|(key, _)| key.starts_with(DISTRIBUTED_PREFIX));
+    let mut normalised = BTreeMap::new();
     for (key, value) in entries {
-        let key = if wrapped { &key[WRAPPER.len()..] } else { key };
-        if COUNTERS.contains(&last(key)) {
+        let key = if wrapped { &key[DISTRIBUTED_PREFIX.len()..] } else { key };
+        if THOP_COUNTERS.contains(&last_part(key)) {
             continue;
         }
         let key = renamed(key);
-        if normal.contains_key(&key) {
+        if normalised.contains_key(&key) {
             return Err(key);
         }
-        normal.insert(key, value);
+        normalised.insert(key, value);
     }
-    Ok(normal)
+    Ok(normalised)
 }
 
-fn last(key: &str) -> &str {
+fn last_part(key: &str) -> &str {
     key.rsplit('.').next().unwrap_or(key)
 }
 
-/// `bn` is `bn1` inside ghost modules and inside the branches of the depthwise convolution between them. Elsewhere the
-/// two agree.
+/// The key in timm. `bn` becomes `bn1` inside ghost modules and inside the branches of the depthwise convolution
+/// between them; elsewhere the names agree.
 fn renamed(key: &str) -> String {
-    let branch = |part: &str| part.starts_with("ghost") || part.starts_with("dw_rpr_");
-    let mut inside = false;
+    let is_branch = |part: &str| part.starts_with("ghost") || part.starts_with("dw_rpr_");
+    let mut in_branch = false;
     let parts = key.split('.').map(|part| {
-        let name = if inside && part == "bn" { "bn1" } else { part };
-        inside |= branch(part);
+        let name = if in_branch && part == "bn" { "bn1" } else { part };
+        in_branch |= is_branch(part);
         name
     });
     parts.collect::<Vec<_>>().join(".")
@@ -64,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn batch_norms_of_branches_get_their_names_in_timm() {
+    fn batch_norms_of_branches_get_timms_names() {
         for (authors, timm) in [
             ("blocks.0.0.ghost1.primary_rpr_conv.0.bn.weight", "blocks.0.0.ghost1.primary_rpr_conv.0.bn1.weight"),
             ("blocks.3.1.ghost2.cheap_rpr_scale.bn.running_var", "blocks.3.1.ghost2.cheap_rpr_scale.bn1.running_var"),
@@ -76,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_agree_already_stay() {
+    fn names_that_already_agree_stay() {
         for key in [
             "conv_stem.weight",
             "bn.weight",
@@ -90,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn the_wrapper_is_taken_off_only_where_every_key_has_it() {
+    fn the_prefix_is_removed_only_if_every_key_has_it() {
         assert_eq!(keys(&["module.a", "module.b.weight"]), ["a", "b.weight"]);
         assert_eq!(keys(&["module.a", "b"]), ["b", "module.a"]);
         assert_eq!(keys(&["module.module.a"]), ["module.a"], "once");

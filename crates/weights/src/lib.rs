@@ -1,9 +1,29 @@
-//! Weights by name, read strictly.
+//! Reads the weights of networks strictly by name and shape, from safetensors files and PyTorch checkpoints.
 //!
-//! A network asks for tensors by key and shape through a [`Scope`]; a [`TensorSource`] has them. What is missing or has
-//! another shape is an error that says name, expected and found; what was never asked for is an error too
-//! ([`Weights::finish`]), because a checkpoint with leftovers is a checkpoint of another network. This module knows no
-//! graph and no architecture.
+//! A network requests tensors by key and shape through a [`Scope`]; a [`TensorSource`] supplies them. A tensor that
+//! is missing or has another shape is an error with its name, the expected and the found shape. A tensor that was
+//! never requested is an error too ([`Weights::finish`]), because a checkpoint with unused tensors belongs to another
+//! network. This crate does not know graphs or architectures.
+//!
+//! ```
+//! use ghostserve_weights::{Weights, WeightsError, open};
+//!
+//! // A safetensors file: the header's length in eight bytes, the header, the elements.
+//! let header = br#"{"fc.bias":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;
+//! let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+//! bytes.extend(header);
+//! bytes.extend([1.5_f32, -0.25].map(f32::to_le_bytes).concat());
+//!
+//! let file = open(&bytes)?;
+//! let weights = Weights::new(&*file);
+//! let fc = weights.root().sub("fc");
+//! assert_eq!(fc.get("bias", &[2])?, [1.5, -0.25]);
+//!
+//! let error = fc.get("bias", &[3]).unwrap_err();
+//! assert_eq!(error.to_string(), "tensor `fc.bias`: expected shape [3], found [2]");
+//! weights.finish()?;
+//! # Ok::<(), WeightsError>(())
+//! ```
 
 mod authors;
 mod open;
@@ -19,32 +39,33 @@ pub use synthetic::{Seeded, Synthetic, synthetic_tensor};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 
-/// Something that has tensors by name.
+/// A source of tensors by name.
 pub trait TensorSource {
-    /// The shape of the tensor `key`, if there is one. A source that makes tensors up returns the shape wanted.
-    fn shape(&self, key: &str, wanted: &[usize]) -> Option<Vec<usize>>;
+    /// The shape of the tensor `key`; `None` if there is no such tensor. A source that generates tensors returns
+    /// `expected`.
+    fn shape(&self, key: &str, expected: &[usize]) -> Option<Vec<usize>>;
 
-    /// The elements of the tensor `key`, row-major, as f32. Called with the shape that [`TensorSource::shape`] gave.
+    /// The elements of the tensor `key`, row-major, as f32. `shape` is the shape that [`TensorSource::shape`] returned.
     ///
     /// # Errors
     /// The stored type cannot be read as f32.
     fn read(&self, key: &str, shape: &[usize]) -> Result<Vec<f32>, WeightsError>;
 
-    /// Every key that is there, for finding the unused ones.
+    /// All keys, for finding the unused ones.
     fn keys(&self) -> Vec<String>;
 }
 
-/// Why weights do not fit a network, or cannot be read.
+/// The reason why weights do not fit a network, or cannot be read.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum WeightsError {
-    /// A tensor the network needs is not there.
+    /// A tensor that the network needs is missing.
     #[error("tensor `{key}` is missing: expected shape {expected:?}, found none{}", hint(similar))]
     Missing {
         /// Its name.
         key: String,
         /// The shape the network needs.
         expected: Vec<usize>,
-        /// The name in the file that is closest to it.
+        /// A similar name in the file.
         similar: Option<String>,
     },
     /// A tensor has another shape than the network needs.
@@ -57,10 +78,10 @@ pub enum WeightsError {
         /// The shape it has.
         found: Vec<usize>,
     },
-    /// Tensors that no part of the network asked for.
+    /// Tensors that no part of the network requested.
     #[error("{} tensors are not part of this network: expected none, found {}", .0.len(), listed(.0))]
     Unused(Vec<String>),
-    /// A tensor is stored in a type that weights are not kept in.
+    /// A tensor has elements of an unsupported type.
     #[error("tensor `{key}`: expected F32, F16 or BF16 elements, found {found}")]
     Dtype {
         /// Its name.
@@ -68,28 +89,28 @@ pub enum WeightsError {
         /// The type it has.
         found: String,
     },
-    /// A tensor holds a NaN or an infinity: no network computes with that.
+    /// A tensor holds a NaN or an infinity, with which no network computes.
     #[error("tensor `{key}`: expected finite values, found {found} at element {index}")]
     NotFinite {
         /// Its name.
         key: String,
-        /// Row-major position.
+        /// Row-major position of the value.
         index: usize,
         /// The value, as text.
         found: String,
     },
-    /// The file is not what it should be.
+    /// The file does not follow its format, or exceeds a limit.
     #[error("not a readable {kind} file: {reason}")]
     Format {
-        /// Which kind of file it was read as.
+        /// The format that the file was read as.
         kind: &'static str,
-        /// What is wrong with it.
+        /// The violation.
         reason: String,
     },
-    /// The file is of no kind that weights come in.
+    /// The file has none of the supported formats.
     #[error("expected a safetensors file or a PyTorch checkpoint, found {0}")]
     Unknown(String),
-    /// A PyTorch checkpoint names a function or class for its reader to call, and no weights need that one.
+    /// A PyTorch checkpoint requests a call of a function or class that weights do not need.
     #[error(
         "the checkpoint asks to call `{0}`, which no weights need: not loaded; it may be malicious \
          (if it is your own, save `model.state_dict()` alone)"
@@ -98,19 +119,19 @@ pub enum WeightsError {
 }
 
 fn hint(similar: &Option<String>) -> String {
-    similar.as_ref().map(|s| format!(" (the file has `{s}`)")).unwrap_or_default()
+    similar.as_ref().map(|key| format!(" (the file has `{key}`)")).unwrap_or_default()
 }
 
 fn listed(keys: &[String]) -> String {
-    const SHOWN: usize = 5;
-    let mut text = keys.iter().take(SHOWN).map(|k| format!("`{k}`")).collect::<Vec<_>>().join(", ");
-    if keys.len() > SHOWN {
-        text.push_str(&format!(" and {} more", keys.len() - SHOWN));
+    const MAX_LISTED: usize = 5;
+    let mut text = keys.iter().take(MAX_LISTED).map(|k| format!("`{k}`")).collect::<Vec<_>>().join(", ");
+    if keys.len() > MAX_LISTED {
+        text.push_str(&format!(" and {} more", keys.len() - MAX_LISTED));
     }
     text
 }
 
-/// A source with a memory of what was asked for.
+/// A source together with the set of keys that were read from it.
 pub struct Weights<'a> {
     source: &'a dyn TensorSource,
     used: RefCell<BTreeSet<String>>,
@@ -129,15 +150,15 @@ impl<'a> Weights<'a> {
         Scope { weights: self, prefix: String::new() }
     }
 
-    /// Ends reading: everything in the source must have been asked for, except PyTorch's `num_batches_tracked`
-    /// counters, which matter only to training.
+    /// Ends reading. All tensors of the source must have been read, except PyTorch's `num_batches_tracked` counters,
+    /// which matter only to training.
     ///
     /// # Errors
-    /// [`WeightsError::Unused`] with the names.
+    /// [`WeightsError::Unused`] with the names of the others.
     pub fn finish(self) -> Result<(), WeightsError> {
         let used = self.used.into_inner();
-        let ignored = |key: &String| key == "num_batches_tracked" || key.ends_with(".num_batches_tracked");
-        let unused: Vec<_> = self.source.keys().into_iter().filter(|k| !used.contains(k) && !ignored(k)).collect();
+        let is_counter = |key: &String| key == "num_batches_tracked" || key.ends_with(".num_batches_tracked");
+        let unused: Vec<_> = self.source.keys().into_iter().filter(|k| !used.contains(k) && !is_counter(k)).collect();
         if unused.is_empty() { Ok(()) } else { Err(WeightsError::Unused(unused)) }
     }
 }
@@ -152,12 +173,12 @@ impl Scope<'_> {
     /// The tensor `name` below this scope, row-major.
     ///
     /// # Errors
-    /// It is missing, has another shape, is stored in a type that cannot be read, or holds a value that is not finite.
+    /// The tensor is missing, has another shape or an unsupported type, or holds a value that is not finite.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, WeightsError> {
         let key = self.key(name);
         let source = self.weights.source;
         let Some(found) = source.shape(&key, shape) else {
-            let similar = similar(&key, source.keys());
+            let similar = similar_key(&key, source.keys());
             return Err(WeightsError::Missing { key, expected: shape.to_vec(), similar });
         };
         if found != shape {
@@ -187,9 +208,9 @@ impl<'a> Scope<'a> {
     }
 }
 
-/// The key that shares the longest tail with the one wanted: what a wrapper's prefix (`module.`, `model.`) leaves.
-fn similar(wanted: &str, keys: Vec<String>) -> Option<String> {
-    keys.into_iter().find(|k| k.ends_with(&format!(".{wanted}")) || wanted.ends_with(&format!(".{k}")))
+/// The first of `keys` that differs from `key` only by a prefix, such as `module.` or `model.` of a wrapper.
+fn similar_key(key: &str, keys: Vec<String>) -> Option<String> {
+    keys.into_iter().find(|k| k.ends_with(&format!(".{key}")) || key.ends_with(&format!(".{k}")))
 }
 
 #[cfg(test)]
@@ -197,9 +218,9 @@ fn similar(wanted: &str, keys: Vec<String>) -> Option<String> {
 mod tests {
     use super::*;
 
-    struct Fixed(Vec<(&'static str, Vec<usize>, Vec<f32>)>);
+    struct FixedSource(Vec<(&'static str, Vec<usize>, Vec<f32>)>);
 
-    impl TensorSource for Fixed {
+    impl TensorSource for FixedSource {
         fn shape(&self, key: &str, _: &[usize]) -> Option<Vec<usize>> {
             self.0.iter().find(|(k, ..)| *k == key).map(|(_, shape, _)| shape.clone())
         }
@@ -213,29 +234,29 @@ mod tests {
 
     #[test]
     fn scopes_join_keys_and_finish_accepts_counters() {
-        let source = Fixed(vec![("a.b.w", vec![2], vec![1.0, 2.0]), ("a.b.num_batches_tracked", vec![], vec![])]);
+        let source = FixedSource(vec![("a.b.w", vec![2], vec![1.0, 2.0]), ("a.b.num_batches_tracked", vec![], vec![])]);
         let weights = Weights::new(&source);
         assert_eq!(weights.root().sub("a").sub("b").get("w", &[2]).unwrap(), [1.0, 2.0]);
         weights.finish().unwrap();
     }
 
     #[test]
-    fn missing_says_name_shape_and_a_likely_alternative() {
-        let source = Fixed(vec![("module.w", vec![2], vec![1.0, 2.0])]);
+    fn a_missing_tensor_is_reported_with_shape_and_a_similar_name() {
+        let source = FixedSource(vec![("module.w", vec![2], vec![1.0, 2.0])]);
         let error = Weights::new(&source).root().get("w", &[2]).unwrap_err().to_string();
         assert_eq!(error, "tensor `w` is missing: expected shape [2], found none (the file has `module.w`)");
     }
 
     #[test]
-    fn another_shape_says_expected_and_found() {
-        let source = Fixed(vec![("w", vec![2], vec![1.0, 2.0])]);
+    fn another_shape_is_reported_with_the_expected_one() {
+        let source = FixedSource(vec![("w", vec![2], vec![1.0, 2.0])]);
         let error = Weights::new(&source).root().get("w", &[1, 2]).unwrap_err().to_string();
         assert_eq!(error, "tensor `w`: expected shape [1, 2], found [2]");
     }
 
     #[test]
-    fn leftovers_are_an_error_by_name() {
-        let source = Fixed(vec![("w", vec![1], vec![1.0]), ("extra.weight", vec![1], vec![1.0])]);
+    fn unused_tensors_are_reported_by_name() {
+        let source = FixedSource(vec![("w", vec![1], vec![1.0]), ("extra.weight", vec![1], vec![1.0])]);
         let weights = Weights::new(&source);
         weights.root().get("w", &[1]).unwrap();
         assert_eq!(weights.finish(), Err(WeightsError::Unused(vec!["extra.weight".into()])));
@@ -243,7 +264,7 @@ mod tests {
 
     #[test]
     fn values_that_are_not_finite_are_refused() {
-        let source = Fixed(vec![("w", vec![2], vec![1.0, f32::NAN])]);
+        let source = FixedSource(vec![("w", vec![2], vec![1.0, f32::NAN])]);
         let error = Weights::new(&source).root().get("w", &[2]).unwrap_err().to_string();
         assert_eq!(error, "tensor `w`: expected finite values, found NaN at element 1");
     }

@@ -1,13 +1,13 @@
-//! Which reader a file of weights needs, by its first bytes: the name of a file says little (`.bin`, `.pth.tar`).
+//! Chooses the reader of a file of weights by its first bytes, because names are ambiguous (`.bin`, `.pth.tar`).
 
 use super::{PytorchFile, SafetensorsFile, TensorSource, WeightsError, pytorch};
 
-/// Opens `bytes` as what they are: a safetensors file or a PyTorch checkpoint.
+/// Opens `bytes` with the reader for their format: a safetensors file or a PyTorch checkpoint.
 ///
 /// # Errors
-/// [`WeightsError::Unknown`] if they are neither; otherwise what the reader has to say.
+/// [`WeightsError::Unknown`] if they are neither; otherwise the reader's error.
 pub fn open(bytes: &[u8]) -> Result<Box<dyn TensorSource + '_>, WeightsError> {
-    // A header's length in eight bytes, then JSON.
+    // A safetensors file starts with the header's length in eight bytes, then JSON.
     if bytes.get(8) == Some(&b'{') {
         return Ok(Box::new(SafetensorsFile::parse(bytes)?));
     }
@@ -38,7 +38,7 @@ mod tests {
     }
 
     #[test]
-    fn safetensors_are_told_by_their_header() {
+    fn safetensors_are_recognised_by_their_header() {
         let data = 1.5f32.to_le_bytes();
         let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![1], &data).unwrap();
         let bytes = safetensors::serialize([("w", view)], None).unwrap();
@@ -48,7 +48,7 @@ mod tests {
     }
 
     #[test]
-    fn zips_and_older_checkpoints_go_to_pytorchs_reader() {
+    fn zips_and_older_checkpoints_go_to_the_pytorch_reader() {
         for start in [&b"PK\x03\x04"[..], b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."] {
             let text = error(start);
             assert!(text.starts_with("not a readable PyTorch file: "), "{text}");
@@ -56,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_neither_is_named() {
+    fn the_error_describes_a_file_of_another_kind() {
         let expected = "expected a safetensors file or a PyTorch checkpoint, found";
         assert_eq!(error(b""), format!("{expected} an empty file"));
         assert_eq!(error(b"\x08\x0a\x12"), format!("{expected} a file that starts with 08 0a 12"));

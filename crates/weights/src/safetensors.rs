@@ -1,11 +1,15 @@
-//! The safetensors file format, through the `safetensors` crate: F32, F16 and BF16 elements become f32.
+//! Reads the safetensors format with the `safetensors` crate. F32, F16 and BF16 elements become f32.
 
 use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensorError, SafeTensors};
 
 use super::{TensorSource, WeightsError};
 
-/// An open safetensors file; borrows the bytes, converts a tensor only when it is read.
+/// Largest header accepted, bytes. An entry takes about a hundred: a network of a thousand tensors needs a tenth of a
+/// mebibyte. The parsed header takes many times its length, and the `safetensors` crate alone accepts 100 MB.
+const MAX_HEADER: u64 = 8 << 20;
+
+/// An open safetensors file. It borrows the bytes and converts a tensor only when it is read.
 #[derive(Debug)]
 pub struct SafetensorsFile<'a>(SafeTensors<'a>);
 
@@ -13,23 +17,33 @@ impl<'a> SafetensorsFile<'a> {
     /// Parses the header of `bytes` and checks that every tensor lies inside the file.
     ///
     /// # Errors
-    /// [`WeightsError::Format`].
+    /// [`WeightsError::Format`]: it is not such a file, cut off, contradicts itself, or its header exceeds 8 MiB.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, WeightsError> {
-        SafeTensors::deserialize(bytes).map(Self).map_err(bad)
+        if let Some(len) = bytes.first_chunk().map(|len| u64::from_le_bytes(*len))
+            && len > MAX_HEADER
+        {
+            return Err(bad(format!("expected a header of at most {MAX_HEADER} bytes, found {len}")));
+        }
+        SafeTensors::deserialize(bytes).map(Self).map_err(unreadable)
     }
 }
 
-fn bad(error: SafeTensorError) -> WeightsError {
-    WeightsError::Format { kind: "safetensors", reason: error.to_string() }
+/// A [`WeightsError::Format`] of a safetensors file.
+fn bad(reason: String) -> WeightsError {
+    WeightsError::Format { kind: "safetensors", reason }
+}
+
+fn unreadable(error: SafeTensorError) -> WeightsError {
+    bad(error.to_string())
 }
 
 impl TensorSource for SafetensorsFile<'_> {
-    fn shape(&self, key: &str, _wanted: &[usize]) -> Option<Vec<usize>> {
+    fn shape(&self, key: &str, _expected: &[usize]) -> Option<Vec<usize>> {
         self.0.tensor(key).ok().map(|t| t.shape().to_vec())
     }
 
     fn read(&self, key: &str, _shape: &[usize]) -> Result<Vec<f32>, WeightsError> {
-        let tensor = self.0.tensor(key).map_err(bad)?;
+        let tensor = self.0.tensor(key).map_err(unreadable)?;
         let bytes = tensor.data();
         match tensor.dtype() {
             Dtype::F32 => Ok(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()),
@@ -84,5 +98,19 @@ mod tests {
         let mut bytes = (u64::from(u32::MAX)).to_le_bytes().to_vec();
         bytes.extend_from_slice(b"{}");
         assert!(matches!(SafetensorsFile::parse(&bytes), Err(WeightsError::Format { .. })));
+    }
+
+    #[test]
+    fn a_header_of_more_than_8_mib_is_refused() {
+        // One empty tensor, and spaces up to the length: valid but for its size.
+        let file = |len: usize| {
+            let mut header = br#"{"w":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}"#.to_vec();
+            header.resize(len, b' ');
+            [&(len as u64).to_le_bytes()[..], &header].concat()
+        };
+        let largest = file(8 << 20);
+        assert_eq!(SafetensorsFile::parse(&largest).unwrap().keys(), ["w"]);
+        let error = SafetensorsFile::parse(&file((8 << 20) + 1)).unwrap_err().to_string();
+        assert_eq!(error, "not a readable safetensors file: expected a header of at most 8388608 bytes, found 8388609");
     }
 }

@@ -1,28 +1,29 @@
-//! Weights made from nothing but the key's name and the element's index, the same on every machine and in Python
-//! (`tests/goldens/synthetic.py`): what the parity tests compare networks with, and what benchmarks run on.
+//! Weights computed from the key's name and the element's index alone, equal on every machine and in Python
+//! (`tests/goldens/synthetic.py`). Parity tests compare networks with them, and benchmarks run on them.
 //!
-//! An element's bits come from SplitMix64 over a counter that starts at the FNV-1a hash of the key. What the bits become
-//! depends on the key, so that activations stay of order one through the network: batch-norm statistics vary around
-//! their neutral values, kernels are uniform with He's variance.
+//! An element's bits come from SplitMix64 over a counter that starts at the FNV-1a hash of the key. The key decides how
+//! the bits become a value, so that activations stay of order one through the network: batch-norm statistics vary
+//! around their neutral values, kernels are uniform with He's variance.
 
 use super::{TensorSource, WeightsError};
 
-/// A share of He's bound: with all of it, the sums of the residual branches grow until every attention gate saturates.
+/// Fraction of He's bound. With the full bound, the sums of the residual branches grow until all attention gates
+/// saturate.
 const GAIN: f64 = 0.65;
 
 /// GhostNetV3 adds up to five parallel branches; their batch norms are scaled so that the sum keeps its size.
-const BRANCH: f64 = 0.5625;
+const BRANCH_SCALE: f64 = 0.5625;
 
-/// MobileNetV2's signal fades without this.
-const POINTWISE: f64 = 2.0;
+/// Factor on the bound of pointwise convolutions; without it the signal of MobileNetV2 vanishes.
+const POINTWISE_GAIN: f64 = 2.0;
 
-/// A source that has every tensor anyone asks for.
+/// A source that has every tensor that is requested, with synthetic values.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Synthetic;
 
 impl TensorSource for Synthetic {
-    fn shape(&self, _key: &str, wanted: &[usize]) -> Option<Vec<usize>> {
-        Some(wanted.to_vec())
+    fn shape(&self, _key: &str, expected: &[usize]) -> Option<Vec<usize>> {
+        Some(expected.to_vec())
     }
 
     fn read(&self, key: &str, shape: &[usize]) -> Result<Vec<f32>, WeightsError> {
@@ -34,17 +35,17 @@ impl TensorSource for Synthetic {
     }
 }
 
-/// The same with a seed: random weights that anybody can make again. Seed 0 gives those of [`Synthetic`].
+/// A source like [`Synthetic`] with a seed: reproducible random weights. Seed 0 gives the values of [`Synthetic`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Seeded(pub u64);
 
 impl TensorSource for Seeded {
-    fn shape(&self, key: &str, wanted: &[usize]) -> Option<Vec<usize>> {
-        Synthetic.shape(key, wanted)
+    fn shape(&self, key: &str, expected: &[usize]) -> Option<Vec<usize>> {
+        Synthetic.shape(key, expected)
     }
 
     fn read(&self, key: &str, shape: &[usize]) -> Result<Vec<f32>, WeightsError> {
-        Ok(tensor(key, shape, fnv1a(key) ^ self.0))
+        Ok(generate(key, shape, fnv1a(key) ^ self.0))
     }
 
     fn keys(&self) -> Vec<String> {
@@ -52,18 +53,19 @@ impl TensorSource for Seeded {
     }
 }
 
-/// The tensor `key` of the given shape, row-major. Keys that are no weight's (`"input"`) give values in ±2.
+/// The tensor `key` of the given shape, row-major. Keys that are not names of weights (`"input"`) give values in ±2.
 #[must_use]
 pub fn synthetic_tensor(key: &str, shape: &[usize]) -> Vec<f32> {
-    tensor(key, shape, fnv1a(key))
+    generate(key, shape, fnv1a(key))
 }
 
-fn tensor(key: &str, shape: &[usize], seed: u64) -> Vec<f32> {
+/// The tensor `key`; `seed` starts the counter of its elements.
+fn generate(key: &str, shape: &[usize], seed: u64) -> Vec<f32> {
     let kind = key.rsplit('.').next().unwrap_or(key);
-    // Evaluated in f64 and rounded once, in the order in which the Python script does it.
+    // Evaluated in f64 and rounded once, in the same order as in the Python script.
     let bound = GAIN * (6.0 / shape.iter().skip(1).product::<usize>() as f64).sqrt();
-    let bound = if key.contains(".conv_pw") { POINTWISE * bound } else { bound };
-    let scale = if key.contains("_rpr_") { BRANCH } else { 1.0 };
+    let bound = if key.contains(".conv_pw") { POINTWISE_GAIN * bound } else { bound };
+    let scale = if key.contains("_rpr_") { BRANCH_SCALE } else { 1.0 };
     let value = |unit: f64| {
         let signed = 2.0 * unit - 1.0;
         match (kind, shape.len()) {

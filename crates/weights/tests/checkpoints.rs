@@ -1,6 +1,6 @@
-//! PyTorch's checkpoints in the forms that weights come in, against what PyTorch itself reads from them.
+//! Checkpoints in the common forms, compared with what PyTorch itself reads from them.
 //!
-//! The files and `expected.safetensors` are made by `tests/goldens/make_checkpoints.py`. Values agree bit for bit.
+//! `tests/goldens/make_checkpoints.py` writes the files and `expected.safetensors`. Values agree bit for bit.
 #![allow(clippy::unwrap_used)]
 
 use ghostserve_weights::{PytorchFile, SafetensorsFile, TensorSource, WeightsError, open};
@@ -18,7 +18,7 @@ const FILES: [(&str, &[u8]); 10] = [
     ("authors.pth.tar", include_bytes!("checkpoints/authors.pth.tar")),
 ];
 
-fn bytes(name: &str) -> &'static [u8] {
+fn file_bytes(name: &str) -> &'static [u8] {
     FILES.iter().find(|(file, _)| *file == name).unwrap().1
 }
 
@@ -26,7 +26,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
 }
 
-/// Tensors that have no floating-point values: in `types.pth` on purpose, elsewhere the counters of batch norms.
+/// Whether a tensor has no floating-point values: in `types.pth` on purpose, elsewhere the counters of batch norms.
 fn is_not_float(key: &str) -> bool {
     ["i64", "i32", "bool", "u16"].contains(&key) || key.ends_with("num_batches_tracked")
 }
@@ -60,8 +60,8 @@ fn every_form_has_the_tensors_that_pytorch_finds() {
 }
 
 #[test]
-fn other_types_say_which_they_are() {
-    let file = PytorchFile::parse(bytes("types.pth")).unwrap();
+fn the_error_of_another_type_names_it() {
+    let file = PytorchFile::parse(file_bytes("types.pth")).unwrap();
     for (key, shape, found) in
         [("i64", &[][..], "I64"), ("i32", &[2], "I32"), ("bool", &[3], "BOOL"), ("u16", &[2], "U16")]
     {
@@ -72,9 +72,9 @@ fn other_types_say_which_they_are() {
 
 #[test]
 fn the_plain_weights_are_preferred_to_the_averaged() {
-    let plain = PytorchFile::parse(bytes("training.pth.tar")).unwrap().read("fc.bias", &[2]).unwrap();
-    let start = PytorchFile::parse(bytes("plain.pth")).unwrap().read("fc.bias", &[2]).unwrap();
-    // One step of training moves them a little, the file's average by one.
+    let plain = PytorchFile::parse(file_bytes("training.pth.tar")).unwrap().read("fc.bias", &[2]).unwrap();
+    let start = PytorchFile::parse(file_bytes("plain.pth")).unwrap().read("fc.bias", &[2]).unwrap();
+    // One step of training changes them a little; the average in the file differs by one.
     assert!(plain != start && plain.iter().zip(start).all(|(a, b)| (a - b).abs() < 0.5), "{plain:?}");
 }
 
@@ -88,7 +88,7 @@ fn a_checkpoint_that_runs_a_command_is_refused_by_the_commands_name() {
 }
 
 #[test]
-fn what_is_not_a_state_dict_says_how_to_save_one() {
+fn the_error_of_a_file_without_a_state_dict_says_how_to_save_one() {
     for (bytes, hint) in [
         (&include_bytes!("checkpoints/whole.pth")[..], "save `model.state_dict()` alone"),
         (include_bytes!("checkpoints/legacy.pth"), "`torch.save(torch.load(F, weights_only=True), F2)`"),
@@ -99,7 +99,8 @@ fn what_is_not_a_state_dict_says_how_to_save_one() {
     }
 }
 
-/// `GHOSTSERVE_CHECKPOINT` and `GHOSTSERVE_SAFETENSORS` are the same weights in both forms, of any size.
+/// Compares the files in `GHOSTSERVE_CHECKPOINT` and `GHOSTSERVE_SAFETENSORS`: the same weights in both formats, of any
+/// size.
 #[test]
 #[ignore = "needs two files of your own: see tests/goldens/README.md"]
 fn a_file_of_your_own_agrees_with_its_safetensors() {

@@ -1,107 +1,102 @@
-//! What surrounds every call: id, span and log line, metrics, panic containment, limits, deadline. What `http/layers.rs` is for
-//! HTTP, in gRPC's words.
+//! The middleware of every call: id, span and log line, metrics, panic containment, limits, deadline.
+//! `http/middleware` is the same for HTTP.
 
 use std::panic::AssertUnwindSafe;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
-use axum::body::{Body, HttpBody};
+use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
-use bytes::Bytes;
 use futures::FutureExt;
 use http::{HeaderMap, HeaderValue};
-use http_body::{Frame, SizeHint};
 use tokio::time::{Duration, Instant, timeout};
 use tonic::Status;
 use tracing::{Instrument, Span};
 use uuid::Uuid;
 
 use super::Grpc;
-use super::meter::{Bounds, Meter, Metered};
-use super::wire::Limits;
+use super::meter::{MessageBounds, Meter, MeteredBody};
+use super::wire::MessageLimits;
 use crate::config::{RequestLimits, ShedStatus};
 use crate::cores::Priority;
 use crate::fair_share::{Client, Share};
-use crate::preprocess::Origin;
-use crate::server::http::layers::{BACKSTOP, REQUEST_ID, sane_request_id};
-use crate::server::http::{client, priority};
+use crate::preprocess::RequestContext;
 use crate::server::oip::{MAX_PARAMETERS, MAX_TENSORS};
 use crate::server::problem::Problem;
+use crate::server::request::{HANDLER_GRACE, REQUEST_ID, client_of, is_valid_request_id, priority};
+use crate::server::retain::{RetainBody, RetainedMemory};
 use crate::service::{Code, Error};
 use crate::telemetry::{GaugeGuard, Metrics, Stage, spans};
 
 const TIMEOUT: &str = "grpc-timeout";
 const STATUS: &str = "grpc-status";
 
-/// What a handler knows of its call beside the message.
+/// Maximum number of bytes of a message that runs no model: a name, a request for a service's description.
+const MAX_METADATA_MESSAGE: usize = 64 << 10;
+
+/// A call as its handler sees it, without the messages.
 #[derive(Clone)]
 pub(super) struct Call {
     pub(super) start: Instant,
-    /// When the client stops waiting, if it said so.
-    asked: Option<Instant>,
-    /// For one message.
-    longest: Duration,
-    /// Whose connection it came over.
+    /// The deadline of the whole call, if the client set one.
+    client_deadline: Option<Instant>,
+    /// Maximum time for one message.
+    max_time: Duration,
+    /// The client at the other end of its connection.
     pub(super) client: Client,
-    /// By the metadata.
+    /// The priority in the metadata.
     pub(super) priority: Priority,
     pub(super) meter: Meter,
-    pub(super) refusal: Refusal,
-    /// Open until the message is there.
+    pub(super) errors: CallErrors,
+    /// The span of reading the message. It ends when the message is complete.
     reading: Span,
 }
 
 impl Call {
-    /// Of the whole call, if the client set one.
-    pub(super) fn asked(&self) -> Option<Instant> {
-        self.asked
+    /// The deadline of the whole call, if the client set one.
+    pub(super) fn client_deadline(&self) -> Option<Instant> {
+        self.client_deadline
     }
 
-    /// The message is there.
-    pub(super) fn has_read(&mut self, metrics: &Metrics) {
+    /// Records that the message is complete.
+    pub(super) fn record_read(&mut self, metrics: &Metrics) {
         self.reading = Span::none();
-        metrics.stage(Stage::Read, self.start.elapsed());
+        metrics.record_stage(Stage::Read, self.start.elapsed());
     }
 
-    /// Whose work a message is that came at a certain time.
-    pub(super) fn origin(&self, came: Instant) -> Origin {
-        Origin { priority: self.priority, client: self.client, deadline: self.deadline(came) }
+    /// Client, priority and deadline of a message that came at a certain time.
+    pub(super) fn context(&self, came: Instant) -> RequestContext {
+        RequestContext { priority: self.priority, client: self.client, deadline: self.deadline(came) }
     }
 
-    /// By when a message that came at a certain time must be answered.
+    /// The deadline of a message that came at a certain time.
     pub(super) fn deadline(&self, came: Instant) -> Instant {
-        let latest = came + self.longest;
-        self.asked.map_or(latest, |asked| asked.min(latest))
+        let latest = came + self.max_time;
+        self.client_deadline.map_or(latest, |deadline| deadline.min(latest))
     }
 }
 
-/// How the problems of a call are told.
+/// Turns the problems of a call into statuses.
 #[derive(Clone)]
-pub(super) struct Refusal {
+pub(super) struct CallErrors {
     shed: ShedStatus,
     id: Arc<str>,
     metrics: Arc<Metrics>,
 }
 
-impl Refusal {
-    /// The status that a problem is for a client, counted.
+impl CallErrors {
+    /// The status of a problem for the client, counted.
     pub(super) fn status(&self, problem: &Problem) -> Status {
         self.metrics.problems_total.with_label_values(&[problem.code.as_str()]).inc();
         problem.status(self.shed, &self.id)
     }
 }
 
-/// Something that an answer keeps in memory, for as long as it is being sent.
-#[derive(Clone)]
-pub(super) struct Kept(#[allow(dead_code)] pub(super) Arc<Share>);
-
-/// Takes a call through everything that calls have in common.
-pub(super) async fn around(State(grpc): State<Grpc>, mut request: Request, next: Next) -> Response {
+/// Runs a call inside everything that calls have in common.
+pub(super) async fn call_middleware(State(grpc): State<Grpc>, mut request: Request, next: Next) -> Response {
     let app = &grpc.app;
-    let id = request.headers().get(REQUEST_ID).filter(|id| sane_request_id(id)).cloned();
+    let id = request.headers().get(REQUEST_ID).filter(|id| is_valid_request_id(id)).cloned();
     let id = id.unwrap_or_else(|| {
         // A UUID is plain text.
         HeaderValue::try_from(Uuid::new_v4().to_string()).unwrap_or(HeaderValue::from_static("none"))
@@ -118,101 +113,111 @@ pub(super) async fn around(State(grpc): State<Grpc>, mut request: Request, next:
     if let Some((trace, _)) = &identity {
         span.record("trace_id", trace);
     }
-    let refusal = Refusal { shed: app.config.shed_status, id: text, metrics: Arc::clone(&app.metrics) };
+    let errors = CallErrors { shed: app.config.load.shed_status, id: text, metrics: Arc::clone(&app.metrics) };
     let name = method.as_ref().map_or_else(|| "unmatched".into(), |method| Arc::clone(&method.name));
-    let mut record = Record::begin(&app.metrics, name, span.clone(), traced.clone());
+    let mut record = CallRecord::begin(&app.metrics, name, span.clone(), traced.clone());
 
     let response = async {
-        let entered = match &method {
+        let admitted = match &method {
             None => {
                 Err(Problem::new(Code::UnknownRoute, "there is no such method; the server's reflection lists them"))
             }
-            Some(method) => enter(&grpc, method, &mut request, &refusal),
+            Some(method) => admit(&grpc, method, &mut request, &errors),
         };
-        let permit = match entered {
-            Ok(permit) => permit,
-            Err(problem) => return (refusal.status(&problem).into_http(), None),
+        let slot = match admitted {
+            Ok(slot) => slot,
+            Err(problem) => return (errors.status(&problem).into_http(), None),
         };
         let run = AssertUnwindSafe(next.run(request)).catch_unwind();
-        let response = match timeout(app.config.time.request + BACKSTOP, run).await {
+        let response = match timeout(app.config.time.request_timeout + HANDLER_GRACE, run).await {
             Ok(Ok(response)) => response,
             // The panic itself is logged by the process's hook, inside the span.
-            Ok(Err(_)) => refusal.status(&Error::Internal.into()).into_http(),
-            Err(_) => refusal.status(&Error::DeadlineExceeded.into()).into_http(),
+            Ok(Err(_)) => errors.status(&Error::Internal.into()).into_http(),
+            Err(_) => errors.status(&Error::DeadlineExceeded.into()).into_http(),
         };
-        (response, permit)
+        (response, slot)
     };
-    let (mut response, permit) = response.instrument(traced).instrument(span).await;
+    let (mut response, slot) = response.instrument(traced).instrument(span).await;
     response.headers_mut().insert(REQUEST_ID, id);
     if let Some((_, own)) = identity {
         response.headers_mut().insert(spans::TRACE_RESPONSE, own);
     }
     record.status(response.headers());
-    let kept = response.extensions_mut().remove::<Kept>();
-    response.map(|body| Body::new(Observed { body, record, _permit: permit, _kept: kept }))
+    let memory = response.extensions_mut().remove::<RetainedMemory>();
+    let end = CallEnd { record, _slot: slot, _memory: memory };
+    response.map(|body| RetainBody::observe(body, end, |end, trailers| end.record.status(trailers)))
 }
 
-/// Admits a call, as far as that can be done before its first message.
-fn enter(
+/// What ends with a call, when its answer has been sent: its record first.
+struct CallEnd {
+    record: CallRecord,
+    _slot: Option<Share>,
+    _memory: Option<RetainedMemory>,
+}
+
+/// Admits a call, as far as that is possible before its first message.
+fn admit(
     grpc: &Grpc,
     method: &super::Method,
     request: &mut Request,
-    refusal: &Refusal,
+    errors: &CallErrors,
 ) -> Result<Option<Share>, Problem> {
     let app = &grpc.app;
     let start = Instant::now();
-    let asked = asked(request.headers())?.map(|wait| start + wait);
-    let priority = priority(request.headers());
-    let client = client(request.extensions());
+    let client_deadline = call_timeout(request.headers())?.map(|timeout| start + timeout);
+    let client = client_of(request.extensions());
     let slot = match method.works {
         false => None,
         true => Some(app.requests.take(client, || app.service.retry_after())?),
     };
     let (meter, time) = (Meter::new(app.bodies.body(client)), app.config.time);
-    // The messages of a stream come as the client likes.
-    let reading = if method.streams { Span::none() } else { spans::stage(Stage::Read) };
-    let (longest, meter_of_call) = (time.request, meter.clone());
-    let call =
-        Call { start, asked, longest, client, priority, meter: meter_of_call, refusal: refusal.clone(), reading };
+    let call = Call {
+        start,
+        client_deadline,
+        max_time: time.request_timeout,
+        client,
+        priority: priority(request.headers()),
+        meter: meter.clone(),
+        errors: errors.clone(),
+        // The client decides when the messages of a stream come.
+        reading: if method.streams { Span::none() } else { spans::stage(Stage::Read) },
+    };
     if method.works && !method.streams {
-        // Reading a message in order to refuse it would cost the others more than the refusal.
-        app.service.would_admit(None, call.origin(start))?;
+        // Which model the message names is not known yet.
+        app.service.would_admit(app.service.model(None)?, call.context(start))?;
     }
-    let first = if method.streams { start + time.idle } else { call.deadline(start).min(start + time.body) };
-    let request_limits = &app.config.request;
-    let message = if method.works { request_limits.max_multi_body } else { MAX_QUESTION };
-    let bounds = Bounds {
+    let first =
+        if method.streams { start + time.idle_timeout } else { call.deadline(start).min(start + time.body_timeout) };
+    let message = if method.works { app.config.request.max_multi_body_bytes } else { MAX_METADATA_MESSAGE };
+    let bounds = MessageBounds {
         message,
         schema: Arc::clone(&grpc.schema),
         message_type: method.message,
-        limits: limits(request_limits, message),
-        body: time.body,
+        limits: message_limits(&app.config.request, message),
+        body: time.body_timeout,
         rate: time.min_upload_rate,
         client,
         ingress: app.ingress.clone(),
-        idle: time.idle,
+        idle: time.idle_timeout,
         first,
     };
     let body = std::mem::take(request.body_mut());
-    *request.body_mut() = Body::new(Metered::new(body, meter, bounds, refusal.clone()));
+    *request.body_mut() = Body::new(MeteredBody::new(body, meter, bounds, errors.clone()));
     request.extensions_mut().insert(call);
     Ok(slot)
 }
 
-/// Bytes of a message that only asks for something: a name, a service's description.
-const MAX_QUESTION: usize = 64 << 10;
-
-/// What a message of so many bytes may hold.
-fn limits(request: &RequestLimits, bytes: usize) -> Limits {
-    let blobs = request.max_images.max(MAX_TENSORS);
-    // Every tensor in and out with every parameter would be more; nobody sends that.
+/// The limits on the contents of a message with so many bytes.
+fn message_limits(request: &RequestLimits, bytes: usize) -> MessageLimits {
+    let blobs = request.max_images_per_request.max(MAX_TENSORS);
+    // All tensors in and out with all their parameters would be more, but no client sends that.
     let items = 2 * MAX_TENSORS + 4 * MAX_PARAMETERS;
-    // As many as a message of f32 holds.
-    Limits { blobs, items, numbers: bytes / 4, unknown: 64, fields: 16 * items + blobs }
+    // As many numbers as a message of f32 holds.
+    MessageLimits { blobs, items, numbers: bytes / 4, unknown: 64, fields: 16 * items + blobs }
 }
 
 /// `grpc-timeout`: at most eight digits, and a unit.
-fn asked(headers: &HeaderMap) -> Result<Option<Duration>, Problem> {
+fn call_timeout(headers: &HeaderMap) -> Result<Option<Duration>, Problem> {
     let Some(value) = headers.get(TIMEOUT) else { return Ok(None) };
     let parse = || {
         let (digits, unit) = value.to_str().ok()?.split_at_checked(value.len().checked_sub(1)?)?;
@@ -231,8 +236,8 @@ fn asked(headers: &HeaderMap) -> Result<Option<Duration>, Problem> {
     parse().map(Some).ok_or_else(wrong)
 }
 
-/// Counts, times and logs a call when it is over, however it ends.
-struct Record {
+/// Counts, times and logs a call when it is dropped, however it ends.
+struct CallRecord {
     metrics: Arc<Metrics>,
     method: Arc<str>,
     start: Instant,
@@ -242,13 +247,13 @@ struct Record {
     _in_flight: GaugeGuard,
 }
 
-impl Record {
+impl CallRecord {
     fn begin(metrics: &Arc<Metrics>, method: Arc<str>, span: Span, traced: Span) -> Self {
         let _in_flight = GaugeGuard::one(&metrics.grpc_requests_in_flight);
         Self { metrics: Arc::clone(metrics), method, start: Instant::now(), span, traced, status: None, _in_flight }
     }
 
-    /// Takes the status from headers or trailers, if it is there.
+    /// Takes the status from headers or trailers, if they have it.
     fn status(&mut self, headers: &HeaderMap) {
         if let Some(status) = headers.get(STATUS) {
             self.status = Some(tonic::Code::from_bytes(status.as_bytes()));
@@ -256,14 +261,15 @@ impl Record {
     }
 }
 
-impl Drop for Record {
+impl Drop for CallRecord {
     fn drop(&mut self) {
-        // Dropped before its end: the client went away.
+        // A call without a status was dropped before its end, because its client disconnected.
         let code = self.status.unwrap_or(tonic::Code::Cancelled);
         self.traced.record("rpc.grpc.status_code", code as i32);
-        // As OpenTelemetry sees it: what is the server's fault, not the client's.
-        let own = [tonic::Code::Unknown, tonic::Code::Internal, tonic::Code::Unavailable, tonic::Code::DataLoss];
-        if own.contains(&code) || matches!(code, tonic::Code::DeadlineExceeded | tonic::Code::Unimplemented) {
+        // OpenTelemetry's rule: errors of the server, not of the client.
+        let server_errors =
+            [tonic::Code::Unknown, tonic::Code::Internal, tonic::Code::Unavailable, tonic::Code::DataLoss];
+        if server_errors.contains(&code) || matches!(code, tonic::Code::DeadlineExceeded | tonic::Code::Unimplemented) {
             self.traced.record("otel.status_code", "ERROR");
         }
         let name = match code {
@@ -275,43 +281,12 @@ impl Drop for Record {
         let seconds = self.metrics.grpc_request_duration_seconds.with_label_values(&[&self.method[..]]);
         seconds.observe(took.as_secs_f64());
         let (method, ms) = (&*self.method, took.as_secs_f64() * 1e3);
-        // Probes come every few seconds for ever.
+        // Probes come every few seconds.
         let quiet = method.starts_with("/grpc.health.") && matches!(code, tonic::Code::Ok | tonic::Code::Cancelled);
         self.span.in_scope(|| match quiet {
             true => tracing::debug!(method, status = name, ms, "call"),
             false => tracing::info!(method, status = name, ms, "call"),
         });
-    }
-}
-
-/// An answer on its way: its trailers tell how the call ended.
-struct Observed {
-    body: Body,
-    record: Record,
-    _permit: Option<Share>,
-    _kept: Option<Kept>,
-}
-
-impl HttpBody for Observed {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let frame = Pin::new(&mut self.body).poll_frame(cx);
-        if let Poll::Ready(Some(Ok(frame))) = &frame
-            && let Some(trailers) = frame.trailers_ref()
-        {
-            self.record.status(trailers);
-        }
-        frame
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 
@@ -322,9 +297,12 @@ mod tests {
     #[test]
     fn a_timeout_is_digits_and_a_unit() {
         let of = |value: &'static str| {
-            asked(&HeaderMap::from_iter([(http::HeaderName::from_static(TIMEOUT), HeaderValue::from_static(value))]))
-                .ok()
-                .flatten()
+            call_timeout(&HeaderMap::from_iter([(
+                http::HeaderName::from_static(TIMEOUT),
+                HeaderValue::from_static(value),
+            )]))
+            .ok()
+            .flatten()
         };
         assert_eq!(of("250m"), Some(Duration::from_millis(250)));
         assert_eq!(of("99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
@@ -332,6 +310,6 @@ mod tests {
         for wrong in ["", "m", "250", "250s", "-1m", "+1m", "123456789m", "1.5S"] {
             assert_eq!(of(wrong), None, "{wrong}");
         }
-        assert!(asked(&HeaderMap::new()).is_ok_and(|asked| asked.is_none()));
+        assert!(call_timeout(&HeaderMap::new()).is_ok_and(|timeout| timeout.is_none()));
     }
 }

@@ -5,25 +5,54 @@ use std::sync::Arc;
 use tonic::Response;
 
 use super::Grpc;
-use super::call::{Call, Kept};
-use super::messages::{geometry, image, image_error, images, model, name, prediction, priority, timing};
-use crate::preprocess::{Fit, Origin};
-use crate::server::asked::{ask, levels, tensor_name};
-use crate::server::http::{Dtype, LARGE_ANSWER, write_row};
+use super::call::Call;
+use super::messages::{geometry, image, image_error, model, model_name, prediction, priority, read_images, timing};
+use crate::preprocess::{Fit, RequestContext};
+use crate::server::encode::{EncodeTimer, encode_features};
+use crate::server::parameters::{levels, prediction_options, tensor_name};
 use crate::server::problem::Problem;
-use crate::service::{Error, Extracted, FeaturePlan, FeaturesRequest};
-use crate::telemetry::Stage;
-use ghostserve_ghostnet::{Cut, Output};
+use crate::server::retain::RetainedMemory;
+use crate::server::tensors::{ElementFormat, ElementType, write_row};
+use crate::service::{Error, Extracted, Extraction, FeaturePlan, FeaturesRequest};
+use ghostserve_ghostnet::{Cut, Output, OutputShape};
 use ghostserve_proto::v1;
 
 impl Grpc {
+    /// Answers one request for features.
     pub(super) async fn extract(
         &self,
         call: &Call,
-        request: v1::ExtractFeaturesRequest,
+        mut request: v1::ExtractFeaturesRequest,
     ) -> Result<Response<v1::ExtractFeaturesResponse>, Problem> {
-        let app = &self.app;
-        self.check_count(request.images.len())?;
+        // Read.
+        let files = std::mem::take(&mut request.images);
+        let images = read_images(files, self.app.config.request.max_images_per_request)?;
+        // Plan.
+        let dtype = match request.dtype() {
+            v1::Dtype::Unspecified | v1::Dtype::F32 => ElementType::F32,
+            v1::Dtype::F16 => ElementType::F16,
+        };
+        let format = ElementFormat { dtype, unit: request.normalize };
+        let plan = Arc::new(self.plan_features(call, &request, dtype)?);
+        // Run.
+        let extracted = self.app.service.features(&plan, images).await?;
+        // Encode.
+        let timer = EncodeTimer::start(&self.app, &plan.model().features_statistics, call.start);
+        let encode = move |plan: &FeaturePlan, extracted: &Extracted| encode_message(plan, extracted, format);
+        let (message, memory) = encode_features(&self.app, &plan, extracted, false, encode).await?;
+        timer.finish();
+        let mut response = Response::new(message);
+        response.extensions_mut().insert(RetainedMemory::new(memory));
+        Ok(response)
+    }
+
+    fn plan_features(
+        &self,
+        call: &Call,
+        request: &v1::ExtractFeaturesRequest,
+        dtype: ElementType,
+    ) -> Result<FeaturePlan, Problem> {
+        let service = &self.app.service;
         let cut = match request.cut() {
             v1::Cut::Unspecified | v1::Cut::Deepest => Cut::Deepest,
             v1::Cut::Timm => Cut::Timm,
@@ -33,71 +62,48 @@ impl Grpc {
             v1::Fit::Letterbox => Fit::Letterbox,
             v1::Fit::Stretch => Fit::Stretch,
         };
-        let dtype = match request.dtype() {
-            v1::Dtype::Unspecified | v1::Dtype::F32 => Dtype::F32,
-            v1::Dtype::F16 => Dtype::F16,
-        };
-        let named: Vec<&str> = match request.levels.is_empty() {
+        let names: Vec<&str> = match request.levels.is_empty() {
             true => vec!["c3", "c4", "c5"],
             false => request.levels.iter().map(String::as_str).collect(),
         };
-        let wants = request.top_k.is_some() || request.min_confidence.is_some();
-        let priority = priority(request.priority(), call.priority);
-        let outputs = levels(named, cut)?;
-        let served = name(request.model);
-        let classes = app.service.model(served.as_deref())?.labels.len();
-        let ask = ask(request.top_k.map(|k| k as usize), request.min_confidence, classes)?;
-        let origin = Origin { priority, ..call.origin(call.start) };
-        let plan = Arc::new(app.service.plan_features(FeaturesRequest {
-            model: served,
+        let outputs = levels(names, cut)?;
+        let model = Arc::clone(service.model(model_name(&request.model))?);
+        let predictions = prediction_options(request.top_k.map(|k| k as usize), request.min_confidence, &model)?;
+        let with_predictions = request.top_k.is_some() || request.min_confidence.is_some();
+        let priority_of_message = priority(request.priority(), call.priority);
+        let context = RequestContext { priority: priority_of_message, ..call.context(call.start) };
+        Ok(service.plan_features(FeaturesRequest {
+            model,
             outputs,
             size: request.size.map(|size| [size.height as usize, size.width as usize]),
             fit,
-            ask: wants.then_some(ask),
+            predictions: with_predictions.then_some(predictions),
             element_bytes: dtype.bytes(),
-            origin,
-        })?);
-        let extracted = app.service.features(&plan, images(request.images)).await?;
-
-        let encoding = app.metrics.begin(Stage::Encode);
-        let style = (dtype, request.normalize);
-        let elements: usize = plan.shapes.iter().map(|shape| shape.elements()).sum();
-        let (message, memory) = if elements * dtype.bytes() * extracted.results.len() > LARGE_ANSWER {
-            let cost = plan.encode_cost(extracted.results.len());
-            let plan = Arc::clone(&plan);
-            let encode = move || (encode(&plan, &extracted, style), extracted.memory);
-            app.service.off_the_runtime(origin, cost, encode).await?
-        } else {
-            (encode(&plan, &extracted, style), extracted.memory)
-        };
-        plan.model.features_statistics.wrote(encoding.end());
-        app.metrics.stage(Stage::Total, call.start.elapsed());
-        let mut response = Response::new(message);
-        response.extensions_mut().insert(Kept(Arc::new(memory)));
-        Ok(response)
+            context,
+        })?)
     }
 }
 
-fn encode(plan: &FeaturePlan, extracted: &Extracted, (dtype, unit): (Dtype, bool)) -> v1::ExtractFeaturesResponse {
+fn encode_message(plan: &FeaturePlan, extracted: &Extracted, format: ElementFormat) -> v1::ExtractFeaturesResponse {
     use v1::features_result::Outcome;
     let outputs = &plan.request().outputs;
-    let good: Vec<_> = extracted.results.iter().filter_map(|result| result.as_ref().ok()).collect();
-    let tensor = |(i, (output, shape)): (usize, (&Output, &ghostserve_ghostnet::OutputShape))| {
-        let mut data = Vec::with_capacity(good.len() * shape.elements() * dtype.bytes());
-        for extraction in &good {
-            let unit = unit && *output == Output::Embedding;
-            write_row(extraction.outputs.data(i), (dtype, unit), |bytes| data.extend_from_slice(bytes));
+    let extractions: Vec<_> = extracted.results.iter().filter_map(|result| result.as_ref().ok()).collect();
+    let tensor = |(i, (output, shape)): (usize, (&Output, &OutputShape))| {
+        let format = ElementFormat { unit: format.unit && *output == Output::Embedding, ..format };
+        let mut data = Vec::with_capacity(extractions.len() * shape.elements() * format.dtype.bytes());
+        for extraction in &extractions {
+            write_row(extraction.outputs.data(i), format, |bytes| data.extend_from_slice(bytes));
         }
         v1::Tensor {
             name: tensor_name(*output),
-            dtype: v1::Dtype::from(dtype).into(),
-            shape: std::iter::once(good.len()).chain(shape.shape.iter().copied()).map(|n| n as u32).collect(),
+            dtype: v1::Dtype::from(format.dtype).into(),
+            shape: std::iter::once(extractions.len()).chain(shape.shape.iter().copied()).map(|n| n as u32).collect(),
             stride: shape.stride as u32,
             data: data.into(),
         }
     };
     let mut rows = 0..;
-    let result = |result: &Result<crate::service::Extraction, Error>| {
+    let result = |result: &Result<Extraction, Error>| {
         let outcome = match result {
             Ok(extraction) => Outcome::Features(v1::ImageFeatures {
                 row: rows.next().unwrap_or_default(),
@@ -110,18 +116,9 @@ fn encode(plan: &FeaturePlan, extracted: &Extracted, (dtype, unit): (Dtype, bool
         v1::FeaturesResult { outcome: Some(outcome) }
     };
     v1::ExtractFeaturesResponse {
-        model: Some(model(&plan.model)),
+        model: Some(model(plan.model())),
         results: extracted.results.iter().map(result).collect(),
         tensors: outputs.iter().zip(&plan.shapes).enumerate().map(tensor).collect(),
         timing: Some(timing(extracted.times)),
-    }
-}
-
-impl From<Dtype> for v1::Dtype {
-    fn from(dtype: Dtype) -> Self {
-        match dtype {
-            Dtype::F32 => Self::F32,
-            Dtype::F16 => Self::F16,
-        }
     }
 }

@@ -1,4 +1,4 @@
-//! `grpc.health.v1`: what `/readyz` says, for load balancers that speak gRPC.
+//! `grpc.health.v1`: the state of `/readyz` for load balancers that use gRPC.
 
 use std::pin::Pin;
 
@@ -12,10 +12,10 @@ use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 use super::Grpc;
 use crate::server::shutdown::Phase;
 
-/// The services whose health can be asked for; the empty name is the whole server's.
+/// The services that have a health; the empty name stands for the whole server.
 const SERVICES: [&str; 3] = ["", "ghostserve.v1.InferenceService", "inference.GRPCInferenceService"];
-/// How often somebody who watches is looked after.
-const LOOK: Duration = Duration::from_millis(200);
+/// How often the state is checked for a watching client.
+const WATCH_INTERVAL: Duration = Duration::from_millis(200);
 
 impl Grpc {
     fn health(&self, service: &str) -> ServingStatus {
@@ -47,15 +47,15 @@ impl Health for Grpc {
     type WatchStream = Pin<Box<dyn Stream<Item = Result<HealthCheckResponse, Status>> + Send>>;
 
     async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        let state = (self.clone(), request.into_inner().service, interval(LOOK), None);
-        let changes = futures::stream::unfold(state, |(grpc, service, mut clock, told)| async move {
+        let state = (self.clone(), request.into_inner().service, interval(WATCH_INTERVAL), None);
+        let changes = futures::stream::unfold(state, |(grpc, service, mut clock, last)| async move {
             loop {
                 clock.tick().await;
                 let status = grpc.health(&service);
-                if told != Some(status) {
+                if last != Some(status) {
                     return Some((Ok(response(status)), (grpc, service, clock, Some(status))));
                 }
-                // The last word was that it is not serving: there is nothing to wait for.
+                // The last status was that it is not serving. It will not change again.
                 if grpc.app.lifecycle.phase() >= Phase::Stopping {
                     return None;
                 }

@@ -1,14 +1,15 @@
-//! Between the service's types and the messages of `ghostserve.v1`.
+//! Conversions between the service's types and the messages of `ghostserve.v1`.
 
 use bytes::Bytes;
 
 use crate::cores::Priority;
-use crate::preprocess::{Fit, Geometry, ImageInfo};
+use crate::preprocess::{Fit, Geometry, ImageInfo, Source};
 use crate::server::problem::Problem;
-use crate::service::{Classified, Error, ImageResult, Prediction, ServedModel, Times};
+use crate::server::tensors::ElementType;
+use crate::service::{Classified, Error, ImageResult, Prediction, ServedModel, StageTimes};
 use ghostserve_proto::v1;
 
-/// Priorities; the metadata's counts where the message says nothing.
+/// The priority of a message; that of the call's metadata if the message has none.
 pub(super) fn priority(of_message: v1::Priority, of_metadata: Priority) -> Priority {
     match of_message {
         v1::Priority::Unspecified => of_metadata,
@@ -17,12 +18,17 @@ pub(super) fn priority(of_message: v1::Priority, of_metadata: Priority) -> Prior
     }
 }
 
-pub(super) fn images(files: Vec<Bytes>) -> Vec<Result<crate::preprocess::Source, Error>> {
-    files.into_iter().map(|file| Ok(file.into())).collect()
+/// The images of a message, if their number is accepted.
+pub(super) fn read_images(files: Vec<Bytes>, max_images: usize) -> Result<Vec<Result<Source, Error>>, Problem> {
+    match files.len() {
+        0 => Err(Error::NoImages.into()),
+        images if images > max_images => Err(Problem::too_many_images(images, max_images)),
+        _ => Ok(files.into_iter().map(|file| Ok(file.into())).collect()),
+    }
 }
 
-/// An empty name is none.
-pub(super) fn name(text: String) -> Option<String> {
+/// A model's name; `None` stands for the default model.
+pub(super) fn model_name(text: &str) -> Option<&str> {
     Some(text).filter(|text| !text.is_empty())
 }
 
@@ -31,7 +37,7 @@ pub(super) fn model(model: &ServedModel) -> v1::ModelReference {
     v1::ModelReference { id: manifest.id.clone(), digest: manifest.network.digest.to_string() }
 }
 
-pub(super) fn timing(times: Times) -> v1::Timing {
+pub(super) fn timing(times: StageTimes) -> v1::Timing {
     let ms = |time: std::time::Duration| time.as_secs_f64() * 1e3;
     v1::Timing {
         decode_ms: ms(times.decode),
@@ -63,7 +69,7 @@ pub(super) fn prediction(prediction: Prediction) -> v1::Prediction {
     }
 }
 
-pub(super) fn classified(classified: Classified) -> v1::ClassifyResponse {
+pub(super) fn classify_response(served: &ServedModel, classified: Classified) -> v1::ClassifyResponse {
     use v1::classify_result::Outcome;
     let result = |result: Result<ImageResult, Error>| {
         let outcome = match result {
@@ -76,7 +82,7 @@ pub(super) fn classified(classified: Classified) -> v1::ClassifyResponse {
         v1::ClassifyResult { outcome: Some(outcome) }
     };
     v1::ClassifyResponse {
-        model: Some(model(&classified.model)),
+        model: Some(model(served)),
         timing: Some(timing(classified.times)),
         results: classified.results.into_iter().map(result).collect(),
     }
@@ -98,5 +104,14 @@ pub(super) fn geometry(geometry: Geometry) -> v1::Geometry {
         fit: fit.into(),
         visible: geometry.visible.to_vec(),
         padding: geometry.padding.to_vec(),
+    }
+}
+
+impl From<ElementType> for v1::Dtype {
+    fn from(dtype: ElementType) -> Self {
+        match dtype {
+            ElementType::F32 => Self::F32,
+            ElementType::F16 => Self::F16,
+        }
     }
 }

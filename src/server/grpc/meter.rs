@@ -1,20 +1,22 @@
-//! The body of a call as it comes in: held against the limits of a message and of all bodies together, and against the clock.
+//! The body of a call as it comes in: held against the limits of a message and of all bodies together, and against
+//! the clock.
 //!
-//! tonic reads messages, but whoever reads bodies over HTTP counts bytes before anything is made of them, and so it is here.
-//! What is wrong is told as a [`tonic::Status`], which tonic finds in the error and gives to the client.
+//! tonic reads messages, but whoever reads bodies over HTTP counts bytes before anything is made of them, and so it
+//! is here. What is wrong is told as a [`tonic::Status`], which tonic finds in the error and gives to the client.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use axum::body::{Body, HttpBody};
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::{Duration, Instant, Sleep, sleep_until};
 
-use super::call::Refusal;
-use super::wire::{Limits, Schema, Walker, WireError};
+use super::call::CallErrors;
+use super::wire::{MessageLimits, Schema, Walker, WireError};
 use crate::fair_share::Client;
 use crate::server::budget::BodyMemory;
 use crate::server::ingress::Ingress;
@@ -27,9 +29,9 @@ const PREFIX: usize = 5;
 
 /// The memory that a call's messages take.
 #[derive(Clone)]
-pub(super) struct Meter(Arc<Mutex<Messages>>);
+pub(super) struct Meter(Arc<Mutex<MessageMemory>>);
 
-struct Messages {
+struct MessageMemory {
     memory: BodyMemory,
     /// What the message that is arriving takes so far.
     arriving: usize,
@@ -39,12 +41,11 @@ struct Messages {
 
 impl Meter {
     pub(super) fn new(memory: BodyMemory) -> Self {
-        Self(Arc::new(Mutex::new(Messages { memory, arriving: 0, complete: VecDeque::new() })))
+        Self(Arc::new(Mutex::new(MessageMemory { memory, arriving: 0, complete: VecDeque::new() })))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Messages> {
-        // Changed in one go.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, MessageMemory> {
+        self.0.lock()
     }
 
     fn grow(&self, bytes: usize) -> Result<(), Error> {
@@ -73,13 +74,13 @@ impl Meter {
 
 /// What a body may be.
 #[derive(Clone)]
-pub(super) struct Bounds {
+pub(super) struct MessageBounds {
     /// Bytes of one message.
     pub(super) message: usize,
     /// What a message may hold, by its type.
     pub(super) schema: Arc<Schema>,
     pub(super) message_type: usize,
-    pub(super) limits: Limits,
+    pub(super) limits: MessageLimits,
     /// For a message, from its first byte to its last.
     pub(super) body: Duration,
     /// Bytes a second at which a message must arrive.
@@ -94,10 +95,10 @@ pub(super) struct Bounds {
 }
 
 /// A call's body.
-pub(super) struct Metered {
+pub(super) struct MeteredBody {
     body: Body,
     meter: Meter,
-    bounds: Bounds,
+    bounds: MessageBounds,
     framing: Framing,
     /// Of the message that is arriving, unless it is compressed: then it will not be decoded.
     walker: Option<Walker>,
@@ -109,7 +110,7 @@ pub(super) struct Metered {
     /// No more is read before: the client sends more than its share.
     paused: Option<Instant>,
     clock: Pin<Box<Sleep>>,
-    refusal: Refusal,
+    errors: CallErrors,
 }
 
 /// Where in the sequence of messages a body is.
@@ -162,8 +163,8 @@ impl Framing {
     }
 }
 
-impl Metered {
-    pub(super) fn new(body: Body, meter: Meter, bounds: Bounds, refusal: Refusal) -> Self {
+impl MeteredBody {
+    pub(super) fn new(body: Body, meter: Meter, bounds: MessageBounds, errors: CallErrors) -> Self {
         Self {
             body,
             meter,
@@ -175,7 +176,7 @@ impl Metered {
             paused: None,
             clock: Box::pin(sleep_until(bounds.first)),
             bounds,
-            refusal,
+            errors,
         }
     }
 
@@ -222,11 +223,11 @@ impl Metered {
     }
 
     fn refuse(&self, problem: Problem) -> Poll<Option<Result<Frame<Bytes>, tonic::Status>>> {
-        Poll::Ready(Some(Err(self.refusal.status(&problem))))
+        Poll::Ready(Some(Err(self.errors.status(&problem))))
     }
 }
 
-impl HttpBody for Metered {
+impl HttpBody for MeteredBody {
     type Data = Bytes;
     type Error = tonic::Status;
 
@@ -251,8 +252,8 @@ impl HttpBody for Metered {
                     this.until = None;
                     this.first = false;
                 } else if began || this.until.is_none() {
-                    // The first message has its time from the call's beginning on. Of later ones each has its own, whether or not
-                    // frames end where messages do.
+                    // The first message has its time from the call's beginning on. Of later ones each has its own,
+                    // whether or not frames end where messages do.
                     if !std::mem::take(&mut this.first) {
                         this.until = Some(Instant::now() + this.bounds.body);
                     }
@@ -262,7 +263,7 @@ impl HttpBody for Metered {
             }
             Poll::Ready(other) => Poll::Ready(other.map(|result| {
                 let broken = || Problem::new(Code::InvalidRequest, "the body ended before it was complete");
-                result.map_err(|_| this.refusal.status(&broken()))
+                result.map_err(|_| this.errors.status(&broken()))
             })),
             Poll::Pending => {
                 let mut until = *this.until.get_or_insert_with(|| Instant::now() + this.bounds.idle);

@@ -1,13 +1,13 @@
-//! The gRPC interface, on the same port as HTTP: our own service, the Open Inference Protocol, health and reflection. A handler
-//! turns its message into what [`crate::service`] takes, makes one call, and turns the outcome into a message.
+//! The gRPC interface, on the same port as HTTP: `ghostserve.v1`, the Open Inference Protocol, health and reflection.
+//! A handler plans the request of its message, calls [`crate::service`] once, and encodes the answer as a message.
 
-mod about;
 mod call;
 mod features;
 mod health;
-mod inference;
 mod messages;
+mod metadata;
 mod meter;
+mod oip_grpc;
 mod service;
 mod stream;
 mod wire;
@@ -33,7 +33,7 @@ use wire::Schema;
 /// The methods that run the network: they count against the requests in flight.
 const WORK: [&str; 5] = ["Classify", "ClassifyStream", "ExtractFeatures", "ModelInfer", "ModelStreamInfer"];
 
-/// What the handlers share.
+/// The state of the handlers.
 #[derive(Clone)]
 struct Grpc {
     app: App,
@@ -41,20 +41,21 @@ struct Grpc {
     schema: Arc<Schema>,
 }
 
-/// A method that there is.
+/// A method of a service.
 #[derive(Clone, Debug)]
 struct Method {
     /// `/package.Service/Method`.
     name: Arc<str>,
+    /// Whether it is one of [`WORK`].
     works: bool,
-    /// Whether the client sends any number of messages.
+    /// Whether the client can send any number of messages.
     streams: bool,
-    /// The type of its messages, in the schema.
+    /// Index of the type of its messages in the schema.
     message: usize,
 }
 
 impl Method {
-    /// Probes come every few seconds for ever.
+    /// Whether it is for probes, which come every few seconds.
     fn is_probe(&self) -> bool {
         self.name.starts_with("/grpc.health.")
             || self.name.ends_with("/ServerLive")
@@ -62,25 +63,26 @@ impl Method {
     }
 }
 
-/// Whether a request is a call: by its content type, since both protocols share a port. gRPC-Web is another protocol.
+/// Whether a request is a gRPC call. Both protocols share a port, so its content type decides. gRPC-Web is another
+/// protocol.
 pub(super) fn is_call<B>(request: &Request<B>) -> bool {
     let kind = request.headers().get(header::CONTENT_TYPE).map(|kind| kind.as_bytes());
     let rest = kind.and_then(|kind| kind.strip_prefix(b"application/grpc"));
     request.version() == Version::HTTP_2 && rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
 }
 
-/// Why the services cannot be described; a mistake in `proto/`.
+/// An error in the descriptors of the services: a mistake in `proto/`.
 #[derive(Debug, thiserror::Error)]
 pub enum DescriptorError {
-    /// Not descriptors.
+    /// The descriptors cannot be decoded.
     #[error("cannot read the services' descriptors: {0}")]
     Decode(#[from] prost::DecodeError),
-    /// Descriptors that contradict each other.
+    /// The descriptors contradict each other.
     #[error("cannot describe the services: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
 }
 
-/// All services, as a router to be called with what [`is_call`].
+/// A router with all services, for requests that [`is_call`] accepts.
 pub(super) fn router(app: &App) -> Result<Router, DescriptorError> {
     let sets = [
         DESCRIPTORS,
@@ -97,7 +99,7 @@ pub(super) fn router(app: &App) -> Result<Router, DescriptorError> {
             .register_encoded_file_descriptor_set(DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
-    // Messages are held against our own limit as they come in (`meter`).
+    // `meter` compares messages with the server's limit while they arrive.
     let (read, write) = (usize::MAX, usize::MAX);
     let own =
         InferenceServiceServer::new(grpc.clone()).max_decoding_message_size(read).max_encoding_message_size(write);
@@ -107,10 +109,10 @@ pub(super) fn router(app: &App) -> Result<Router, DescriptorError> {
         .add_service(HealthServer::new(grpc.clone()))
         .add_service(described().build_v1()?)
         .add_service(described().build_v1alpha()?);
-    Ok(routes.into_axum_router().layer(from_fn_with_state(grpc, call::around)))
+    Ok(routes.into_axum_router().layer(from_fn_with_state(grpc, call::call_middleware)))
 }
 
-/// By path.
+/// The methods of all services, by path.
 fn methods_of<'a>(sets: &'a [FileDescriptorSet], schema: &'a Schema) -> impl Iterator<Item = (String, Method)> {
     let files = sets.iter().flat_map(|set| &set.file);
     let services = files.flat_map(|file| file.service.iter().map(move |service| (file, service)));
@@ -130,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn calls_are_told_by_their_content_type() {
+    fn calls_are_recognised_by_their_content_type() {
         let of = |version, kind: &str| {
             let request = Request::builder().version(version).header(header::CONTENT_TYPE, kind).body(());
             request.is_ok_and(|request| is_call(&request))

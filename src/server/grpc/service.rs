@@ -8,56 +8,60 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::Grpc;
 use super::call::Call;
-use super::messages::{classified, images, name, priority};
-use crate::preprocess::Origin;
-use crate::server::asked::ask;
+use super::messages::{classify_response, model_name, priority, read_images};
+use crate::preprocess::RequestContext;
+use crate::server::encode::EncodeTimer;
+use crate::server::parameters::prediction_options;
 use crate::server::problem::Problem;
-use crate::service::{ClassifyRequest, Code, Error, ScoresRequest, ServedModel};
-use crate::telemetry::Stage;
+use crate::service::{ClassifyPlan, Error, Features, ServedModel};
 use ghostserve_ghostnet::{Cut, Output};
 use ghostserve_proto::v1;
 use ghostserve_proto::v1::inference_service_server::InferenceService;
 
-/// A call's circumstances, and its message.
+/// Separates a call from its message.
 pub(super) fn open<M>(request: Request<M>) -> Result<(Call, M), Status> {
     let (_, mut extensions, message) = request.into_parts();
-    // `call::around` puts it there.
+    // The middleware inserts it.
     let call = extensions.remove::<Call>().ok_or_else(|| Status::internal("the call was not begun"))?;
     Ok((call, message))
 }
 
 impl Grpc {
-    /// Answers one request to classify, which came at a certain time.
-    pub(super) async fn classify_one(
+    /// Plans a classification that came at a certain time, as far as the model and the deadline.
+    pub(super) fn plan_classify(
         &self,
         call: &Call,
         came: Instant,
-        request: v1::ClassifyRequest,
-    ) -> Result<v1::ClassifyResponse, Problem> {
-        let app = &self.app;
-        let priority = priority(request.priority(), call.priority);
-        let model = name(request.model);
-        let classes = app.service.model(model.as_deref())?.labels.len();
-        let ask = ask(request.top_k.map(|k| k as usize), Some(request.min_confidence), classes)?;
-        self.check_count(request.images.len())?;
-        let origin = Origin { priority, ..call.origin(came) };
-        let scores = ScoresRequest { model, images: images(request.images), origin };
-        let answer = app.service.classify(ClassifyRequest { scores, ask }).await?;
-        let (encoding, model) = (app.metrics.begin(Stage::Encode), answer.model.clone());
-        let answer = classified(answer);
-        model.statistics.wrote(encoding.end());
-        app.metrics.stage(Stage::Total, came.elapsed());
-        Ok(answer)
+        request: &v1::ClassifyRequest,
+    ) -> Result<ClassifyPlan, Error> {
+        let context = RequestContext { priority: priority(request.priority(), call.priority), ..call.context(came) };
+        self.app.service.plan_classify(model_name(&request.model), context)
     }
 
-    pub(super) fn check_count(&self, images: usize) -> Result<(), Problem> {
-        let most = self.app.config.request.max_images;
-        if images > most {
-            let detail =
-                format!("the request holds {images} images, more than the {most} accepted; send several requests");
-            return Err(Problem::new(Code::TooManyImages, detail));
-        }
-        if images == 0 { Err(Error::NoImages.into()) } else { Ok(()) }
+    /// Answers a planned classification that came at a certain time.
+    pub(super) async fn classify_planned(
+        &self,
+        mut plan: ClassifyPlan,
+        came: Instant,
+        request: v1::ClassifyRequest,
+    ) -> Result<v1::ClassifyResponse, Problem> {
+        // Plan.
+        let top_k = request.top_k.map(|k| k as usize);
+        plan.predictions = prediction_options(top_k, Some(request.min_confidence), &plan.model)?;
+        // Read.
+        let images = read_images(request.images, self.app.config.request.max_images_per_request)?;
+        // Run.
+        let classified = self.app.service.classify(&plan, images).await?;
+        // Encode.
+        let timer = EncodeTimer::start(&self.app, &plan.model.statistics, came);
+        let response = classify_response(&plan.model, classified);
+        timer.finish();
+        Ok(response)
+    }
+
+    async fn classify_one(&self, call: &Call, request: v1::ClassifyRequest) -> Result<v1::ClassifyResponse, Problem> {
+        let plan = self.plan_classify(call, call.start, &request)?;
+        self.classify_planned(plan, call.start, request).await
     }
 }
 
@@ -65,9 +69,9 @@ impl Grpc {
 impl InferenceService for Grpc {
     async fn classify(&self, request: Request<v1::ClassifyRequest>) -> Result<Response<v1::ClassifyResponse>, Status> {
         let (mut call, request) = open(request)?;
-        call.has_read(&self.app.metrics);
-        let answer = self.classify_one(&call, call.start, request).await;
-        answer.map(Response::new).map_err(|problem| call.refusal.status(&problem))
+        call.record_read(&self.app.metrics);
+        let response = self.classify_one(&call, request).await;
+        response.map(Response::new).map_err(|problem| call.errors.status(&problem))
     }
 
     type ClassifyStreamStream = Pin<Box<dyn Stream<Item = Result<v1::ClassifyStreamResponse, Status>> + Send>>;
@@ -85,8 +89,8 @@ impl InferenceService for Grpc {
         request: Request<v1::ExtractFeaturesRequest>,
     ) -> Result<Response<v1::ExtractFeaturesResponse>, Status> {
         let (mut call, request) = open(request)?;
-        call.has_read(&self.app.metrics);
-        self.extract(&call, request).await.map_err(|problem| call.refusal.status(&problem))
+        call.record_read(&self.app.metrics);
+        self.extract(&call, request).await.map_err(|problem| call.errors.status(&problem))
     }
 
     async fn list_models(
@@ -107,7 +111,7 @@ fn model(served: &ServedModel, default: &str) -> v1::Model {
         Output::Embedding => Some("embedding".to_owned()),
         _ => None,
     };
-    let levels = |features: &crate::service::Features| features.network.outputs().iter().filter_map(level).collect();
+    let levels = |features: &Features| features.network.outputs().iter().filter_map(level).collect();
     let [height, width] = manifest.input.crop.map(|side| side as u32);
     v1::Model {
         id: manifest.id.clone(),

@@ -1,37 +1,39 @@
-//! `ClassifyStream`: as many requests as a client sends, at the server's pace.
+//! `ClassifyStream`: any number of requests, at the speed of the server.
 //!
-//! A stream has a window of requests that are being worked on. What comes behind it stays with the client, by HTTP/2's flow
-//! control, and so does everything while the server is full: a job over a collection fills the gaps that others leave, and is not
-//! shed. A client that leaves takes everything in the window along.
+//! A stream has a window of requests that are in progress. The client keeps the requests after it, because of
+//! HTTP/2's flow control. While the server is full, the requests in the window wait: a job over a collection uses the
+//! capacity that other requests leave, and is not shed. When a client disconnects, the requests in its window are
+//! dropped.
 
 use std::pin::Pin;
 
 use futures::Stream;
 use futures::stream::{FuturesUnordered, StreamExt};
-use tokio::time::{Duration, Instant, sleep};
+use tokio::time::{Duration, Instant, timeout_at};
 use tonic::{Status, Streaming};
 
 use super::Grpc;
 use super::call::Call;
-use super::messages::{name, priority, problem};
-use crate::preprocess::Origin;
+use super::messages::problem;
 use crate::server::problem::Problem;
 use crate::server::shutdown::Phase;
-use crate::service::{Code, Error};
+use crate::service::{ClassifyPlan, Code, Error};
 use ghostserve_proto::v1;
 use ghostserve_proto::v1::classify_stream_response::Outcome;
 
-/// While there is no room, it is looked for this often.
-const LOOK: Duration = Duration::from_millis(2);
+/// The longest time between two checks whether there is capacity. The predicted wait also shrinks without a
+/// notification, because the costs of images that it is predicted from change.
+const CAPACITY_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
-type Working = Pin<Box<dyn Future<Output = v1::ClassifyStreamResponse> + Send>>;
+type RequestInProgress = Pin<Box<dyn Future<Output = v1::ClassifyStreamResponse> + Send>>;
 
-struct Stage {
+/// The state of a stream.
+struct StreamState {
     grpc: Grpc,
     call: Call,
     messages: Streaming<v1::ClassifyStreamRequest>,
-    working: FuturesUnordered<Working>,
-    /// How the stream is going to end, once nothing more is read.
+    window: FuturesUnordered<RequestInProgress>,
+    /// How the stream ends, once no more messages are read.
     end: Option<Result<(), Status>>,
 }
 
@@ -41,103 +43,114 @@ impl Grpc {
         call: Call,
         messages: Streaming<v1::ClassifyStreamRequest>,
     ) -> Pin<Box<dyn Stream<Item = Result<v1::ClassifyStreamResponse, Status>> + Send>> {
-        let stage = Stage { grpc: self, call, messages, working: FuturesUnordered::new(), end: None };
-        Box::pin(futures::stream::unfold(Some(stage), async |stage| {
-            let mut stage = stage?;
-            match stage.next().await {
-                Some(Ok(answer)) => Some((Ok(answer), Some(stage))),
+        let state = StreamState { grpc: self, call, messages, window: FuturesUnordered::new(), end: None };
+        Box::pin(futures::stream::unfold(Some(state), async |state| {
+            let mut state = state?;
+            match state.next().await {
+                Some(Ok(answer)) => Some((Ok(answer), Some(state))),
                 Some(Err(status)) => Some((Err(status), None)),
                 None => None,
             }
         }))
     }
 
-    /// Two batches for every worker of the model that has the most: one that runs, one that is got ready.
-    fn window(&self) -> usize {
+    /// Maximum number of requests in progress: two batches for every worker of the model that has the most. One of
+    /// them runs while the other one is decoded.
+    fn window_size(&self) -> usize {
         let batches = self.app.service.models().map(|model| 2 * model.plan.workers * model.plan.max_batch);
         batches.max().unwrap_or(1).max(4)
     }
 
-    async fn answer(
-        self,
-        call: Call,
-        (message, size): (v1::ClassifyStreamRequest, usize),
-    ) -> v1::ClassifyStreamResponse {
+    /// Answers one message, which takes `size` bytes of the call's memory.
+    async fn answer(self, call: Call, message: v1::ClassifyStreamRequest, size: usize) -> v1::ClassifyStreamResponse {
         let (came, id) = (Instant::now(), message.id);
-        let request = message.request.unwrap_or_default();
-        let outcome = match self.wait_for_room(&call, came, &request).await {
-            Ok(()) => self.classify_one(&call, came, request).await,
-            Err(error) => Err(error.into()),
-        };
+        let outcome = self.classify_patiently(&call, came, message.request.unwrap_or_default()).await;
         call.meter.done_with(size);
         let outcome = match outcome {
             Ok(response) => Outcome::Response(response),
-            Err(found) => {
+            Err(error) => {
                 let metrics = &self.app.metrics;
-                metrics.problems_total.with_label_values(&[found.code.as_str()]).inc();
-                Outcome::Error(problem(&found))
+                metrics.problems_total.with_label_values(&[error.code.as_str()]).inc();
+                Outcome::Error(problem(&error))
             }
         };
         v1::ClassifyStreamResponse { id, outcome: Some(outcome) }
     }
 
-    async fn wait_for_room(&self, call: &Call, came: Instant, request: &v1::ClassifyRequest) -> Result<(), Error> {
-        let service = &self.app.service;
-        let model = name(request.model.clone());
-        let model = service.model(model.as_deref())?;
-        let origin = Origin { priority: priority(request.priority(), call.priority), ..call.origin(came) };
-        while service.is_full(model, request.images.len().max(1), origin) {
-            if Instant::now() + LOOK > origin.deadline {
+    /// Classifies the images of a request that came at a certain time, as soon as there is capacity.
+    async fn classify_patiently(
+        &self,
+        call: &Call,
+        came: Instant,
+        request: v1::ClassifyRequest,
+    ) -> Result<v1::ClassifyResponse, Problem> {
+        let plan = self.plan_classify(call, came, &request)?;
+        self.wait_for_capacity(&plan, request.images.len().max(1)).await?;
+        self.classify_planned(plan, came, request).await
+    }
+
+    /// Waits until so many images would not be shed.
+    async fn wait_for_capacity(&self, plan: &ClassifyPlan, images: usize) -> Result<(), Error> {
+        let deadline = plan.context.deadline;
+        loop {
+            // Created before the check, so that no notification in between is missed.
+            let freed = plan.model.queue.capacity_freed();
+            if !self.app.service.is_full(plan, images) {
+                return Ok(());
+            }
+            let now = Instant::now();
+            if now >= deadline {
                 return Err(Error::DeadlineExceeded);
             }
-            sleep(LOOK).await;
+            // Whether it was a notification or not, the next check decides.
+            let _ = timeout_at(deadline.min(now + CAPACITY_CHECK_INTERVAL), freed).await;
         }
-        Ok(())
     }
 }
 
-impl Stage {
+impl StreamState {
     /// The next answer, or the end.
     async fn next(&mut self) -> Option<Result<v1::ClassifyStreamResponse, Status>> {
-        let window = self.grpc.window();
+        let window_size = self.grpc.window_size();
         let lifecycle = self.grpc.app.lifecycle.clone();
-        let late = self.call.asked();
+        let deadline = self.call.client_deadline();
         loop {
-            if self.working.is_empty()
+            if self.window.is_empty()
                 && let Some(end) = self.end.take()
             {
                 return end.err().map(Err);
             }
-            let read = self.end.is_none() && self.working.len() < window;
+            let read = self.end.is_none() && self.window.len() < window_size;
             tokio::select! {
                 biased;
-                Some(answer) = self.working.next() => return Some(Ok(answer)),
-                () = until(late) => return Some(Err(self.call.refusal.status(&Error::DeadlineExceeded.into()))),
+                Some(answer) = self.window.next() => return Some(Ok(answer)),
+                () = reached(deadline) => return Some(Err(self.call.errors.status(&Error::DeadlineExceeded.into()))),
                 () = lifecycle.reached(Phase::Stopping), if self.end.is_none() => {
-                    self.end = Some(Err(self.call.refusal.status(&Error::Draining.into())));
+                    self.end = Some(Err(self.call.errors.status(&Error::Draining.into())));
                 }
                 message = self.messages.message(), if read => match message {
                     Ok(Some(message)) => {
                         let size = self.call.meter.next_message();
-                        let work = self.grpc.clone().answer(self.call.clone(), (message, size));
-                        self.working.push(Box::pin(work));
+                        let answer = self.grpc.clone().answer(self.call.clone(), message, size);
+                        self.window.push(Box::pin(answer));
                     }
                     Ok(None) => self.end = Some(Ok(())),
-                    // What is being worked on is still answered.
+                    // The requests in progress are still answered.
                     Err(status) => self.end = Some(Err(status)),
                 },
                 else => {
                     let problem = Problem::new(Code::Internal, "the stream has nothing to wait for");
-                    return Some(Err(self.call.refusal.status(&problem)));
+                    return Some(Err(self.call.errors.status(&problem)));
                 }
             }
         }
     }
 }
 
-async fn until(late: Option<Instant>) {
-    match late {
-        Some(late) => tokio::time::sleep_until(late).await,
+/// Waits for a deadline, if there is one.
+async fn reached(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
         None => std::future::pending().await,
     }
 }

@@ -1,8 +1,9 @@
 //! Checks protobuf messages while their bytes arrive, before they are decoded.
 //!
-//! Two bytes on the wire (an empty sub-message) become a struct of hundreds of bytes in memory, so a limit on a message's size is
-//! no limit on what decoding it takes. A [`Walker`] goes over the wire format with the message's descriptor beside it and counts
-//! what decoding would allocate. It works on pieces of any length and keeps nothing of them.
+//! Two bytes on the wire (an empty sub-message) become a struct of hundreds of bytes in memory, so a limit on a
+//! message's size is no limit on what decoding it takes. A [`Walker`] goes over the wire format with the message's
+//! descriptor beside it and counts what decoding would allocate. It works on pieces of any length and keeps nothing
+//! of them.
 
 use std::collections::HashMap;
 
@@ -19,12 +20,12 @@ pub(super) struct Schema {
 /// What is known of a field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Field {
-    kind: Kind,
+    kind: FieldKind,
     repeated: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum FieldKind {
     /// A number that takes so many bytes in memory; on the wire a varint, or fixed bytes.
     Number { memory: usize, fixed: Option<usize> },
     /// Characters are copied out of the message.
@@ -37,7 +38,7 @@ enum Kind {
 
 /// How much of what a message may have, with all that is nested in it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Limits {
+pub(super) struct MessageLimits {
     /// Elements of repeated `bytes` fields: images, tensors.
     pub(super) blobs: usize,
     /// Elements of repeated messages and strings, and entries of maps.
@@ -53,7 +54,8 @@ pub(super) struct Limits {
 /// Messages in messages. The services' own types are not recursive and stay far below.
 const MAX_DEPTH: usize = 16;
 
-/// What an element of a repeated message, a string or an entry of a map takes at most, with what a growing list reserves.
+/// What an element of a repeated message, a string or an entry of a map takes at most, with what a growing list
+/// reserves.
 const ITEM_BYTES: usize = 1024;
 
 /// Why a message is refused.
@@ -87,17 +89,17 @@ impl Schema {
         }
         let by_name: HashMap<String, usize> = all.iter().enumerate().map(|(i, (name, _))| (name.clone(), i)).collect();
         let field = |field: &prost_types::FieldDescriptorProto| {
-            let number = |memory, fixed| Kind::Number { memory, fixed };
+            let number = |memory, fixed| FieldKind::Number { memory, fixed };
             let kind = match field.r#type() {
                 Type::Bool => number(1, None),
                 Type::Int32 | Type::Uint32 | Type::Sint32 | Type::Enum => number(4, None),
                 Type::Int64 | Type::Uint64 | Type::Sint64 => number(8, None),
                 Type::Float | Type::Fixed32 | Type::Sfixed32 => number(4, Some(4)),
                 Type::Double | Type::Fixed64 | Type::Sfixed64 => number(8, Some(8)),
-                Type::String => Kind::String,
-                Type::Bytes => Kind::Bytes,
+                Type::String => FieldKind::String,
+                Type::Bytes => FieldKind::Bytes,
                 // A type that is not among the files cannot be: the compiler of `proto/` resolves names.
-                Type::Message | Type::Group => Kind::Message(*by_name.get(field.type_name())?),
+                Type::Message | Type::Group => FieldKind::Message(*by_name.get(field.type_name())?),
             };
             Some((u32::try_from(field.number()).ok()?, Field { kind, repeated: field.label() == Label::Repeated }))
         };
@@ -122,18 +124,18 @@ fn collect<'a>(scope: &str, messages: &'a [DescriptorProto], all: &mut Vec<(Stri
 /// Goes over one message.
 #[derive(Debug)]
 pub(super) struct Walker {
-    limits: Limits,
+    limits: MessageLimits,
     /// The messages that are open, outermost first: type, and bytes that are left.
     open: Vec<(usize, usize)>,
-    expects: Expects,
+    expected: Expected,
     /// A varint that has begun: its bits, and how many there are.
     varint: (u64, u32),
-    found: Found,
+    counts: MessageCounts,
 }
 
 /// What was found so far.
 #[derive(Clone, Copy, Debug, Default)]
-struct Found {
+struct MessageCounts {
     blobs: usize,
     items: usize,
     numbers: usize,
@@ -144,7 +146,7 @@ struct Found {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Expects {
+enum Expected {
     /// The key of a field.
     Key,
     /// A number as a varint, whose value does not matter.
@@ -159,16 +161,21 @@ enum Expects {
 
 impl Walker {
     /// For a message of a type, which has so many bytes.
-    pub(super) fn new(message: usize, bytes: usize, limits: Limits) -> Self {
-        let mut walker =
-            Self { limits, open: Vec::new(), expects: Expects::Key, varint: (0, 0), found: Found::default() };
+    pub(super) fn new(message: usize, bytes: usize, limits: MessageLimits) -> Self {
+        let mut walker = Self {
+            limits,
+            open: Vec::new(),
+            expected: Expected::Key,
+            varint: (0, 0),
+            counts: MessageCounts::default(),
+        };
         walker.open.push((message, bytes));
         walker
     }
 
     /// Memory that decoding takes beside the bytes that came.
     pub(super) fn memory(&self) -> usize {
-        self.found.memory
+        self.counts.memory
     }
 
     /// Takes the next bytes of the message; never more than it has.
@@ -177,24 +184,24 @@ impl Walker {
     /// The message is not to be decoded.
     pub(super) fn feed(&mut self, schema: &Schema, mut bytes: &[u8]) -> Result<(), WireError> {
         while !bytes.is_empty() {
-            match self.expects {
-                Expects::Skip(left) => {
+            match self.expected {
+                Expected::Skip(left) => {
                     let part = left.min(bytes.len());
                     bytes = &bytes[part..];
-                    self.expects = if part == left { Expects::Key } else { Expects::Skip(left - part) };
+                    self.expected = if part == left { Expected::Key } else { Expected::Skip(left - part) };
                     self.consume(part)?;
                 }
-                Expects::Packed { left, memory } => {
+                Expected::Packed { left, memory } => {
                     let part = left.min(bytes.len());
                     // Every number ends with a byte whose first bit is not set.
                     let numbers = bytes[..part].iter().filter(|byte| **byte < 0x80).count();
                     bytes = &bytes[part..];
                     self.numbers(numbers, memory)?;
-                    let rest = Expects::Packed { left: left - part, memory };
-                    self.expects = if part == left { Expects::Key } else { rest };
+                    let rest = Expected::Packed { left: left - part, memory };
+                    self.expected = if part == left { Expected::Key } else { rest };
                     self.consume(part)?;
                 }
-                Expects::Key | Expects::Varint | Expects::Length(_) => {
+                Expected::Key | Expected::Varint | Expected::Length(_) => {
                     let byte = bytes[0];
                     bytes = &bytes[1..];
                     self.consume(1)?;
@@ -208,12 +215,12 @@ impl Walker {
                         continue;
                     }
                     let value = std::mem::take(&mut self.varint).0;
-                    self.expects = match self.expects {
-                        Expects::Key => self.key(schema, value)?,
-                        Expects::Length(field) => {
+                    self.expected = match self.expected {
+                        Expected::Key => self.key(schema, value)?,
+                        Expected::Length(field) => {
                             self.begin(field, usize::try_from(value).map_err(|_| WireError::Malformed)?)?
                         }
-                        _ => Expects::Key,
+                        _ => Expected::Key,
                     };
                 }
             }
@@ -232,7 +239,7 @@ impl Walker {
     /// Closes messages that are complete.
     fn close(&mut self) -> Result<(), WireError> {
         while self.open.len() > 1 && self.open.last().is_some_and(|(_, left)| *left == 0) {
-            if !matches!(self.expects, Expects::Key) || self.varint.1 > 0 {
+            if !matches!(self.expected, Expected::Key) || self.varint.1 > 0 {
                 return Err(WireError::Malformed);
             }
             self.open.pop();
@@ -241,84 +248,86 @@ impl Walker {
     }
 
     /// A field begins.
-    fn key(&mut self, schema: &Schema, key: u64) -> Result<Expects, WireError> {
+    fn key(&mut self, schema: &Schema, key: u64) -> Result<Expected, WireError> {
         let number = u32::try_from(key >> 3).ok().filter(|number| *number > 0).ok_or(WireError::Malformed)?;
         let (message, _) = self.open.last().ok_or(WireError::Malformed)?;
         let field = schema.messages.get(*message).and_then(|fields| fields.get(&number)).copied();
         match field {
-            Some(Field { kind: Kind::Number { memory, .. }, repeated: true }) if key & 7 != 2 => {
+            Some(Field { kind: FieldKind::Number { memory, .. }, repeated: true }) if key & 7 != 2 => {
                 self.numbers(1, memory)?;
             }
-            _ => count(&mut self.found.fields, 1, self.limits.fields, WireError::Fields)?,
+            _ => add_within(&mut self.counts.fields, 1, self.limits.fields, WireError::Fields)?,
         }
         if field.is_none() {
-            count(&mut self.found.unknown, 1, self.limits.unknown, WireError::Unknown)?;
+            add_within(&mut self.counts.unknown, 1, self.limits.unknown, WireError::Unknown)?;
         }
         match key & 7 {
-            0 => Ok(Expects::Varint),
-            1 => Ok(Expects::Skip(8)),
-            2 => Ok(Expects::Length(field)),
+            0 => Ok(Expected::Varint),
+            1 => Ok(Expected::Skip(8)),
+            2 => Ok(Expected::Length(field)),
             3 | 4 => Err(WireError::Group),
-            5 => Ok(Expects::Skip(4)),
+            5 => Ok(Expected::Skip(4)),
             _ => Err(WireError::Malformed),
         }
     }
 
     /// Something of a known length begins.
-    fn begin(&mut self, field: Option<Field>, length: usize) -> Result<Expects, WireError> {
+    fn begin(&mut self, field: Option<Field>, length: usize) -> Result<Expected, WireError> {
         let left = self.open.last().map_or(0, |(_, left)| *left);
         if length > left {
             return Err(WireError::Malformed);
         }
         let Some(Field { kind, repeated }) = field else { return Ok(skip(length)) };
         match kind {
-            Kind::Bytes if repeated => {
-                count(&mut self.found.blobs, 1, self.limits.blobs, WireError::Blobs)?;
-                self.found.memory += 2 * size_of::<bytes::Bytes>();
+            FieldKind::Bytes if repeated => {
+                add_within(&mut self.counts.blobs, 1, self.limits.blobs, WireError::Blobs)?;
+                self.counts.memory += 2 * size_of::<bytes::Bytes>();
             }
-            Kind::Bytes => {}
-            Kind::String => {
+            FieldKind::Bytes => {}
+            FieldKind::String => {
                 if repeated {
-                    count(&mut self.found.items, 1, self.limits.items, WireError::Items)?;
+                    add_within(&mut self.counts.items, 1, self.limits.items, WireError::Items)?;
                 }
-                self.found.memory += length + if repeated { ITEM_BYTES } else { 0 };
+                self.counts.memory += length + if repeated { ITEM_BYTES } else { 0 };
             }
-            Kind::Number { memory, fixed: Some(width) } => {
+            FieldKind::Number { memory, fixed: Some(width) } => {
                 self.numbers(length / width, memory)?;
             }
-            Kind::Number { memory, fixed: None } if length > 0 => return Ok(Expects::Packed { left: length, memory }),
-            Kind::Number { .. } => {}
-            Kind::Message(message) => {
+            FieldKind::Number { memory, fixed: None } if length > 0 => {
+                return Ok(Expected::Packed { left: length, memory });
+            }
+            FieldKind::Number { .. } => {}
+            FieldKind::Message(message) => {
                 if repeated {
-                    count(&mut self.found.items, 1, self.limits.items, WireError::Items)?;
+                    add_within(&mut self.counts.items, 1, self.limits.items, WireError::Items)?;
                 }
-                self.found.memory += ITEM_BYTES;
+                self.counts.memory += ITEM_BYTES;
                 if self.open.len() == MAX_DEPTH {
                     return Err(WireError::TooDeep);
                 }
                 self.consume(length)?;
                 self.open.push((message, length));
-                return Ok(Expects::Key);
+                return Ok(Expected::Key);
             }
         }
         Ok(skip(length))
     }
 
     fn numbers(&mut self, numbers: usize, memory: usize) -> Result<(), WireError> {
-        count(&mut self.found.numbers, numbers, self.limits.numbers, WireError::Numbers)?;
+        add_within(&mut self.counts.numbers, numbers, self.limits.numbers, WireError::Numbers)?;
         // A growing list has room for as many again.
-        self.found.memory += 2 * numbers * memory;
+        self.counts.memory += 2 * numbers * memory;
         Ok(())
     }
 }
 
-fn skip(length: usize) -> Expects {
-    if length == 0 { Expects::Key } else { Expects::Skip(length) }
+fn skip(length: usize) -> Expected {
+    if length == 0 { Expected::Key } else { Expected::Skip(length) }
 }
 
-fn count(found: &mut usize, more: usize, most: usize, error: fn(usize) -> WireError) -> Result<(), WireError> {
-    *found += more;
-    if *found > most { Err(error(most)) } else { Ok(()) }
+fn add_within(count: &mut usize, more: usize, max: usize, error: fn(usize) -> WireError) -> Result<(), WireError> {
+    *count += more;
+    if *count > max { Err(error(max)) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -334,14 +343,14 @@ mod tests {
     use ghostserve_proto::inference::{InferParameter, InferTensorContents, ModelInferRequest};
     use ghostserve_proto::{DESCRIPTORS, v1};
 
-    const LIMITS: Limits = Limits { blobs: 8, items: 16, numbers: 1000, unknown: 4, fields: 100 };
+    const LIMITS: MessageLimits = MessageLimits { blobs: 8, items: 16, numbers: 1000, unknown: 4, fields: 100 };
 
     fn schema() -> Schema {
         Schema::of(&[FileDescriptorSet::decode(DESCRIPTORS).unwrap()])
     }
 
     /// What comes of a message in pieces of a length, and the memory that was counted.
-    fn walk(name: &str, message: &[u8], limits: Limits, piece: usize) -> Result<usize, WireError> {
+    fn walk(name: &str, message: &[u8], limits: MessageLimits, piece: usize) -> Result<usize, WireError> {
         let schema = schema();
         let mut walker = Walker::new(schema.message(name).unwrap(), message.len(), limits);
         message.chunks(piece.max(1)).try_for_each(|piece| walker.feed(&schema, piece))?;

@@ -1,33 +1,35 @@
-//! Which form of an answer a client accepts (RFC 9110, 12.5.1).
+//! Chooses the format of an answer by the `Accept` header (RFC 9110, section 12.5.1).
 
 use http::{HeaderMap, header};
 
 use crate::server::problem::Problem;
 use crate::service::Code;
 
-/// The first of the forms offered that the client likes best; the first of all if it says nothing.
+/// The offered format with the highest quality for the client, the first one among equals; the first of all without
+/// the header.
 pub(super) fn choose<F: Copy>(headers: &HeaderMap, offered: &[(&'static str, F)]) -> Result<F, Problem> {
     let names = || offered.iter().map(|(name, _)| format!("`{name}`")).collect::<Vec<_>>().join(", ");
     let values: Vec<_> = headers.get_all(header::ACCEPT).iter().filter_map(|v| v.to_str().ok()).collect();
-    let ranges: Vec<Range<'_>> = values.iter().flat_map(|v| v.split(',')).filter_map(Range::parse).collect();
+    let ranges: Vec<MediaRange<'_>> = values.iter().flat_map(|v| v.split(',')).filter_map(MediaRange::parse).collect();
     let mut best: Option<(f32, F)> = None;
-    for (name, form) in offered {
-        let quality = if ranges.is_empty() { 1.0 } else { quality(&ranges, name) };
+    for (name, format) in offered {
+        let quality = if ranges.is_empty() { 1.0 } else { quality_of(name, &ranges) };
         if quality > best.map_or(0.0, |(best, _)| best) {
-            best = Some((quality, *form));
+            best = Some((quality, *format));
         }
     }
-    best.map(|(_, form)| form).ok_or_else(|| {
+    best.map(|(_, format)| format).ok_or_else(|| {
         Problem::new(Code::NotAcceptable, format!("`Accept` allows none of the forms there are: {}", names()))
     })
 }
 
-struct Range<'a> {
+/// One element of `Accept`.
+struct MediaRange<'a> {
     kind: &'a str,
     quality: f32,
 }
 
-impl<'a> Range<'a> {
+impl<'a> MediaRange<'a> {
     fn parse(text: &'a str) -> Option<Self> {
         let mut parts = text.split(';').map(str::trim);
         let kind = parts.next().filter(|kind| !kind.is_empty())?;
@@ -35,8 +37,8 @@ impl<'a> Range<'a> {
         Some(Self { kind, quality: quality.unwrap_or(1.0) })
     }
 
-    /// How closely it names a media type; `None` if it does not.
-    fn matches(&self, name: &str) -> Option<u8> {
+    /// How specific it is about a media type; `None` if it does not match.
+    fn specificity(&self, name: &str) -> Option<u8> {
         let group = name.split('/').next().unwrap_or_default();
         match self.kind {
             "*/*" | "*" => Some(0),
@@ -46,10 +48,10 @@ impl<'a> Range<'a> {
     }
 }
 
-/// The closest range decides.
-fn quality(ranges: &[Range<'_>], name: &str) -> f32 {
-    let matching = ranges.iter().filter_map(|range| Some((range.matches(name)?, range.quality)));
-    matching.max_by_key(|(close, _)| *close).map_or(0.0, |(_, quality)| quality)
+/// The quality of a media type. The most specific range decides.
+fn quality_of(name: &str, ranges: &[MediaRange<'_>]) -> f32 {
+    let matching = ranges.iter().filter_map(|range| Some((range.specificity(name)?, range.quality)));
+    matching.max_by_key(|(specificity, _)| *specificity).map_or(0.0, |(_, quality)| quality)
 }
 
 #[cfg(test)]
@@ -66,9 +68,9 @@ mod tests {
     }
 
     #[test]
-    fn the_best_liked_form_is_chosen_and_ours_among_equals() {
+    fn the_format_of_the_highest_quality_is_chosen_and_the_first_among_equals() {
         assert_eq!(choose(&HeaderMap::new(), &OFFERED).ok(), Some(0));
-        for (accept, form) in [
+        for (accept, format) in [
             ("*/*", Some(0)),
             ("", Some(0)),
             ("application/x-npz", Some(1)),
@@ -80,7 +82,7 @@ mod tests {
             ("text/html", None),
             ("image/png;q=0", None),
         ] {
-            assert_eq!(of(accept), form, "{accept}");
+            assert_eq!(of(accept), format, "{accept}");
         }
     }
 }

@@ -21,12 +21,12 @@ pub(super) async fn metrics(State(app): State<App>) -> Result<Response, Problem>
     }
 }
 
-/// Answered whenever the event loop turns.
+/// Answered as long as the event loop runs.
 pub(super) async fn livez() -> &'static str {
     "ok\n"
 }
 
-/// Whether this server should be sent requests.
+/// Whether this server should receive requests.
 pub(super) async fn readyz(State(app): State<App>) -> Result<&'static str, Problem> {
     if app.lifecycle.phase() > Phase::Running {
         return Err(Error::Draining.into());

@@ -1,21 +1,22 @@
-//! Reading a request's body: within its limit, within its time, within what all bodies together may hold.
+//! Reads a request's body within its size limit, its time limit, and the memory for all bodies.
 
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
-use http::{Extensions, HeaderMap, header};
+use http::{HeaderMap, header};
 use http_body_util::BodyExt;
 use serde::Deserialize;
 use tokio::time::{Duration, Instant, sleep_until, timeout_at};
 
 use crate::fair_share::Client;
-use crate::preprocess::Origin;
+use crate::preprocess::RequestContext;
 use crate::server::app::App;
 use crate::server::budget::BodyMemory;
+use crate::server::encode::run_by_cost;
 use crate::server::pace::Pace;
 use crate::server::problem::Problem;
 use crate::service::Code;
 
-/// Reads a JSON object. serde also takes an array for a struct, by the order of its fields, which nobody has been told.
+/// Parses a JSON object. serde alone would also accept an array of a struct's fields, whose order is not documented.
 pub(super) fn json_object<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, serde_json::Error> {
     match json.trim_ascii_start().first() {
         Some(b'{') => serde_json::from_slice(json),
@@ -23,35 +24,31 @@ pub(super) fn json_object<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, s
     }
 }
 
-/// The client at the other end of a request's connection.
-pub(in crate::server) fn client(extensions: &Extensions) -> Client {
-    // Every connection says so; a request without one was made inside the process.
-    extensions.get::<Client>().copied().unwrap_or(Client::LOCAL)
-}
-
-/// A body that has been read. Keep it as long as its bytes are in memory.
+/// A body that has been read. It is dropped when its bytes are not in memory any more.
 pub(super) struct ReadBody {
     pub(super) bytes: Bytes,
-    /// What it and all that is made of it takes.
+    /// The memory of the body and of everything that is made of it.
     pub(super) memory: BodyMemory,
 }
 
-/// What a body may be.
+/// The limits of a body.
 #[derive(Clone, Copy)]
 pub(super) struct BodyBounds {
-    /// Bytes.
+    /// Maximum number of bytes.
     pub(super) limit: usize,
-    /// When it must be complete.
+    /// The time at which it must be complete.
     pub(super) until: Instant,
 }
 
-/// What is allocated for a body before any of it is there, at most. A client that declares megabytes has not sent them yet.
+/// Maximum number of bytes that are allocated for a body before any of it has arrived: a client that declares
+/// megabytes has not sent them yet.
 const FIRST_ALLOCATION: usize = 256 << 10;
 
 /// Reads a body.
-pub(super) async fn read(
+pub(super) async fn read_body(
     app: &App,
-    (client, headers): (Client, &HeaderMap),
+    client: Client,
+    headers: &HeaderMap,
     body: Body,
     bounds: BodyBounds,
 ) -> Result<ReadBody, Problem> {
@@ -65,9 +62,9 @@ pub(super) async fn read(
     let mut pace = Pace::new(app.config.time.min_upload_rate);
     let mut body = body;
     loop {
-        let by = bounds.until.min(pace.next_due());
-        let Ok(frame) = timeout_at(by, body.frame()).await else {
-            return Err(match by < bounds.until {
+        let due = bounds.until.min(pace.next_due());
+        let Ok(frame) = timeout_at(due, body.frame()).await else {
+            return Err(match due < bounds.until {
                 true => pace.too_slow(),
                 false => Problem::new(Code::BodyTimeout, "the body did not arrive in time"),
             });
@@ -93,22 +90,20 @@ fn too_large(limit: usize) -> Problem {
     Problem::new(Code::BodyTooLarge, format!("the body is larger than the {limit} bytes accepted"))
 }
 
-/// Parses what came in a body of so many bytes. A large one takes milliseconds, which must not hold up the threads that serve
-/// connections: it waits for its turn, as decoding does.
-pub(super) async fn off_the_runtime<O: Send + 'static>(
+/// Runs `parse` on what came in a body of so many bytes: on a core if the body is large.
+pub(super) async fn parse_body<O: Send + 'static>(
     app: &App,
     bytes: usize,
-    origin: Origin,
+    context: RequestContext,
     parse: impl FnOnce() -> Result<O, Problem> + Send + 'static,
 ) -> Result<O, Problem> {
-    match bytes > LARGE_BODY {
-        true => app.service.off_the_runtime(origin, PARSE_BYTE * bytes as u32, parse).await?,
-        false => parse(),
-    }
+    let cost = (bytes > LARGE_BODY).then(|| PARSE_BYTE * bytes as u32);
+    run_by_cost(app, context, cost, parse).await?
 }
 
-/// Bodies up to this size are parsed where they were read.
+/// Bytes of a body above which it is parsed on a core. Parsing takes milliseconds then, which would hold up the
+/// threads that serve connections.
 const LARGE_BODY: usize = 256 << 10;
 
-/// What parsing a byte takes: of numbers in JSON 5 to 10 ns, of base64 and forms less.
+/// Time for parsing one byte: 5 to 10 ns for numbers in JSON, less for base64 and forms.
 const PARSE_BYTE: Duration = Duration::from_nanos(5);

@@ -1,4 +1,4 @@
-//! From a request to image files: one raw image, the file parts of a form, or base64 in JSON.
+//! Reads the images of a request: one raw image, the file parts of a form, or base64 in JSON.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -13,28 +13,31 @@ use http::{HeaderMap, header};
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use tokio::time::{Duration, Instant};
+use tracing::Instrument;
 
-use super::body::{BodyBounds, ReadBody, json_object, off_the_runtime, read};
+use super::body::{BodyBounds, ReadBody, json_object, parse_body, read_body};
 use crate::config::RequestLimits;
-use crate::preprocess::{Origin, Source};
+use crate::preprocess::{RequestContext, Source};
 use crate::server::app::App;
 use crate::server::problem::Problem;
 use crate::service::{Code, Error};
+use crate::telemetry::{Stage, spans};
+use crate::text::shortened;
 
 /// The images of a request, in order.
-pub(super) struct Images {
+pub(super) struct RequestImages {
     pub(super) files: Vec<Result<Source, Error>>,
-    /// Time the body took.
-    pub(super) read: Duration,
-    /// Counts the bytes of the body for as long as the files are in use.
+    /// Time until the body was complete.
+    pub(super) read_time: Duration,
+    /// Counts the bytes of the body as long as the files are in use.
     _body: ReadBody,
 }
 
-/// Far above any sensible `--max-images-per-request`.
+/// Maximum number of images in a JSON array while it is parsed: far above any sensible `--max-images-per-request`.
 pub(super) const MAX_JSON_IMAGES: usize = 10_000;
 
-/// What a body is, by its `Content-Type`.
-enum Kind {
+/// The kind of a body, by its `Content-Type`.
+enum BodyKind {
     Raw,
     Multipart { boundary: String },
     Json,
@@ -44,21 +47,21 @@ enum Kind {
 #[serde(deny_unknown_fields)]
 struct JsonBody<'a> {
     #[serde(borrow)]
-    images: Texts<'a>,
+    images: Base64Texts<'a>,
 }
 
-/// The texts of a JSON array, where they stand in the body if they hold no escapes. An array of millions of empty texts
-/// would take ten times the body's memory before anybody counted it, so it ends here.
-struct Texts<'a>(Vec<Cow<'a, str>>);
+/// The strings of a JSON array, borrowed from the body if they have no escapes. An array of millions of empty strings
+/// would take ten times the body's memory, so their number is limited while they are parsed.
+struct Base64Texts<'a>(Vec<Cow<'a, str>>);
 
-/// One text, borrowed where it can be: a bare `Cow` is always copied.
+/// One string, borrowed if possible: serde always copies a `Cow` that is not in a struct.
 #[derive(Deserialize)]
-struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+struct Base64Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
-impl<'de: 'a, 'a> Deserialize<'de> for Texts<'a> {
+impl<'de: 'a, 'a> Deserialize<'de> for Base64Texts<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Array;
-        impl<'de> Visitor<'de> for Array {
+        struct TextsVisitor;
+        impl<'de> Visitor<'de> for TextsVisitor {
             type Value = Vec<Cow<'de, str>>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -67,7 +70,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Texts<'a> {
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut array: A) -> Result<Self::Value, A::Error> {
                 let mut texts = Vec::new();
-                while let Some(Text(text)) = array.next_element()? {
+                while let Some(Base64Text(text)) = array.next_element()? {
                     if texts.len() == MAX_JSON_IMAGES {
                         return Err(Error::custom(format!("an array of more than {MAX_JSON_IMAGES} images")));
                     }
@@ -77,44 +80,60 @@ impl<'de: 'a, 'a> Deserialize<'de> for Texts<'a> {
             }
         }
         use serde::de::Error;
-        deserializer.deserialize_seq(Array).map(Texts)
+        deserializer.deserialize_seq(TextsVisitor).map(Base64Texts)
     }
 }
 
 /// Reads the images of a request whose handling began at `start`.
-pub(super) async fn images(app: &App, request: Request, start: Instant, origin: Origin) -> Result<Images, Problem> {
-    let deadline = origin.deadline;
+pub(super) async fn read_images(
+    app: &App,
+    request: Request,
+    start: Instant,
+    context: RequestContext,
+) -> Result<RequestImages, Problem> {
+    let images = read_and_parse(app, request, start, context).instrument(spans::stage(Stage::Read)).await?;
+    app.metrics.record_stage(Stage::Read, images.read_time);
+    Ok(images)
+}
+
+async fn read_and_parse(
+    app: &App,
+    request: Request,
+    start: Instant,
+    context: RequestContext,
+) -> Result<RequestImages, Problem> {
+    let deadline = context.deadline;
     let limits = &app.config.request;
     let (parts, body) = request.into_parts();
-    let kind = kind(parts.headers.get(header::CONTENT_TYPE).map(|v| v.as_bytes()))?;
+    let kind = body_kind(parts.headers.get(header::CONTENT_TYPE).map(|v| v.as_bytes()))?;
     check_encoding(&parts.headers)?;
-    let limit = if matches!(kind, Kind::Raw) { limits.max_body } else { limits.max_multi_body };
-    let until = start + app.config.time.body;
+    let limit = if matches!(kind, BodyKind::Raw) { limits.max_body_bytes } else { limits.max_multi_body_bytes };
+    let until = start + app.config.time.body_timeout;
     let bounds = BodyBounds { limit, until: until.min(deadline) };
-    let read_body = read(app, (origin.client, &parts.headers), body, bounds).await;
-    let mut body = read_body.map_err(|problem| match problem.code {
-        // It was the client's patience that ended, not ours.
+    let body = read_body(app, context.client, &parts.headers, body, bounds).await;
+    let mut body = body.map_err(|problem| match problem.code {
+        // The client's deadline was earlier than the server's time limit for the body.
         Code::BodyTimeout if deadline < until => Error::DeadlineExceeded.into(),
         _ => problem,
     })?;
-    let read = start.elapsed();
+    let read_time = start.elapsed();
     let size = body.bytes.len();
     let limits = *limits;
     let files = match kind {
-        Kind::Raw => vec![Ok(body.bytes.clone().into())],
-        Kind::Multipart { boundary } => {
+        BodyKind::Raw => vec![Ok(body.bytes.clone().into())],
+        BodyKind::Multipart { boundary } => {
             // The parser copies the body into its buffer, and each part out of it.
             body.memory.grow(2 * size)?;
             let bytes = std::mem::take(&mut body.bytes);
             let parse = move || from_multipart(bytes, boundary, &limits);
-            let files = off_the_runtime(app, size, origin, parse).await?;
+            let files = parse_body(app, size, context, parse).await?;
             body.memory.shrink(2 * size);
             files
         }
-        Kind::Json => {
+        BodyKind::Json => {
             body.memory.grow(size)?;
             let bytes = std::mem::take(&mut body.bytes);
-            let files = off_the_runtime(app, size, origin, move || from_json(&bytes, &limits)).await?;
+            let files = parse_body(app, size, context, move || from_json(&bytes, &limits)).await?;
             body.memory.shrink(size);
             files
         }
@@ -122,7 +141,7 @@ pub(super) async fn images(app: &App, request: Request, start: Instant, origin: 
     if files.is_empty() {
         return Err(Error::NoImages.into());
     }
-    Ok(Images { files, read, _body: body })
+    Ok(RequestImages { files, read_time, _body: body })
 }
 
 /// Refuses bodies that are compressed as a whole.
@@ -136,17 +155,17 @@ pub(super) fn check_encoding(headers: &HeaderMap) -> Result<(), Problem> {
     }
 }
 
-fn kind(content_type: Option<&[u8]>) -> Result<Kind, Problem> {
-    // Bytes without a type, and the type that curl puts on them when it is not told another, are an image.
-    let Some(value) = content_type else { return Ok(Kind::Raw) };
+fn body_kind(content_type: Option<&[u8]>) -> Result<BodyKind, Problem> {
+    // A body without a type is an image, and so is one of the type that curl sets by default.
+    let Some(value) = content_type else { return Ok(BodyKind::Raw) };
     let text = String::from_utf8_lossy(value);
     let essence = text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     match essence.as_str() {
-        "" | "application/octet-stream" | "application/x-www-form-urlencoded" => Ok(Kind::Raw),
-        image if image.starts_with("image/") => Ok(Kind::Raw),
-        "application/json" => Ok(Kind::Json),
+        "" | "application/octet-stream" | "application/x-www-form-urlencoded" => Ok(BodyKind::Raw),
+        image if image.starts_with("image/") => Ok(BodyKind::Raw),
+        "application/json" => Ok(BodyKind::Json),
         "multipart/form-data" => {
-            multer::parse_boundary(&*text).map(|boundary| Kind::Multipart { boundary }).map_err(|_| {
+            multer::parse_boundary(&*text).map(|boundary| BodyKind::Multipart { boundary }).map_err(|_| {
                 Problem::new(
                     Code::InvalidMultipart,
                     "`Content-Type: multipart/form-data` has no `boundary`; let the client library set it",
@@ -154,7 +173,7 @@ fn kind(content_type: Option<&[u8]>) -> Result<Kind, Problem> {
             })
         }
         other => {
-            let other: String = other.chars().take(100).collect();
+            let other = shortened(other, 100);
             Err(Problem::new(
                 Code::UnsupportedMediaType,
                 format!(
@@ -167,8 +186,8 @@ fn kind(content_type: Option<&[u8]>) -> Result<Kind, Problem> {
 }
 
 fn too_many(limits: &RequestLimits) -> Problem {
-    let detail =
-        format!("the request holds more than the {} images accepted; send several requests", limits.max_images);
+    let images = limits.max_images_per_request;
+    let detail = format!("the request holds more than the {images} images accepted; send several requests");
     Problem::new(Code::TooManyImages, detail)
 }
 
@@ -176,7 +195,7 @@ fn from_json(body: &[u8], limits: &RequestLimits) -> Result<Vec<Result<Source, E
     let body: JsonBody<'_> = json_object(body)
         .map_err(|e| Problem::new(Code::InvalidJson, format!("expected {{\"images\": [\"<base64>\", …]}}: {e}")))?;
     let texts = body.images.0;
-    if texts.len() > limits.max_images {
+    if texts.len() > limits.max_images_per_request {
         return Err(too_many(limits));
     }
     Ok(texts.iter().map(|text| from_base64(text).map(Source::File)).collect())
@@ -196,13 +215,13 @@ pub(super) fn from_base64(text: &str) -> Result<Bytes, Error> {
     }
 }
 
-/// Files of a multipart body that is in memory as a whole.
+/// The files of a multipart body that is completely in memory.
 fn from_multipart(
     body: Bytes,
     boundary: String,
     limits: &RequestLimits,
 ) -> Result<Vec<Result<Source, Error>>, Problem> {
-    // There is nothing to wait for: the stream is one chunk that is there.
+    // There is nothing to wait for: the stream is one chunk that is already there.
     multipart_files(body, boundary, limits).now_or_never().unwrap_or_else(|| Err(Error::Internal.into()))
 }
 
@@ -220,8 +239,8 @@ async fn multipart_files(
         form.next_field().await.map_err(|e| invalid(format!("the body is not valid multipart: {e}")))?
     {
         parts += 1;
-        if parts > limits.max_parts {
-            return Err(invalid(format!("the body has more than the {} parts accepted", limits.max_parts)));
+        if parts > limits.max_multipart_parts {
+            return Err(invalid(format!("the body has more than the {} parts accepted", limits.max_multipart_parts)));
         }
         if part.headers().len() > limits.max_part_headers {
             let detail = format!("part {parts} has more than the {} headers accepted", limits.max_part_headers);
@@ -229,12 +248,12 @@ async fn multipart_files(
         }
         let typed_as_file = part.content_type().is_some_and(|t| t.type_() == "image" || t.subtype() == "octet-stream");
         if part.file_name().is_none() && !typed_as_file {
-            let name: String = part.name().unwrap_or_default().chars().take(100).collect();
+            let name = shortened(part.name().unwrap_or_default(), 100);
             let detail =
                 format!("the form's field `{name}` is not a file; send images as file parts, parameters in the query");
             return Err(Problem::new(Code::InvalidParameter, detail));
         }
-        if files.len() == limits.max_images {
+        if files.len() == limits.max_images_per_request {
             return Err(too_many(limits));
         }
         let bytes = part.bytes().await.map_err(|e| invalid(format!("part {parts} is not complete: {e}")))?;

@@ -1,22 +1,18 @@
-//! The HTTP interface: one file a resource. A handler decodes its input, makes one call to [`crate::service`], encodes.
+//! The HTTP interface, one file per resource. A handler plans the request, reads its body, calls [`crate::service`]
+//! once, and encodes the answer.
 
 mod accept;
 mod admin;
+mod answers;
 mod body;
 mod classify;
+mod context;
 mod features;
 mod images;
-mod inference;
-pub(crate) mod layers;
-mod linger;
+mod middleware;
 mod models;
+mod oip_rest;
 mod openapi;
-mod tensors;
-
-pub(in crate::server) use body::client;
-pub(in crate::server) use classify::priority;
-pub(in crate::server) use features::LARGE_ANSWER;
-pub(in crate::server) use tensors::{Dtype, write_row};
 
 use axum::Router;
 use axum::routing::{get, post};
@@ -26,7 +22,7 @@ use super::app::App;
 use super::problem::Problem;
 
 impl App {
-    /// The routes that clients use; with the administrative ones unless those have a listener of their own.
+    /// The routes for clients, and those for operators unless they have another listener.
     pub(crate) fn public(&self) -> Router {
         let api = Router::new()
             .route("/v1/classify", post(classify::classify))
@@ -34,19 +30,21 @@ impl App {
             .route("/v1/attention", post(features::attention))
             .route("/v1/models", get(models::list))
             .route("/v1/models/{id}", get(models::show))
-            .merge(inference::work());
-        let routes = layers::shed_past(api, self).merge(inference::about()).merge(openapi::routes(&self.config));
-        let routes = if self.config.admin.is_none() { routes.merge(Self::administrative()) } else { routes };
+            .merge(oip_rest::infer_routes());
+        let routes = middleware::shed_requests(api, self);
+        let routes = routes.merge(oip_rest::metadata_routes()).merge(openapi::routes(&self.config));
+        let routes =
+            if self.config.addresses.admin_addr.is_none() { routes.merge(Self::administrative()) } else { routes };
         self.finish(routes)
     }
 
-    /// The routes for operators, for the private listener.
+    /// The routes for operators, on their own listener.
     pub(crate) fn private(&self) -> Router {
         self.finish(Self::administrative())
     }
 
-    /// Only the errors, for a listener of another protocol.
-    pub(crate) fn nothing(&self) -> Router {
+    /// No routes, only errors: what a listener for gRPC answers to other requests.
+    pub(crate) fn fallback_router(&self) -> Router {
         self.finish(Router::new())
     }
 
@@ -59,6 +57,6 @@ impl App {
 
     fn finish(&self, routes: Router<Self>) -> Router {
         let routes = routes.fallback(async || Problem::of_status(StatusCode::NOT_FOUND));
-        layers::around(routes, self).with_state(self.clone())
+        middleware::apply_middleware(routes, self).with_state(self.clone())
     }
 }

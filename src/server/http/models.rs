@@ -1,14 +1,15 @@
-//! `GET /v1/models`, `GET /v1/models/{id}`: what is served, and how.
+//! `GET /v1/models`, `GET /v1/models/{id}`: the served models.
 
 use axum::Json;
 use axum::extract::{Path, RawQuery, State};
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use super::context::no_parameters;
 use super::features::{Layer, attention_layers};
 use crate::server::app::App;
 use crate::server::problem::Problem;
-use crate::service::{Code, Features, Plan, ServedModel};
+use crate::service::{Features, ModelPlan, ServedModel};
 use ghostserve_ghostnet::{Cut, Output, Size};
 use ghostserve_manifest::{InputSpec, Label};
 
@@ -26,7 +27,7 @@ struct Summary {
     architecture: String,
     digest: String,
     classes: usize,
-    /// Whether it answers requests that name no model.
+    /// Whether it answers requests without a model's name.
     default: bool,
 }
 
@@ -43,20 +44,20 @@ pub(super) struct Details {
     input: InputSpec,
     interpolation: &'static str,
     labels: Vec<Label>,
-    /// What `/v1/features` and `/v1/attention` have of it; nothing of foreign ONNX files.
+    /// Outputs for `/v1/features` and `/v1/attention`; absent for foreign ONNX files.
     #[serde(skip_serializing_if = "Option::is_none")]
     features: Option<FeatureDetails>,
-    plan: Plan,
+    plan: ModelPlan,
 }
 
 #[derive(Serialize, JsonSchema)]
 struct FeatureDetails {
     levels: Vec<Level>,
-    /// Elements.
+    /// Number of elements.
     embedding: usize,
     /// At the model's own input size.
     attention: Vec<Layer>,
-    /// Width times height of the input that may be asked for.
+    /// Maximum of width times height of the input.
     max_pixels: usize,
 }
 
@@ -85,7 +86,7 @@ fn feature_details(features: &Features, [height, width]: [usize; 2]) -> FeatureD
         levels: network.outputs().into_iter().filter_map(level).collect(),
         embedding: network.features(),
         attention: attention_layers(network, size),
-        max_pixels: features.limits.max_pixels,
+        max_pixels: features.limits.max_feature_pixels,
     }
 }
 
@@ -101,27 +102,19 @@ fn summary(app: &App, model: &ServedModel) -> Summary {
     }
 }
 
-/// All models, in short.
+/// Summaries of all models.
 pub(super) async fn list(State(app): State<App>, RawQuery(query): RawQuery) -> Result<Json<Listing>, Problem> {
-    no_parameters(query)?;
+    no_parameters(query.as_deref())?;
     Ok(Json(Listing { models: app.service.models().map(|model| summary(&app, model)).collect() }))
 }
 
-/// A parameter that would be ignored is a misunderstanding.
-pub(super) fn no_parameters(query: Option<String>) -> Result<(), Problem> {
-    match query.filter(|q| !q.is_empty()) {
-        None => Ok(()),
-        Some(_) => Err(Problem::new(Code::InvalidParameter, "this path takes no query parameters")),
-    }
-}
-
-/// One model, in full.
+/// The details of one model.
 pub(super) async fn show(
     State(app): State<App>,
     Path(id): Path<String>,
     RawQuery(query): RawQuery,
 ) -> Result<Json<Details>, Problem> {
-    no_parameters(query)?;
+    no_parameters(query.as_deref())?;
     let model = app.service.model(Some(&id))?;
     Ok(Json(Details {
         summary: summary(&app, model),

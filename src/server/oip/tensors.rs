@@ -1,4 +1,4 @@
-//! From a tensor to images.
+//! Splits an input tensor into images.
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -6,8 +6,9 @@ use super::INPUT;
 use crate::preprocess::Source;
 use crate::server::problem::Problem;
 use crate::service::{Code, Error};
+use crate::text::shortened;
 
-/// An input as it came.
+/// An input tensor of a request.
 #[derive(Debug)]
 pub(in crate::server) struct InputTensor {
     pub(in crate::server) name: String,
@@ -19,11 +20,11 @@ pub(in crate::server) struct InputTensor {
 /// The elements of a tensor.
 #[derive(Debug)]
 pub(in crate::server) enum Elements {
-    /// Little-endian; of BYTES each with its length, four bytes, before it.
+    /// Little-endian bytes. Each element of BYTES has its length before it, in four bytes.
     Raw(Bytes),
-    /// Of a type of numbers.
+    /// The elements of a type of numbers.
     Numbers(Vec<f32>),
-    /// Of BYTES.
+    /// The elements of BYTES.
     Texts(Vec<Result<Bytes, Error>>),
 }
 
@@ -32,27 +33,26 @@ fn invalid(detail: String) -> Problem {
 }
 
 impl InputTensor {
-    /// The images of a request that may have so many.
-    pub(super) fn images(self, most: usize) -> Result<Vec<Result<Source, Error>>, Problem> {
+    /// Splits the tensor into images, at most `max_images`.
+    pub(super) fn images(self, max_images: usize) -> Result<Vec<Result<Source, Error>>, Problem> {
         let Self { name, datatype, shape, elements } = self;
         if name != INPUT {
-            let name: String = name.chars().take(100).collect();
+            let name = shortened(&name, 100);
             return Err(invalid(format!("the model's input is `{INPUT}`, found `{name}`")));
         }
         let sides: Option<Vec<usize>> = shape.iter().map(|side| usize::try_from(*side).ok()).collect();
         let wrong = || {
             invalid(format!(
-                "`{INPUT}` is BYTES [images, 1] (image files), UINT8 [images, height, width, 3] or FP32 [images, 3, height, \
+                "`{INPUT}` is BYTES [images, 1] (image files), UINT8 [images, height, width, 3] or FP32 [images, 3, \
+                    height, \
                  width]; found {} {shape:?}",
-                datatype.chars().take(20).collect::<String>()
+                shortened(&datatype, 20)
             ))
         };
         let sides = sides.ok_or_else(wrong)?;
         let count = sides.first().copied().unwrap_or(0);
-        if count > most {
-            let detail =
-                format!("the request holds {count} images, more than the {most} accepted; send several requests");
-            return Err(Problem::new(Code::TooManyImages, detail));
+        if count > max_images {
+            return Err(Problem::too_many_images(count, max_images));
         }
         match (datatype.as_str(), &sides[..]) {
             ("BYTES", [_] | [_, 1]) => files(elements, count),
@@ -64,13 +64,13 @@ impl InputTensor {
             ("FP32", [_, 3, height, width]) => {
                 let (height, width) = side(*height).zip(side(*width)).ok_or_else(wrong)?;
                 let bytes = elements.bytes_of(count, 3 * height as usize * width as usize, 4)?;
-                Ok(bytes.into_iter().map(|values| Ok(Source::Values { width, height, values })).collect())
+                Ok(bytes.into_iter().map(|values| Ok(Source::Tensor { width, height, values })).collect())
             }
             _ => Err(wrong()),
         }
     }
 
-    /// Height and width that a tensor of the network's own input has.
+    /// Height and width of a tensor that is the network's own input.
     pub(super) fn size(&self) -> Option<[usize; 2]> {
         match (self.datatype.as_str(), &self.shape[..]) {
             ("FP32", [_, _, height, width]) => Some([usize::try_from(*height).ok()?, usize::try_from(*width).ok()?]),
@@ -79,7 +79,7 @@ impl InputTensor {
     }
 }
 
-/// Far above what is accepted, and far below what could overflow.
+/// A side of an image, if it is not out of range. The maximum is far above what is accepted, and far below an overflow.
 fn side(side: usize) -> Option<u32> {
     (1..=65_535).contains(&side).then_some(side as u32)
 }
@@ -96,13 +96,15 @@ fn files(elements: Elements, count: usize) -> Result<Vec<Result<Source, Error>>,
     Ok(texts.into_iter().map(|text| text.map(Source::File)).collect())
 }
 
-/// The elements of a tensor of BYTES, which has at most `most`.
-pub(in crate::server) fn texts_of(mut bytes: Bytes, most: usize) -> Result<Vec<Bytes>, Problem> {
+/// The elements of a tensor of BYTES, at most `max_texts`.
+pub(in crate::server) fn texts_of(mut bytes: Bytes, max_texts: usize) -> Result<Vec<Bytes>, Problem> {
     let mut texts = Vec::new();
     while !bytes.is_empty() {
         // Each of millions of empty elements would take ten times its four bytes.
-        if texts.len() == most {
-            return Err(invalid(format!("the shape of a tensor of BYTES says {most} elements, its data are more")));
+        if texts.len() == max_texts {
+            return Err(invalid(format!(
+                "the shape of a tensor of BYTES says {max_texts} elements, its data are more"
+            )));
         }
         let broken = || {
             invalid(
@@ -176,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn pixels_and_values_are_cut_into_images() {
+    fn pixels_and_values_are_split_into_images() {
         let pixels = images("UINT8", &[2, 1, 1, 3], raw(&[1, 2, 3, 4, 5, 6]));
         let second = Source::Pixels { width: 1, height: 1, rgb: Bytes::from_static(&[4, 5, 6]) };
         assert_eq!(pixels.as_ref().map(|images| &images[1]), Ok(&Ok(second)));
@@ -184,7 +186,7 @@ mod tests {
         assert_eq!(images("UINT8", &[2, 1, 1, 3], numbers), pixels);
         let values = images("FP32", &[1, 3, 1, 1], Elements::Numbers(vec![0.5, 1.0, -2.0]));
         let expected = Bytes::from_static(&[0, 0, 0, 63, 0, 0, 128, 63, 0, 0, 0, 192]);
-        assert_eq!(values, Ok(vec![Ok(Source::Values { width: 1, height: 1, values: expected })]));
+        assert_eq!(values, Ok(vec![Ok(Source::Tensor { width: 1, height: 1, values: expected })]));
     }
 
     #[test]

@@ -1,23 +1,37 @@
-//! Operators on blocked maps: ONNX Runtime's own, which it normally keeps to itself, and the ones this program brings.
+//! Operators on blocked maps: ONNX Runtime's internal ones and our own.
 //!
-//! ONNX Runtime rewrites convolutions into its domain `com.microsoft.nchwc` when it loads a model; a graph may as well
-//! contain that form from the start. Values keep a nominal N×C×H×W shape with C padded to whole blocks. What ONNX
-//! Runtime has no operator for, or only a chain of them, is in [`OPERATOR_DOMAIN`]: the crate `ghostserve-kernels` computes it,
-//! the server registers it. Such a graph loads nowhere else; the plain one is for everywhere else.
+//! ONNX Runtime rewrites convolutions into its domain `com.microsoft.nchwc` when it loads a model. A graph may contain
+//! these operators from the start. Values keep a nominal N×C×H×W shape with C padded to whole blocks.
+//! [`OPERATOR_DOMAIN`] holds the operators that ONNX Runtime does not have, or has only as a chain of several. The
+//! crate `ghostserve-kernels` computes them and the server registers them. No other program loads such a graph; the
+//! plain form is for those.
 
-use super::onnx::Attribute;
-use super::ops::{mismatch, pooled};
-use super::{Conv2d, Graph, GraphError, Layout, Shape, Tensor, Value};
+use super::onnx::{Attribute, Operator};
+use super::ops::{mismatch, pooling};
+use super::{Conv2d, Dim, Graph, GraphError, Layout, Shape, Tensor, Value};
 
 /// The operator domain of the kernels of the crate `ghostserve-kernels`.
 pub const OPERATOR_DOMAIN: &str = "ghostserve";
 
-const BLOCKED_DOMAIN: &str = "com.microsoft.nchwc";
+/// The domain of ONNX Runtime's own operators on blocked maps.
+const NCHWC_DOMAIN: &str = "com.microsoft.nchwc";
 
-/// What a blocked convolution does with a sum before it is stored.
+impl Operator {
+    /// An operator of ONNX Runtime's domain for blocked maps.
+    const fn nchwc(name: &'static str) -> Self {
+        Self { domain: NCHWC_DOMAIN, name }
+    }
+
+    /// An operator of [`OPERATOR_DOMAIN`].
+    const fn ghostserve(name: &'static str) -> Self {
+        Self { domain: OPERATOR_DOMAIN, name }
+    }
+}
+
+/// The activation that a blocked convolution applies to its results before it stores them.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Fused {
-    /// Nothing.
+pub enum FusedActivation {
+    /// No activation.
     None,
     /// `max(x, 0)`.
     Relu,
@@ -25,10 +39,10 @@ pub enum Fused {
     Clip([f32; 2]),
 }
 
-/// What makes a gate of a value.
+/// The function that makes a gate of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GateFunction {
-    /// Nothing: it is done later.
+    /// No function: a later node applies it.
     None,
     /// `1 / (1 + exp(-x))`.
     Sigmoid,
@@ -38,60 +52,60 @@ pub enum GateFunction {
     Clip,
 }
 
-/// The tail of a Ghost module: see [`Graph::ghost`].
+/// The tail of a Ghost module with packed constants: see [`Graph::ghost`].
 #[derive(Clone, Debug)]
-pub struct GhostTail {
-    /// Channels a block.
+pub struct PackedGhostTail {
+    /// Channels per block.
     pub block: usize,
-    /// Depthwise kernel over every slot of the input, packed: `[slots, 1, 3, 3]`.
+    /// The depthwise kernel over every slot of the input, packed: `[slots, 1, 3, 3]`.
     pub weight: Tensor,
-    /// One value a slot.
+    /// One value per slot.
     pub bias: Vec<f32>,
-    /// Slots of the input, whole blocks, that come first in the output as they are.
+    /// Number of input slots, whole blocks, that are copied to the front of the output.
     pub copied: usize,
     /// Whether a rectifier follows the depthwise convolution.
     pub relu: bool,
-    /// Of the depthwise kernel.
+    /// Dilation of the depthwise kernel.
     pub dilation: usize,
 }
 
-/// The two strips of DFC attention: see [`Graph::strips`].
+/// The two strips of DFC attention with packed constants: see [`Graph::strips`].
 #[derive(Clone, Debug)]
-pub struct Strips {
-    /// Channels a block.
+pub struct PackedStrips {
+    /// Channels per block.
     pub block: usize,
-    /// Packed: `[slots, 1, 1, k]`.
+    /// The horizontal kernel, packed: `[slots, 1, 1, k]`.
     pub horizontal: Tensor,
-    /// One value a slot.
+    /// One value per slot.
     pub horizontal_bias: Vec<f32>,
-    /// Packed: `[slots, 1, k, 1]`.
+    /// The vertical kernel, packed: `[slots, 1, k, 1]`.
     pub vertical: Tensor,
-    /// One value a slot.
+    /// One value per slot.
     pub vertical_bias: Vec<f32>,
-    /// Follows the vertical strip.
+    /// The function after the vertical strip.
     pub function: GateFunction,
-    /// Pixels from tap to tap.
+    /// Distance between two taps of both kernels, in pixels.
     pub dilation: usize,
 }
 
-/// A squeeze-excite: see [`Graph::squeeze_excite`].
+/// A squeeze-excite with packed constants: see [`Graph::squeeze_excite`].
 #[derive(Clone, Debug)]
-pub struct Excitation {
-    /// Channels a block.
+pub struct PackedSqueezeExcite {
+    /// Channels per block.
     pub block: usize,
-    /// `[squeezed, slots]`.
+    /// The first matrix, `[squeezed, slots]`.
     pub reduce: Tensor,
-    /// One value a squeezed channel.
+    /// One value per squeezed channel.
     pub reduce_bias: Vec<f32>,
-    /// `[squeezed, slots]`: transposed, so that both matrices are read along the slots.
+    /// The second matrix, `[squeezed, slots]`: transposed, so that both matrices are read along the slots.
     pub expand: Tensor,
-    /// One value a slot.
+    /// One value per slot.
     pub expand_bias: Vec<f32>,
 }
 
 impl Graph {
-    /// Convolution of a blocked map (or of an image with fewer channels than a block) with packed weights, to which
-    /// `sum` is added before the activation.
+    /// Convolves a blocked map, or an image with fewer channels than a block, with packed weights. `residual` is added
+    /// before the activation.
     ///
     /// # Errors
     /// The shapes do not fit.
@@ -100,58 +114,60 @@ impl Graph {
         name: &str,
         x: &Value,
         conv: Conv2d,
-        sum: Option<&Value>,
-        fused: Fused,
+        residual: Option<&Value>,
+        activation: FusedActivation,
     ) -> Result<Value, GraphError> {
         let shape = Shape::batched(&conv.output_shape(name, x)?);
-        if let Some(sum) = sum.filter(|s| s.shape != shape) {
-            return Err(mismatch(name, &shape, &sum.shape));
+        if let Some(residual) = residual.filter(|r| r.shape != shape) {
+            return Err(mismatch(name, &shape, &residual.shape));
         }
         let [_, _, kh, kw] = conv.dimensions(name)?;
         let mut attributes = conv.attributes([kh, kw]);
-        match fused {
-            Fused::None => {}
-            Fused::Relu => attributes.push(Attribute::string("activation", "Relu")),
-            Fused::Clip(range) => {
+        match activation {
+            FusedActivation::None => {}
+            FusedActivation::Relu => attributes.push(Attribute::string("activation", "Relu")),
+            FusedActivation::Clip(range) => {
                 attributes.push(Attribute::string("activation", "Clip"));
                 attributes.push(Attribute::floats("activation_params", &range));
             }
         }
         let bias = conv.bias.map(|b| self.vector(&format!("{name}.bias"), b)).unwrap_or_default();
         let mut inputs = vec![x.name.clone(), self.constant(&format!("{name}.weight"), conv.weight), bias];
-        inputs.extend(sum.map(|s| s.name.clone()));
-        self.node(name, (BLOCKED_DOMAIN, "Conv"), inputs, attributes, shape)
+        inputs.extend(residual.map(|r| r.name.clone()));
+        self.node(name, Operator::nchwc("Conv"), inputs, attributes, shape)
     }
 
-    /// [`Graph::average_pool`] of a blocked map.
+    /// Does the same as [`Graph::average_pool`] for a blocked map.
     ///
     /// # Errors
     /// The input is smaller than one window.
     pub fn blocked_average_pool(&mut self, name: &str, x: &Value, size: usize) -> Result<Value, GraphError> {
-        let (attributes, shape) = pooled(name, x, size)?;
-        self.node(name, (BLOCKED_DOMAIN, "AveragePool"), vec![x.name.clone()], attributes, shape)
+        let (attributes, shape) = pooling(name, x, size)?;
+        self.node(name, Operator::nchwc("AveragePool"), vec![x.name.clone()], attributes, shape)
     }
 
-    /// [`Graph::max_pool`] of a blocked map.
+    /// Does the same as [`Graph::max_pool`] for a blocked map.
     ///
     /// # Errors
     /// The input is smaller than one window.
     pub fn blocked_max_pool(&mut self, name: &str, x: &Value, size: usize) -> Result<Value, GraphError> {
-        let (attributes, shape) = pooled(name, x, size)?;
-        self.node(name, (BLOCKED_DOMAIN, "MaxPool"), vec![x.name.clone()], attributes, shape)
+        let (attributes, shape) = pooling(name, x, size)?;
+        self.node(name, Operator::nchwc("MaxPool"), vec![x.name.clone()], attributes, shape)
     }
 
-    /// [`Graph::global_average_pool`] of a blocked map: the slots' means in the slots' order.
+    /// Does the same as [`Graph::global_average_pool`] for a blocked map. The means are in the order of the slots.
     ///
     /// # Errors
     /// `x` is not a feature map.
     pub fn blocked_global_average_pool(&mut self, name: &str, x: &Value) -> Result<Value, GraphError> {
         let (c, ..) = x.chw()?;
-        self.node(name, (BLOCKED_DOMAIN, "GlobalAveragePool"), vec![x.name.clone()], vec![], Shape::batched(&[c, 1, 1]))
+        let inputs = vec![x.name.clone()];
+        self.node(name, Operator::nchwc("GlobalAveragePool"), inputs, vec![], Shape::batched(&[c, 1, 1]))
     }
 
-    /// The tail of a Ghost module in one pass: the first blocks of `x` as they are, then a 3×3 depthwise convolution of
-    /// all of its blocks; both multiplied by `gate` (nearest neighbour, at any smaller size), plus `residual`.
+    /// Computes the tail of a Ghost module in one pass. The output is the first blocks of `x`, copied, then a 3×3
+    /// depthwise convolution of all blocks of `x`. Both are multiplied by `gate`, which may have any smaller size
+    /// (nearest neighbour). Then `residual` is added.
     ///
     /// # Errors
     /// The shapes do not fit.
@@ -159,7 +175,7 @@ impl Graph {
         &mut self,
         name: &str,
         x: &Value,
-        tail: GhostTail,
+        tail: PackedGhostTail,
         gate: Option<&Value>,
         residual: Option<&Value>,
     ) -> Result<Value, GraphError> {
@@ -168,7 +184,7 @@ impl Graph {
             return Err(mismatch(name, format!("a weight [{c}, 1, 3, 3]"), format!("{:?}", tail.weight.shape)));
         }
         let shape = Shape::batched(&[tail.copied + c, h, w]);
-        let fits = |gate: &&Value| matches!((gate.chw(), shape.0[1]), (Ok((g, ..)), super::Dim::Fixed(c)) if g == c);
+        let fits = |gate: &&Value| matches!((gate.chw(), shape.0[1]), (Ok((g, ..)), Dim::Fixed(c)) if g == c);
         if let Some(gate) = gate.filter(|g| !fits(g)) {
             return Err(mismatch(name, format!("a gate for {shape}"), &gate.shape));
         }
@@ -188,17 +204,18 @@ impl Graph {
         ];
         let optional = [gate, residual].map(|v| v.map(|v| v.name.clone()).unwrap_or_default());
         inputs.extend(optional);
+        // An empty name stands for an absent input; at the end of the list it is left out.
         while inputs.last().is_some_and(String::is_empty) {
             inputs.pop();
         }
-        self.node(name, (OPERATOR_DOMAIN, "Ghost"), inputs, attributes, shape)
+        self.node(name, Operator::ghostserve("Ghost"), inputs, attributes, shape)
     }
 
-    /// A horizontal strip, a vertical one on it, and a gate function, in one pass over each block.
+    /// Applies the horizontal strip, then the vertical strip, then the gate function, in one pass over each block.
     ///
     /// # Errors
     /// The shapes do not fit.
-    pub fn strips(&mut self, name: &str, x: &Value, strips: Strips) -> Result<Value, GraphError> {
+    pub fn strips(&mut self, name: &str, x: &Value, strips: PackedStrips) -> Result<Value, GraphError> {
         let (c, ..) = x.chw()?;
         if strips.horizontal.shape[0] != c || strips.vertical.shape[0] != c {
             return Err(mismatch(name, format!("strips of {c} slots"), format!("{:?}", strips.horizontal.shape)));
@@ -221,30 +238,32 @@ impl Graph {
             Attribute::int("function", function),
             Attribute::int("dilation", strips.dilation),
         ];
-        self.node(name, (OPERATOR_DOMAIN, "Strips"), inputs, attributes, x.shape.clone())
+        self.node(name, Operator::ghostserve("Strips"), inputs, attributes, x.shape.clone())
     }
 
-    /// Means of the maps, two small matrices with a rectifier between, a hard sigmoid, and the maps multiplied by it.
+    /// Multiplies each map by a gate. The gates are computed from the means of all maps: a small matrix, a rectifier, a
+    /// second matrix, a hard sigmoid.
     ///
     /// # Errors
     /// The shapes do not fit.
-    pub fn squeeze_excite(&mut self, name: &str, x: &Value, excitation: Excitation) -> Result<Value, GraphError> {
+    pub fn squeeze_excite(&mut self, name: &str, x: &Value, packed: PackedSqueezeExcite) -> Result<Value, GraphError> {
         let (c, ..) = x.chw()?;
-        if excitation.reduce.shape[1] != c || excitation.expand.shape != excitation.reduce.shape {
-            return Err(mismatch(name, format!("matrices over {c} slots"), format!("{:?}", excitation.reduce.shape)));
+        if packed.reduce.shape[1] != c || packed.expand.shape != packed.reduce.shape {
+            return Err(mismatch(name, format!("matrices over {c} slots"), format!("{:?}", packed.reduce.shape)));
         }
         let inputs = vec![
             x.name.clone(),
-            self.constant(&format!("{name}.reduce"), excitation.reduce),
-            self.vector(&format!("{name}.reduce_bias"), excitation.reduce_bias),
-            self.constant(&format!("{name}.expand"), excitation.expand),
-            self.vector(&format!("{name}.expand_bias"), excitation.expand_bias),
+            self.constant(&format!("{name}.reduce"), packed.reduce),
+            self.vector(&format!("{name}.reduce_bias"), packed.reduce_bias),
+            self.constant(&format!("{name}.expand"), packed.expand),
+            self.vector(&format!("{name}.expand_bias"), packed.expand_bias),
         ];
-        let attributes = vec![Attribute::int("block", excitation.block)];
-        self.node(name, (OPERATOR_DOMAIN, "SqueezeExcite"), inputs, attributes, x.shape.clone())
+        let attributes = vec![Attribute::int("block", packed.block)];
+        self.node(name, Operator::ghostserve("SqueezeExcite"), inputs, attributes, x.shape.clone())
     }
 
-    /// `x` times `gate`, which may be smaller (nearest neighbour), plus `residual`; with the channels a block.
+    /// Multiplies `x` by `gate`, which may be smaller (nearest neighbour), and adds `residual`. `block` is the number
+    /// of channels per block.
     ///
     /// # Errors
     /// The shapes do not fit.
@@ -253,7 +272,8 @@ impl Graph {
         name: &str,
         x: &Value,
         gate: &Value,
-        (residual, block): (Option<&Value>, usize),
+        residual: Option<&Value>,
+        block: usize,
     ) -> Result<Value, GraphError> {
         if x.chw()?.0 != gate.chw()?.0 {
             return Err(mismatch(name, format!("a gate for {}", x.shape), &gate.shape));
@@ -263,10 +283,11 @@ impl Graph {
         }
         let mut inputs = vec![x.name.clone(), gate.name.clone()];
         inputs.extend(residual.map(|r| r.name.clone()));
-        self.node(name, (OPERATOR_DOMAIN, "Gate"), inputs, vec![Attribute::int("block", block)], x.shape.clone())
+        let attributes = vec![Attribute::int("block", block)];
+        self.node(name, Operator::ghostserve("Gate"), inputs, attributes, x.shape.clone())
     }
 
-    /// From blocks to N×C×H×W, channels in order.
+    /// Converts blocks to N×C×H×W with the channels in order.
     ///
     /// # Errors
     /// A channel has no slot.
@@ -276,27 +297,30 @@ impl Graph {
             return Err(mismatch(name, format!("a slot for each of {channels} channels"), format!("{layout:?}")));
         };
         let inputs = vec![x.name.clone(), self.integers(&format!("{name}.slots"), &positions)];
-        self.node(name, (OPERATOR_DOMAIN, "Unblock"), inputs, block_of(layout), Shape::batched(&[channels, h, w]))
+        let shape = Shape::batched(&[channels, h, w]);
+        self.node(name, Operator::ghostserve("Unblock"), inputs, block_attribute(layout), shape)
     }
 
-    /// From N×C×H×W, channels in order, to blocks; empty slots are zero.
+    /// Converts N×C×H×W with the channels in order to blocks. Empty slots are zero.
     ///
     /// # Errors
     /// `x` is not a feature map.
     pub fn reblock(&mut self, name: &str, x: &Value, layout: &Layout) -> Result<Value, GraphError> {
         let (channels, h, w) = x.chw()?;
-        // One past the last channel stands for an empty slot.
+        // The index after the last channel stands for an empty slot.
         let sources: Vec<usize> = layout.slots().iter().map(|s| s.unwrap_or(channels)).collect();
         let shape = Shape::batched(&[sources.len(), h, w]);
         let inputs = vec![x.name.clone(), self.integers(&format!("{name}.slots"), &sources)];
-        self.node(name, (OPERATOR_DOMAIN, "Reblock"), inputs, block_of(layout), shape)
+        self.node(name, Operator::ghostserve("Reblock"), inputs, block_attribute(layout), shape)
     }
 
+    /// Adds a vector as a constant and returns its name.
     fn vector(&mut self, name: &str, data: Vec<f32>) -> String {
         self.constant(name, Tensor { shape: vec![data.len()], data })
     }
 }
 
-fn block_of(layout: &Layout) -> Vec<Attribute> {
+/// The attributes of an operator that has only the block size.
+fn block_attribute(layout: &Layout) -> Vec<Attribute> {
     vec![Attribute::int("block", layout.block())]
 }

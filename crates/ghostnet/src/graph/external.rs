@@ -1,7 +1,8 @@
-//! A check on ONNX files that others wrote: tensors kept in files of their own must stay inside the model's folder.
+//! A check of foreign ONNX files: tensors that are stored in separate files must stay inside the model's folder.
 //!
-//! An ONNX file may say "my weights are in `../../etc/something`", and a runtime that follows it reads whatever the
-//! server may read. The check walks every place where the format lets a tensor stand, before the runtime sees the file.
+//! An ONNX file may name a path such as `../../etc/something` for its weights. A runtime that follows the path reads
+//! any file that the server may read. The check visits every field in which the format permits a tensor, before the
+//! runtime reads the file.
 
 use std::path::{Component, Path};
 
@@ -9,13 +10,13 @@ use prost::Message;
 
 use super::onnx::proto;
 
-/// Why a foreign ONNX file is refused.
+/// Reasons why a foreign ONNX file is rejected.
 #[derive(Debug, thiserror::Error)]
 pub enum ExternalDataError {
-    /// Not an ONNX file, or a damaged one.
+    /// The file is not an ONNX file, or is damaged.
     #[error("it is not a readable ONNX model: {0}")]
     NotOnnx(#[from] prost::DecodeError),
-    /// A tensor's data lies outside the folder of the model.
+    /// A tensor's data is outside the folder of the model.
     #[error(
         "tensor `{tensor}` keeps its data in `{location}`, which is outside the model's folder; save the model with \
          its external data beside it"
@@ -23,16 +24,16 @@ pub enum ExternalDataError {
     Outside {
         /// The tensor's name.
         tensor: String,
-        /// What the file says.
+        /// The path in the file.
         location: String,
     },
 }
 
-/// Verifies that every external-data location in the ONNX file `bytes` is a relative path that stays below the folder
-/// the file is in.
+/// Checks that every external-data location in the ONNX file `bytes` is a relative path that stays below the file's
+/// folder.
 ///
 /// # Errors
-/// The file is no ONNX model, or a location is absolute or climbs out with `..`.
+/// The file is not an ONNX model, or a location is absolute or leaves the folder with `..`.
 pub fn check_external_data(bytes: &[u8]) -> Result<(), ExternalDataError> {
     let model = proto::ModelProto::decode(bytes)?;
     if let Some(graph) = &model.graph {
@@ -61,7 +62,7 @@ fn check_sparse(sparse: &proto::SparseTensorProto) -> Result<(), ExternalDataErr
 }
 
 fn check_tensor(tensor: &proto::TensorProto) -> Result<(), ExternalDataError> {
-    // Looked at whatever `data_location` says: a reader may go by the presence of the entry alone.
+    // Checked for every `data_location`: a reader may look only at the presence of the entry.
     for entry in tensor.external_data.iter().filter(|e| e.key == "location") {
         let inside =
             Path::new(&entry.value).components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir));

@@ -1,9 +1,9 @@
 //! A typed builder for ONNX graphs.
 //!
-//! Every value a graph hands out is a [`Value`] that knows its shape; every operator checks the shapes it is given and
-//! computes the one it makes, so a network that does not fit together fails where it is built, with the node's name,
-//! not inside the runtime. This module knows ONNX and nothing of GhostNet, of weights' files or of sessions:
-//! The lowering of [`crate::Network`] uses it; any runtime that reads ONNX loads what [`Graph::into_onnx`] writes.
+//! Every operator returns a [`Value`] that holds its shape. Every operator checks the shapes of its inputs and computes
+//! the shape of its result. A network whose layers do not fit therefore fails while it is built, with the name of the
+//! node, and not inside the runtime. This module knows ONNX, but not GhostNet, weight files or sessions. The lowering
+//! of [`crate::Network`] uses it, and any runtime that reads ONNX loads a plain graph that [`Graph::into_onnx`] writes.
 //!
 //! The batch dimension is symbolic (`"batch"`): one model serves every batch size, and a session fixes it.
 
@@ -14,7 +14,7 @@ mod layout;
 mod onnx;
 mod ops;
 
-pub use blocked::{Excitation, Fused, GateFunction, GhostTail, OPERATOR_DOMAIN, Strips};
+pub use blocked::{FusedActivation, GateFunction, OPERATOR_DOMAIN, PackedGhostTail, PackedSqueezeExcite, PackedStrips};
 pub use external::{ExternalDataError, check_external_data};
 pub use initializers::initializers;
 pub use layout::Layout;
@@ -23,24 +23,24 @@ pub use ops::{Conv2d, Interpolation, Linear};
 use std::collections::HashSet;
 use std::fmt;
 
-/// The name of the symbolic batch dimension in every graph written here.
+/// The name of the symbolic batch dimension in every graph that this crate writes.
 pub const BATCH_DIM: &str = "batch";
 
 /// One dimension of a [`Shape`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dim {
-    /// The number of images, known only when the graph runs.
+    /// The number of images, which is known only when the graph runs.
     Batch,
-    /// A size known when the graph is built.
+    /// A size that is known when the graph is built.
     Fixed(usize),
 }
 
-/// The shape of a value: NCHW for feature maps, NC for rows.
+/// The shape of a value: NCHW for feature maps, NC for feature vectors.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shape(pub Vec<Dim>);
 
 impl Shape {
-    /// A batch of values of the given size each.
+    /// The shape of a batch of values, each with the dimensions `each`.
     #[must_use]
     pub fn batched(each: &[usize]) -> Self {
         Self(std::iter::once(Dim::Batch).chain(each.iter().copied().map(Dim::Fixed)).collect())
@@ -62,7 +62,7 @@ impl fmt::Display for Shape {
     }
 }
 
-/// A tensor in a graph under construction: what an operator returned, ready to feed the next one.
+/// A tensor in a graph under construction: an operator's result, which may be the next operator's input.
 #[derive(Clone, Debug)]
 pub struct Value {
     name: String,
@@ -70,7 +70,7 @@ pub struct Value {
 }
 
 impl Value {
-    /// Its shape.
+    /// The value's shape.
     #[must_use]
     pub fn shape(&self) -> &Shape {
         &self.shape
@@ -88,12 +88,12 @@ impl Value {
     }
 }
 
-/// A constant: a convolution's kernel, a bias.
+/// A constant, such as a convolution's kernel or a bias.
 #[derive(Clone, Debug)]
 pub struct Tensor {
-    /// Sizes, outermost first.
+    /// The dimensions, outermost first.
     pub shape: Vec<usize>,
-    /// Elements, row-major.
+    /// The elements, row-major.
     pub data: Vec<f32>,
 }
 
@@ -107,53 +107,53 @@ pub struct Graph {
     outputs: Vec<Value>,
 }
 
-/// Why a graph could not be built.
+/// Reasons why a graph cannot be built.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum GraphError {
-    /// A value has another number of dimensions than the operator takes.
+    /// A value's number of dimensions is not the one that the operator takes.
     #[error("{value}: expected a {expected} value, found {found}")]
     Rank {
         /// The value's name.
         value: String,
-        /// The layout wanted.
+        /// The dimensions that the operator takes.
         expected: &'static str,
-        /// The shape it has.
+        /// The value's shape.
         found: String,
     },
-    /// Two shapes that must agree do not.
+    /// Two shapes do not agree, but must.
     #[error("{node}: expected {expected}, found {found}")]
     Shape {
         /// The node being built.
         node: String,
-        /// What would fit.
+        /// The shape that fits.
         expected: String,
-        /// What was given.
+        /// The shape of the argument.
         found: String,
     },
-    /// A name was used for two values.
+    /// A name is used for two values. Holds the name.
     #[error("the name `{0}` is used twice in the graph")]
     Duplicate(String),
 }
 
 impl Graph {
-    /// An empty graph; `name` is what other tools show.
+    /// Creates an empty graph. Other tools show `name`.
     #[must_use]
     pub fn new(name: impl Into<String>) -> Self {
         Self { name: name.into(), ..Self::default() }
     }
 
-    /// Declares an input: a batch of values of shape `each`.
+    /// Declares an input: a batch of values, each with the dimensions `each`.
     ///
     /// # Errors
     /// [`GraphError::Duplicate`] if the name is taken.
     pub fn input(&mut self, name: &str, each: &[usize]) -> Result<Value, GraphError> {
-        self.claim(name)?;
+        self.check_unused(name)?;
         let value = Value { name: name.to_owned(), shape: Shape::batched(each) };
         self.inputs.push(value.clone());
         Ok(value)
     }
 
-    /// Makes `value` an output called `name`.
+    /// Makes `value` an output with the name `name`.
     ///
     /// # Errors
     /// [`GraphError::Duplicate`] if the name is taken.
@@ -163,34 +163,35 @@ impl Graph {
         Ok(())
     }
 
-    /// Takes out what no output needs, so that what was not asked for costs nothing.
+    /// Removes every node and constant that no output needs, so that outputs that are not requested cost nothing.
     pub fn prune(&mut self) {
         let mut needed: HashSet<String> = self.outputs.iter().map(|v| v.name.clone()).collect();
-        // Nodes are in the order in which they were made, so whoever needs a value comes after it.
-        let mut kept = Vec::with_capacity(self.nodes.len());
+        // Nodes are in the order of their creation: a node comes after its inputs.
+        let mut needed_nodes = Vec::with_capacity(self.nodes.len());
         for node in self.nodes.drain(..).rev() {
             if needed.contains(&node.output) {
                 needed.extend(node.inputs.iter().cloned());
-                kept.push(node);
+                needed_nodes.push(node);
             }
         }
-        kept.reverse();
-        self.nodes = kept;
+        needed_nodes.reverse();
+        self.nodes = needed_nodes;
         self.constants.retain(|c| needed.contains(&c.name));
     }
 
-    /// Puts the outputs in the order of `names`; those not named come last.
+    /// Puts the outputs in the order of `names`. Outputs that are not in `names` come last.
     pub fn order_outputs(&mut self, names: &[String]) {
         self.outputs.sort_by_key(|v| names.iter().position(|n| *n == v.name).unwrap_or(names.len()));
     }
 
-    /// Nodes in the graph so far.
+    /// Number of nodes in the graph so far.
     #[must_use]
     pub fn node_count(&self) -> usize {
         self.nodes.len()
     }
 
-    fn claim(&self, name: &str) -> Result<(), GraphError> {
+    /// Checks that no input or node has the name yet.
+    fn check_unused(&self, name: &str) -> Result<(), GraphError> {
         let taken = self.inputs.iter().any(|v| v.name == name) || self.nodes.iter().any(|n| n.output == name);
         if taken { Err(GraphError::Duplicate(name.to_owned())) } else { Ok(()) }
     }

@@ -15,33 +15,51 @@ pub(super) mod proto {
 use proto::attribute_proto::AttributeType;
 use proto::tensor_proto::DataType;
 
-/// The ONNX IR version and operator set written; both are read by every runtime released since 2023.
-/// The producer that files name.
+/// The producer name in the written files.
 const PRODUCER: &str = "ghostserve";
 
+/// The ONNX IR version of the written files. Every runtime released since 2023 reads it.
 const IR_VERSION: i64 = 8;
+
+/// The version of ONNX's operator set in the written files. Every runtime released since 2023 reads it.
 const OPSET: i64 = 18;
 
-/// One operator, which makes one value; the node is named after it.
+/// The identity of an operator.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Operator {
+    /// The domain that defines the operator; empty for ONNX's own operators.
+    pub(super) domain: &'static str,
+    pub(super) name: &'static str,
+}
+
+impl Operator {
+    /// An operator of ONNX's own domain.
+    pub(super) const fn onnx(name: &'static str) -> Self {
+        Self { domain: "", name }
+    }
+}
+
+/// One use of an operator. It makes one value, whose name is also the node's name.
 #[derive(Debug)]
 pub(super) struct Node {
-    /// Empty for ONNX's own operators.
-    pub(super) domain: &'static str,
-    pub(super) op: &'static str,
+    pub(super) operator: Operator,
+    /// Names of the inputs; empty for an optional input that is absent.
     pub(super) inputs: Vec<String>,
     pub(super) output: String,
     pub(super) attributes: Vec<Attribute>,
 }
 
+/// A named constant of the graph.
 #[derive(Debug)]
 pub(super) struct Constant {
     pub(super) name: String,
     pub(super) shape: Vec<usize>,
-    pub(super) data: Data,
+    pub(super) data: ConstantData,
 }
 
+/// The elements of a [`Constant`], row-major.
 #[derive(Debug)]
-pub(super) enum Data {
+pub(super) enum ConstantData {
     F32(Vec<f32>),
     I64(Vec<i64>),
 }
@@ -78,20 +96,20 @@ impl Attribute {
 }
 
 impl Graph {
-    /// The graph as the bytes of an ONNX file. `metadata` is stored as key-value pairs that other tools show.
+    /// Encodes the graph as the bytes of an ONNX file. `metadata` is stored as key-value pairs that other tools show.
     ///
-    /// What no output needs is left out.
+    /// The file contains only the nodes and constants that an output needs.
     #[must_use]
     pub fn into_onnx(mut self, metadata: &[(&str, String)]) -> Vec<u8> {
         self.prune();
-        let domains: BTreeSet<_> = self.nodes.iter().map(|n| n.domain).filter(|d| !d.is_empty()).collect();
+        let domains: BTreeSet<_> = self.nodes.iter().map(|n| n.operator.domain).filter(|d| !d.is_empty()).collect();
         let opset = |domain: &str, version| proto::OperatorSetIdProto { domain: domain.to_owned(), version };
         let opset_import = std::iter::once(opset("", OPSET)).chain(domains.into_iter().map(|d| opset(d, 1))).collect();
-        let describe = |values: Vec<Value>| values.into_iter().map(value_info).collect();
+        let describe = |values: Vec<Value>| values.into_iter().map(value_info_proto).collect();
         let graph = proto::GraphProto {
             name: self.name,
-            node: self.nodes.into_iter().map(node).collect(),
-            initializer: self.constants.into_iter().map(tensor).collect(),
+            node: self.nodes.into_iter().map(node_proto).collect(),
+            initializer: self.constants.into_iter().map(tensor_proto).collect(),
             input: describe(self.inputs),
             output: describe(self.outputs),
             ..Default::default()
@@ -112,22 +130,22 @@ impl Graph {
     }
 }
 
-fn node(node: Node) -> proto::NodeProto {
+fn node_proto(node: Node) -> proto::NodeProto {
     proto::NodeProto {
         input: node.inputs,
         name: node.output.clone(),
         output: vec![node.output],
-        op_type: node.op.to_owned(),
-        domain: node.domain.to_owned(),
+        op_type: node.operator.name.to_owned(),
+        domain: node.operator.domain.to_owned(),
         attribute: node.attributes.into_iter().map(|a| a.0).collect(),
         ..Default::default()
     }
 }
 
-fn tensor(constant: Constant) -> proto::TensorProto {
+fn tensor_proto(constant: Constant) -> proto::TensorProto {
     let (data_type, raw): (_, Vec<u8>) = match constant.data {
-        Data::F32(values) => (DataType::Float, values.iter().flat_map(|v| v.to_le_bytes()).collect()),
-        Data::I64(values) => (DataType::Int64, values.iter().flat_map(|v| v.to_le_bytes()).collect()),
+        ConstantData::F32(values) => (DataType::Float, values.iter().flat_map(|v| v.to_le_bytes()).collect()),
+        ConstantData::I64(values) => (DataType::Int64, values.iter().flat_map(|v| v.to_le_bytes()).collect()),
     };
     proto::TensorProto {
         name: constant.name,
@@ -138,7 +156,7 @@ fn tensor(constant: Constant) -> proto::TensorProto {
     }
 }
 
-fn value_info(value: Value) -> proto::ValueInfoProto {
+fn value_info_proto(value: Value) -> proto::ValueInfoProto {
     use proto::tensor_shape_proto::{Dimension, dimension};
     let dim = value
         .shape

@@ -1,6 +1,6 @@
-//! The operators: each checks its operands' shapes, computes the result's, and adds one node.
+//! ONNX's own operators. Each method checks the operands' shapes, computes the result's shape, and adds one node.
 
-use super::onnx::{Attribute, Constant, Data, Node};
+use super::onnx::{Attribute, Constant, ConstantData, Node, Operator};
 use super::{Dim, Graph, GraphError, Shape, Tensor, Value};
 
 /// A two-dimensional convolution with its constants.
@@ -8,20 +8,20 @@ use super::{Dim, Graph, GraphError, Shape, Tensor, Value};
 pub struct Conv2d {
     /// `[out, in / groups, kernel height, kernel width]`.
     pub weight: Tensor,
-    /// One value an output channel.
+    /// One value per output channel.
     pub bias: Option<Vec<f32>>,
-    /// The same in both directions, pixels.
+    /// The stride in both directions, in pixels.
     pub stride: usize,
-    /// Zeros added at top and bottom, at left and right, pixels.
+    /// Zeros added at top and bottom, and at left and right, in pixels.
     pub padding: [usize; 2],
-    /// Pixels from one tap of the kernel to the next; 1 is dense.
+    /// Distance between two taps of the kernel, in pixels; 1 is dense.
     pub dilation: usize,
-    /// 1 for a full convolution, the number of input channels for a depthwise one.
+    /// The number of groups: 1 for a full convolution, the number of input channels for a depthwise one.
     pub groups: usize,
 }
 
-/// Attributes and result of a pooling over windows that do not overlap.
-pub(super) fn pooled(name: &str, x: &Value, size: usize) -> Result<(Vec<Attribute>, Shape), GraphError> {
+/// The attributes and the result's shape of a pooling over windows that do not overlap.
+pub(super) fn pooling(name: &str, x: &Value, size: usize) -> Result<(Vec<Attribute>, Shape), GraphError> {
     let (c, h, w) = x.chw()?;
     if h < size || w < size {
         return Err(mismatch(name, format!("at least {size}x{size} pixels"), format!("{h}x{w}")));
@@ -31,16 +31,16 @@ pub(super) fn pooled(name: &str, x: &Value, size: usize) -> Result<(Vec<Attribut
 }
 
 impl Conv2d {
-    /// Output channels, input channels a group, kernel height and width.
+    /// Output channels, input channels per group, kernel height, kernel width.
     ///
     /// # Errors
-    /// [`GraphError::Shape`] under the node's name if the weight has not four dimensions.
+    /// [`GraphError::Shape`] with the node's name if the weight does not have four dimensions.
     pub fn dimensions(&self, node: &str) -> Result<[usize; 4], GraphError> {
-        let wrong = |_| mismatch(node, "a weight of four dimensions", format!("{:?}", self.weight.shape));
-        self.weight.shape[..].try_into().map_err(wrong)
+        let error = |_| mismatch(node, "a weight of four dimensions", format!("{:?}", self.weight.shape));
+        self.weight.shape[..].try_into().map_err(error)
     }
 
-    /// The shape that the convolution makes of a feature map.
+    /// Channels, height and width of the convolution's result.
     ///
     /// # Errors
     /// The input's channels do not fit the weight, the bias does not fit the output, or the kernel is larger than the
@@ -56,11 +56,11 @@ impl Conv2d {
             return Err(mismatch(node, format!("{out} biases"), bias.len()));
         }
         let [ph, pw] = self.padding;
-        let reach = |k: usize| (k - 1) * self.dilation + 1;
-        if h + 2 * ph < reach(kh) || w + 2 * pw < reach(kw) {
+        let extent = |k: usize| (k - 1) * self.dilation + 1;
+        if h + 2 * ph < extent(kh) || w + 2 * pw < extent(kw) {
             return Err(mismatch(node, format!("at least {kh}x{kw} pixels"), format!("{h}x{w}, padding {ph}x{pw}")));
         }
-        let size = |n: usize, k: usize, p: usize| (n + 2 * p - reach(k)) / self.stride + 1;
+        let size = |n: usize, k: usize, p: usize| (n + 2 * p - extent(k)) / self.stride + 1;
         Ok([out, size(h, kh, ph), size(w, kw, pw)])
     }
 
@@ -76,14 +76,14 @@ impl Conv2d {
     }
 }
 
-/// How [`Graph::resize`] makes pixels between pixels.
+/// The interpolation of [`Graph::resize`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interpolation {
-    /// The pixel at `floor(i · in / out)`.
+    /// Takes the pixel at `floor(i · in / out)`.
     Nearest,
-    /// Of the four pixels around, pixel centres at halves.
+    /// Interpolates between the four pixels around. Pixel centres are at halves.
     Bilinear,
-    /// Of the sixteen pixels around (a = −0.75), pixel centres at halves.
+    /// Interpolates between the sixteen pixels around (a = −0.75). Pixel centres are at halves.
     Bicubic,
 }
 
@@ -92,16 +92,17 @@ pub enum Interpolation {
 pub struct Linear {
     /// `[out, in]`.
     pub weight: Tensor,
-    /// One value an output.
+    /// One value per output.
     pub bias: Vec<f32>,
 }
 
+/// The error for a node whose operands do not fit.
 pub(super) fn mismatch(node: &str, expected: impl std::fmt::Display, found: impl std::fmt::Display) -> GraphError {
     GraphError::Shape { node: node.to_owned(), expected: expected.to_string(), found: found.to_string() }
 }
 
 impl Graph {
-    /// Convolution over NCHW.
+    /// Convolves an NCHW value.
     ///
     /// # Errors
     /// The input's channels do not fit the weight, the bias does not fit the output, or the kernel is larger than the
@@ -114,10 +115,10 @@ impl Graph {
         if let Some(bias) = conv.bias {
             inputs.push(self.constant(&format!("{name}.bias"), Tensor { shape: vec![bias.len()], data: bias }));
         }
-        self.node(name, ("", "Conv"), inputs, attributes, shape)
+        self.node(name, Operator::onnx("Conv"), inputs, attributes, shape)
     }
 
-    /// `max(x, 0)`.
+    /// Computes `max(x, 0)`.
     ///
     /// # Errors
     /// The name is taken.
@@ -125,7 +126,7 @@ impl Graph {
         self.unary(name, "Relu", x, vec![])
     }
 
-    /// `1 / (1 + exp(-x))`.
+    /// Computes `1 / (1 + exp(-x))`.
     ///
     /// # Errors
     /// The name is taken.
@@ -133,7 +134,7 @@ impl Graph {
         self.unary(name, "Sigmoid", x, vec![])
     }
 
-    /// `clip(x / 6 + 1/2, 0, 1)`, PyTorch's hard sigmoid.
+    /// Computes `clip(x / 6 + 1/2, 0, 1)`, PyTorch's hard sigmoid.
     ///
     /// # Errors
     /// The name is taken.
@@ -142,7 +143,7 @@ impl Graph {
         self.unary(name, "HardSigmoid", x, attributes)
     }
 
-    /// `min(max(x, low), high)`.
+    /// Computes `min(max(x, low), high)`.
     ///
     /// # Errors
     /// The name is taken.
@@ -150,14 +151,14 @@ impl Graph {
         let scalar = |v| Tensor { shape: vec![], data: vec![v] };
         let low = self.constant(&format!("{name}.low"), scalar(low));
         let high = self.constant(&format!("{name}.high"), scalar(high));
-        self.node(name, ("", "Clip"), vec![x.name.clone(), low, high], vec![], x.shape.clone())
+        self.node(name, Operator::onnx("Clip"), vec![x.name.clone(), low, high], vec![], x.shape.clone())
     }
 
     pub(super) fn identity(&mut self, name: &str, x: &Value) -> Result<Value, GraphError> {
         self.unary(name, "Identity", x, vec![])
     }
 
-    /// Element-wise sum of two values of one shape.
+    /// Adds two values of the same shape element by element.
     ///
     /// # Errors
     /// The shapes differ.
@@ -165,22 +166,22 @@ impl Graph {
         if a.shape != b.shape {
             return Err(mismatch(name, &a.shape, &b.shape));
         }
-        self.node(name, ("", "Add"), vec![a.name.clone(), b.name.clone()], vec![], a.shape.clone())
+        self.node(name, Operator::onnx("Add"), vec![a.name.clone(), b.name.clone()], vec![], a.shape.clone())
     }
 
-    /// Element-wise product; `b` may be `NxCx1x1`, a gate for each channel.
+    /// Multiplies element by element. `b` has the shape of `a` or is `NxCx1x1`, a gate for each channel.
     ///
     /// # Errors
-    /// The shapes neither agree nor broadcast in that way.
+    /// `b` has another shape.
     pub fn mul(&mut self, name: &str, a: &Value, b: &Value) -> Result<Value, GraphError> {
-        let gate = matches!((a.chw(), b.chw()), (Ok((c, ..)), Ok((g, 1, 1))) if c == g);
-        if a.shape != b.shape && !gate {
+        let is_gate = matches!((a.chw(), b.chw()), (Ok((c, ..)), Ok((g, 1, 1))) if c == g);
+        if a.shape != b.shape && !is_gate {
             return Err(mismatch(name, &a.shape, &b.shape));
         }
-        self.node(name, ("", "Mul"), vec![a.name.clone(), b.name.clone()], vec![], a.shape.clone())
+        self.node(name, Operator::onnx("Mul"), vec![a.name.clone(), b.name.clone()], vec![], a.shape.clone())
     }
 
-    /// Joins feature maps of one size along the channels.
+    /// Joins feature maps of the same height and width along the channels.
     ///
     /// # Errors
     /// The parts' heights or widths differ.
@@ -190,13 +191,14 @@ impl Graph {
             return Err(mismatch(name, format!("parts of {ha}x{wa} pixels"), format!("{hb}x{wb}")));
         }
         let shape = Shape::batched(&[ca + cb, ha, wa]);
-        self.node(name, ("", "Concat"), vec![a.name.clone(), b.name.clone()], vec![Attribute::int("axis", 1)], shape)
+        let inputs = vec![a.name.clone(), b.name.clone()];
+        self.node(name, Operator::onnx("Concat"), inputs, vec![Attribute::int("axis", 1)], shape)
     }
 
-    /// The first `channels` channels; `x` itself if it has no more.
+    /// Takes the first `channels` channels. Returns `x` itself if it has no more.
     ///
     /// # Errors
-    /// `x` has fewer.
+    /// `x` has fewer channels.
     pub fn take_channels(&mut self, name: &str, x: &Value, channels: usize) -> Result<Value, GraphError> {
         let (c, h, w) = x.chw()?;
         if c == channels {
@@ -209,10 +211,10 @@ impl Graph {
         for (part, value) in [("starts", 0), ("ends", channels), ("axes", 1)] {
             inputs.push(self.integers(&format!("{name}.{part}"), &[value]));
         }
-        self.node(name, ("", "Slice"), inputs, vec![], Shape::batched(&[channels, h, w]))
+        self.node(name, Operator::onnx("Slice"), inputs, vec![], Shape::batched(&[channels, h, w]))
     }
 
-    /// Average over `size`×`size` windows that do not overlap; a remainder at the right and bottom is dropped.
+    /// Averages over `size`×`size` windows that do not overlap. A remainder at the right and the bottom is dropped.
     ///
     /// # Errors
     /// The input is smaller than one window.
@@ -220,7 +222,8 @@ impl Graph {
         self.pool(name, "AveragePool", x, size)
     }
 
-    /// Largest value of `size`×`size` windows that do not overlap; a remainder at the right and bottom is dropped.
+    /// Takes the largest value of `size`×`size` windows that do not overlap. A remainder at the right and the bottom is
+    /// dropped.
     ///
     /// # Errors
     /// The input is smaller than one window.
@@ -229,17 +232,18 @@ impl Graph {
     }
 
     fn pool(&mut self, name: &str, op: &'static str, x: &Value, size: usize) -> Result<Value, GraphError> {
-        let (attributes, shape) = pooled(name, x, size)?;
-        self.node(name, ("", op), vec![x.name.clone()], attributes, shape)
+        let (attributes, shape) = pooling(name, x, size)?;
+        self.node(name, Operator::onnx(op), vec![x.name.clone()], attributes, shape)
     }
 
-    /// Average of each feature map: NxCx1x1.
+    /// Averages each feature map: NxCx1x1.
     ///
     /// # Errors
     /// `x` is not a feature map.
     pub fn global_average_pool(&mut self, name: &str, x: &Value) -> Result<Value, GraphError> {
         let (c, ..) = x.chw()?;
-        self.node(name, ("", "GlobalAveragePool"), vec![x.name.clone()], vec![], Shape::batched(&[c, 1, 1]))
+        let inputs = vec![x.name.clone()];
+        self.node(name, Operator::onnx("GlobalAveragePool"), inputs, vec![], Shape::batched(&[c, 1, 1]))
     }
 
     /// Resizes to `height`×`width` as PyTorch's `interpolate` does (`align_corners` and antialiasing off).
@@ -258,10 +262,11 @@ impl Graph {
         let mut inputs = vec![x.name.clone(), String::new()];
         let attributes = match interpolation {
             Interpolation::Nearest => {
-                // Sizes would be clearer, but scales let runtimes keep their own layouts. A runtime computes the output
-                // size as floor(in * scale) and the source pixel as floor(i / scale). Where the factor is not a whole
-                // number, an f32 scale could fall short of the wanted size, so a little is added: less than what would
-                // move a source pixel (fractions of i * in / out are at least 1 / out apart), more than rounding takes.
+                // Sizes would be clearer, but with scales a runtime can stay in its own layout. A runtime computes the
+                // output size as floor(in * scale) and the source pixel as floor(i / scale). If the factor is not a
+                // whole number, an f32 scale could yield a size that is too small. So a little is added: less than
+                // would move a source pixel (fractions of i * in / out are at least 1 / out apart), more than rounding
+                // removes.
                 let scale = |to: usize, from: usize| {
                     let whole = (to / from) as f32;
                     if to.is_multiple_of(from) { whole } else { (to as f32 + 0.25 / from as f32) / from as f32 }
@@ -285,44 +290,41 @@ impl Graph {
                 ]
             }
         };
-        self.node(name, ("", "Resize"), inputs, attributes, shape)
+        self.node(name, Operator::onnx("Resize"), inputs, attributes, shape)
     }
 
-    /// NxCx1x1 to NxC.
+    /// Flattens feature maps to vectors: NxCx1x1 to NxC.
     ///
     /// # Errors
     /// `x` is not a feature map.
     pub fn flatten(&mut self, name: &str, x: &Value) -> Result<Value, GraphError> {
         let (c, h, w) = x.chw()?;
-        self.node(
-            name,
-            ("", "Flatten"),
-            vec![x.name.clone()],
-            vec![Attribute::int("axis", 1)],
-            Shape::batched(&[c * h * w]),
-        )
+        let shape = Shape::batched(&[c * h * w]);
+        self.node(name, Operator::onnx("Flatten"), vec![x.name.clone()], vec![Attribute::int("axis", 1)], shape)
     }
 
-    /// `x · weightᵀ + bias` over NxC rows.
+    /// Computes `x · weightᵀ + bias` for NxC vectors.
     ///
     /// # Errors
-    /// The row length does not fit the weight, or the bias does not.
+    /// The vectors' length does not fit the weight, or the bias does not fit the output.
     pub fn linear(&mut self, name: &str, x: &Value, linear: Linear) -> Result<Value, GraphError> {
-        let [out, inp] = linear.weight.shape[..] else {
+        let [output_length, input_length] = linear.weight.shape[..] else {
             return Err(mismatch(name, "a weight of two dimensions", format!("{:?}", linear.weight.shape)));
         };
-        if x.shape.0[..] != [Dim::Batch, Dim::Fixed(inp)] {
-            return Err(mismatch(name, Shape::batched(&[inp]), &x.shape));
+        if x.shape.0[..] != [Dim::Batch, Dim::Fixed(input_length)] {
+            return Err(mismatch(name, Shape::batched(&[input_length]), &x.shape));
         }
-        if linear.bias.len() != out {
-            return Err(mismatch(name, format!("{out} biases"), linear.bias.len()));
+        if linear.bias.len() != output_length {
+            return Err(mismatch(name, format!("{output_length} biases"), linear.bias.len()));
         }
         let weight = self.constant(&format!("{name}.weight"), linear.weight);
-        let bias = self.constant(&format!("{name}.bias"), Tensor { shape: vec![out], data: linear.bias });
+        let bias = self.constant(&format!("{name}.bias"), Tensor { shape: vec![output_length], data: linear.bias });
         let attributes = vec![Attribute::int("transB", 1)];
-        self.node(name, ("", "Gemm"), vec![x.name.clone(), weight, bias], attributes, Shape::batched(&[out]))
+        let inputs = vec![x.name.clone(), weight, bias];
+        self.node(name, Operator::onnx("Gemm"), inputs, attributes, Shape::batched(&[output_length]))
     }
 
+    /// Adds an operator with one input whose result has the same shape.
     fn unary(
         &mut self,
         name: &str,
@@ -330,31 +332,36 @@ impl Graph {
         x: &Value,
         attributes: Vec<Attribute>,
     ) -> Result<Value, GraphError> {
-        self.node(name, ("", op), vec![x.name.clone()], attributes, x.shape.clone())
+        self.node(name, Operator::onnx(op), vec![x.name.clone()], attributes, x.shape.clone())
     }
 
-    /// Adds a node; `operator` is its domain (empty for ONNX's own) and its name there.
+    /// Adds a node and returns its result, a value of the given shape.
     pub(super) fn node(
         &mut self,
         name: &str,
-        operator: (&'static str, &'static str),
+        operator: Operator,
         inputs: Vec<String>,
         attributes: Vec<Attribute>,
         shape: Shape,
     ) -> Result<Value, GraphError> {
-        self.claim(name)?;
-        let (domain, op) = operator;
-        self.nodes.push(Node { domain, op, inputs, output: name.to_owned(), attributes });
+        self.check_unused(name)?;
+        self.nodes.push(Node { operator, inputs, output: name.to_owned(), attributes });
         Ok(Value { name: name.to_owned(), shape })
     }
 
+    /// Adds a constant and returns its name.
     pub(super) fn constant(&mut self, name: &str, tensor: Tensor) -> String {
-        self.constants.push(Constant { name: name.to_owned(), shape: tensor.shape, data: Data::F32(tensor.data) });
+        self.constants.push(Constant {
+            name: name.to_owned(),
+            shape: tensor.shape,
+            data: ConstantData::F32(tensor.data),
+        });
         name.to_owned()
     }
 
+    /// Adds a vector of integers as a constant and returns its name.
     pub(super) fn integers(&mut self, name: &str, values: &[usize]) -> String {
-        let data = Data::I64(values.iter().map(|&v| v as i64).collect());
+        let data = ConstantData::I64(values.iter().map(|&v| v as i64).collect());
         self.constants.push(Constant { name: name.to_owned(), shape: vec![values.len()], data });
         name.to_owned()
     }

@@ -1,37 +1,38 @@
-//! From the network's modules to a graph.
+//! The lowering of a network's modules to a graph.
 //!
-//! The blocks read their weights and say what they compute in the terms of [`Lowering`]; an implementation says with
-//! which operators. [`Plain`] writes standard ONNX that any runtime loads; [`Blocked`] writes what ONNX Runtime's blocked
-//! convolutions and our own operators run fastest.
+//! The blocks read their weights and describe their computation through the trait [`Lowering`]. An implementation of
+//! the trait chooses the operators. [`PlainLowering`] writes standard ONNX that any runtime loads. [`BlockedLowering`]
+//! writes the form that ONNX Runtime's blocked convolutions and our own operators run fastest.
 
 mod blocked;
 mod plain;
 
-pub(super) use blocked::Blocked;
-pub use blocked::ModuleNote;
-pub(super) use plain::Plain;
+pub(super) use blocked::BlockedLowering;
+pub use blocked::ModulePacking;
+pub(super) use plain::PlainLowering;
 
 use super::config::DfcConfig;
-use super::layers::{Activation, Size};
+use super::layers::{Activation, ConvBn, Size};
 use crate::graph::{Conv2d, GraphError, Linear, Tensor};
+use ghostserve_weights::{Scope, WeightsError};
 
-/// The target of a network's blocks.
+/// Writes the computations of a network's blocks as operators of a graph.
 pub(super) trait Lowering {
     /// A batch of feature maps.
     type Map: Clone;
-    /// A batch of rows.
+    /// A batch of feature vectors, one row per image.
     type Row: Clone;
 
-    /// The graph's input.
+    /// Declares the graph's input.
     fn image(&mut self, channels: usize, size: Size) -> Result<Self::Map, GraphError>;
 
-    /// A convolution, to whose result `residual` is added before the activation.
+    /// Adds a convolution. `residual` is added to its result before the activation.
     fn conv(&mut self, conv: NamedConv, x: &Self::Map, residual: Option<&Self::Map>) -> Result<Self::Map, GraphError>;
 
-    /// A whole Ghost module, with its attention and what is added to its result.
+    /// Adds a whole Ghost module with its attention and its residual.
     fn ghost(&mut self, module: GhostParts<'_, Self::Map>) -> Result<Self::Map, GraphError>;
 
-    /// `maps` times the attention, plus `residual`.
+    /// Multiplies `maps` by the attention and adds `residual`.
     fn attend(
         &mut self,
         name: &str,
@@ -40,19 +41,20 @@ pub(super) trait Lowering {
         residual: Option<&Self::Map>,
     ) -> Result<Self::Map, GraphError>;
 
-    /// Channel attention.
-    fn squeeze_excite(&mut self, name: &str, x: &Self::Map, parts: ExciteParts) -> Result<Self::Map, GraphError>;
+    /// Adds a squeeze-excite.
+    fn squeeze_excite(&mut self, name: &str, x: &Self::Map, parts: SqueezeExciteParts)
+    -> Result<Self::Map, GraphError>;
 
-    /// The mean of every map.
+    /// Takes the mean of every map.
     fn mean(&mut self, name: &str, x: &Self::Map) -> Result<Self::Row, GraphError>;
 
-    /// A fully connected layer, rectified if asked.
+    /// Adds a fully connected layer, followed by a rectifier if `relu` is set.
     fn linear(&mut self, name: &str, x: &Self::Row, linear: Linear, relu: bool) -> Result<Self::Row, GraphError>;
 
     /// Makes maps an output of the graph.
     fn output_map(&mut self, name: &str, x: &Self::Map) -> Result<(), GraphError>;
 
-    /// Makes rows an output of the graph.
+    /// Makes vectors an output of the graph.
     fn output_row(&mut self, name: &str, x: &Self::Row) -> Result<(), GraphError>;
 }
 
@@ -63,30 +65,40 @@ pub(super) struct NamedConv {
     pub(super) activation: Activation,
 }
 
-/// A Ghost module with its weights.
+impl NamedConv {
+    /// Reads the weights of `layer`, whose keys are below `scope`.
+    ///
+    /// # Errors
+    /// A tensor is missing or does not fit.
+    pub(super) fn load(layer: &ConvBn, scope: &Scope<'_>) -> Result<Self, WeightsError> {
+        Ok(Self { name: scope.key(layer.key()), conv: layer.load(scope)?, activation: layer.activation })
+    }
+}
+
+/// A Ghost module with its weights and its input.
 pub(super) struct GhostParts<'a, M> {
-    /// Its scope: the prefix of its nodes' names.
+    /// The prefix of its nodes' names: its checkpoint scope and `.ghost`.
     pub(super) name: String,
     pub(super) x: &'a M,
-    /// 1×1: makes the intrinsic maps.
+    /// The 1×1 convolution that makes the intrinsic maps.
     pub(super) primary: NamedConv,
-    /// 3×3 depthwise: makes the ghost maps of those.
+    /// The 3×3 depthwise convolution that makes the ghost maps from them.
     pub(super) cheap: NamedConv,
-    /// Channels kept of both together.
+    /// Number of output channels; the rest of the joined maps is cut off.
     pub(super) output: usize,
     pub(super) attention: Option<AttentionParts<'a, M>>,
     pub(super) residual: Option<Residual<'a, M>>,
 }
 
-/// What is added to a module's result.
+/// The maps that are added to a module's result.
 pub(super) enum Residual<'a, M> {
-    /// Maps as they are.
+    /// Maps without a further operation.
     Map(&'a M),
-    /// Maps through a 1×1 convolution.
+    /// Maps that first pass a 1×1 convolution.
     Projected(M, NamedConv),
 }
 
-/// DFC attention with its weights.
+/// A DFC attention with its weights and its input.
 pub(super) struct AttentionParts<'a, M> {
     /// The prefix of its nodes' names.
     pub(super) name: String,
@@ -95,12 +107,12 @@ pub(super) struct AttentionParts<'a, M> {
     pub(super) horizontal: NamedConv,
     pub(super) vertical: NamedConv,
     pub(super) config: &'a DfcConfig,
-    /// The graph output that the gate shall also be.
+    /// Name of the graph output for the gate, if it is requested.
     pub(super) output: Option<String>,
 }
 
 /// A squeeze-excite with its weights.
-pub(super) struct ExciteParts {
+pub(super) struct SqueezeExciteParts {
     /// `[squeezed, channels]`.
     pub(super) reduce: Tensor,
     pub(super) reduce_bias: Vec<f32>,

@@ -1,14 +1,16 @@
-//! Standard ONNX, operator by operator as the papers draw it. Batch norms are folded, nothing else is clever.
+//! The plain form: standard ONNX, with the operators that the papers draw. Batch norms are folded; there is no other
+//! optimisation.
 
-use super::{AttentionParts, ExciteParts, GhostParts, Lowering, NamedConv, Residual};
+use super::{AttentionParts, GhostParts, Lowering, NamedConv, Residual, SqueezeExciteParts};
 use crate::config::{Gate, GateAt, Pool, Upsample};
 use crate::graph::{Conv2d, Graph, GraphError, Interpolation, Linear, Tensor, Value};
 use crate::layers::{Activation, Size};
 
-/// Writes into a graph.
-pub(crate) struct Plain<'g>(pub(crate) &'g mut Graph);
+/// Writes the plain form into a graph.
+pub(crate) struct PlainLowering<'g>(pub(crate) &'g mut Graph);
 
-impl Plain<'_> {
+impl PlainLowering<'_> {
+    /// The gate of a DFC attention, upsampled to `size`.
     fn attention(&mut self, parts: AttentionParts<'_, Value>, size: [usize; 2]) -> Result<Value, GraphError> {
         let (name, config) = (&parts.name, parts.config);
         let pool = format!("{name}.pool");
@@ -19,29 +21,30 @@ impl Plain<'_> {
         let projected = self.conv(parts.project, &pooled, None)?;
         let rows = self.conv(parts.horizontal, &projected, None)?;
         let cross = self.conv(parts.vertical, &rows, None)?;
-        let (gated, up) = (format!("{name}.gate"), format!("{name}.up"));
-        let interpolation = interpolation(config.upsample);
-        // The gate before the upsampling costs a quarter.
-        let (attention, upsampled) = match config.gate_at {
+        let (gate_name, resize_name) = (format!("{name}.gate"), format!("{name}.up"));
+        let interpolation = interpolation_of(config.upsample);
+        // Before the upsampling, the gate function costs a quarter.
+        let (attention, gate) = match config.gate_at {
             GateAt::Before => {
-                let small = gate(self.0, &gated, &cross, config.gate)?;
-                let upsampled = self.0.resize(&up, &small, size, interpolation)?;
+                let small = gate_function(self.0, &gate_name, &cross, config.gate)?;
+                let upsampled = self.0.resize(&resize_name, &small, size, interpolation)?;
                 (small, upsampled)
             }
             GateAt::After => {
-                let upsampled = self.0.resize(&up, &cross, size, interpolation)?;
-                let gate = gate(self.0, &gated, &upsampled, config.gate)?;
+                let upsampled = self.0.resize(&resize_name, &cross, size, interpolation)?;
+                let gate = gate_function(self.0, &gate_name, &upsampled, config.gate)?;
                 (gate.clone(), gate)
             }
         };
         if let Some(output) = &parts.output {
             self.0.output(output, &attention)?;
         }
-        Ok(upsampled)
+        Ok(gate)
     }
 }
 
-pub(super) fn interpolation(upsample: Upsample) -> Interpolation {
+/// The graph's interpolation for a configured upsampling.
+pub(super) fn interpolation_of(upsample: Upsample) -> Interpolation {
     match upsample {
         Upsample::Nearest => Interpolation::Nearest,
         Upsample::Bilinear => Interpolation::Bilinear,
@@ -49,8 +52,8 @@ pub(super) fn interpolation(upsample: Upsample) -> Interpolation {
     }
 }
 
-/// The gate function as a node.
-pub(super) fn gate(graph: &mut Graph, name: &str, x: &Value, gate: Gate) -> Result<Value, GraphError> {
+/// Adds the gate function as a node.
+pub(super) fn gate_function(graph: &mut Graph, name: &str, x: &Value, gate: Gate) -> Result<Value, GraphError> {
     match gate {
         Gate::Sigmoid => graph.sigmoid(name, x),
         Gate::HardSigmoid => graph.hard_sigmoid(name, x),
@@ -58,7 +61,7 @@ pub(super) fn gate(graph: &mut Graph, name: &str, x: &Value, gate: Gate) -> Resu
     }
 }
 
-impl Lowering for Plain<'_> {
+impl Lowering for PlainLowering<'_> {
     type Map = Value;
     type Row = Value;
 
@@ -109,7 +112,7 @@ impl Lowering for Plain<'_> {
         residual.map_or(Ok(y.clone()), |residual| self.0.add(&format!("{name}.add"), &y, residual))
     }
 
-    fn squeeze_excite(&mut self, name: &str, x: &Value, parts: ExciteParts) -> Result<Value, GraphError> {
+    fn squeeze_excite(&mut self, name: &str, x: &Value, parts: SqueezeExciteParts) -> Result<Value, GraphError> {
         let pointwise = |weight: Tensor, bias| {
             let shape = [&weight.shape[..], &[1, 1]].concat();
             let weight = Tensor { shape, data: weight.data };

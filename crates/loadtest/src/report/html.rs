@@ -1,11 +1,11 @@
-//! For people: one file that needs nothing else.
+//! The report as an HTML page, for people: one self-contained file.
 
 use std::fmt::Write;
 
-use super::plot::{Axis, Bar, Line, Plot, bars, escape};
-use super::{Figure, Report, Subject, number};
-use crate::recorder::counts;
-use crate::{Load, Measurement};
+use super::plot::{AxisScale, COLOURS, LinePlot, PlotLine, RangeBar, bar_chart, escape};
+use super::{CampaignReport, Statistic, TargetReport, format_number, milliseconds};
+use crate::recorder::format_counts;
+use crate::{RunMeasurement, Workload};
 
 const STYLE: &str = "
 :root { color-scheme: light dark; --ink: #1c2330; --soft: #667085; --paper: #fff; --grid: #e4e7ec;
@@ -28,15 +28,15 @@ svg { width: 100%; height: auto; display: block; } svg text { font-size: 12px; f
 .key.dashed { border-top-style: dashed; }
 ";
 
-impl Report {
-    /// The report as a page, with everything it needs inside.
+impl CampaignReport {
+    /// The report as an HTML page that loads no other file.
     #[must_use]
     pub fn to_html(&self) -> String {
         let settings = &self.settings;
         let mut page = String::from("<!doctype html><html lang=\"en\"><meta charset=\"utf-8\">");
         page.push_str("<meta name=\"viewport\" content=\"width=device-width\"><title>ghostserve bench</title><style>");
         page.push_str(STYLE);
-        for colour in 0..6 {
+        for colour in 0..COLOURS {
             let _ = write!(
                 page,
                 ".line.c{colour}{{stroke:var(--c{colour})}}.key.c{colour}{{border-color:var(--c{colour})}}"
@@ -46,77 +46,80 @@ impl Report {
         page.push_str("</style><h1>Load test</h1>");
         let _ = write!(
             page,
-            "<p class=\"sub\">{}; {:?} measured after {:?} of warm-up; an answer is in time within {:?}.</p>",
+            "<p class=\"sub\">{}; {:?} measured after {:?} of warm-up; latency objective {:?}.</p>",
             escape(&self.images),
             settings.duration,
             settings.warm_up,
             settings.slo
         );
-        for (index, load) in self.loads().into_iter().enumerate() {
-            self.load_section(&mut page, index, load);
+        for (index, workload) in self.workloads().into_iter().enumerate() {
+            self.write_workload_section(&mut page, index, workload);
         }
-        self.rate_section(&mut page);
-        self.trouble_section(&mut page);
+        self.write_rate_section(&mut page);
+        self.write_problem_section(&mut page);
         page.push_str("<p class=\"sub\">Made by ghostserve bench ");
         page.push_str(env!("CARGO_PKG_VERSION"));
         page.push_str("</p></html>\n");
         page
     }
 
-    fn load_section(&self, page: &mut String, index: usize, load: Load) {
-        let _ = write!(page, "<h2>{}</h2>", escape(&load.to_string()));
-        self.html_table(page, index);
-        if self.subjects.len() > 1 {
-            let bar = |subject: &Subject| {
-                let series = subject.series.get(index)?;
-                let rounds = series.rounds_of(Figure::Throughput);
+    /// Table, throughput bars and latency percentiles of one workload. `index` is that of its series.
+    fn write_workload_section(&self, page: &mut String, index: usize, workload: Workload) {
+        let _ = write!(page, "<h2>{}</h2>", escape(&workload.to_string()));
+        self.write_table_html(page, index);
+        if self.targets.len() > 1 {
+            let bar = |target: &TargetReport| {
+                let series = target.series.get(index)?;
+                let rounds = series.rounds_of(Statistic::Throughput);
                 let range = rounds.iter().fold((f64::INFINITY, 0.0f64), |(low, high), v| (low.min(*v), high.max(*v)));
-                let value = series.median_of(Figure::Throughput);
-                value.is_finite().then(|| Bar { name: subject.target.name.clone(), value, range })
+                let value = series.median_of(Statistic::Throughput);
+                value.is_finite().then(|| RangeBar { name: target.target.name.clone(), value, range })
             };
             page.push_str(
-                "<p class=\"axis\">throughput, successes a second; the thin line is the range over the rounds</p>",
+                "<p class=\"axis\">throughput, successful responses per second; the thin line is the range over the \
+                 rounds</p>",
             );
-            page.push_str(&bars("throughput", "/s", &self.subjects.iter().filter_map(bar).collect::<Vec<_>>()));
+            page.push_str(&bar_chart("throughput", "/s", &self.targets.iter().filter_map(bar).collect::<Vec<_>>()));
         }
-        let line = |(colour, subject): (usize, &Subject)| {
-            let all = Measurement::merged(&subject.series.get(index)?.rounds)?;
-            let points = all.success.curve().into_iter().map(|(percent, time)| (percent, time.as_secs_f64() * 1e3));
-            Some(Line { name: subject.target.name.clone(), colour, dashed: false, points: points.collect() })
+        let line = |(colour, target): (usize, &TargetReport)| {
+            let all = RunMeasurement::merged(&target.series.get(index)?.rounds)?;
+            let points = all.success.curve().into_iter().map(|(percent, latency)| (percent, milliseconds(latency)));
+            Some(PlotLine { name: target.target.name.clone(), colour, dashed: false, points: points.collect() })
         };
-        let plot = Plot {
+        let plot = LinePlot {
             title: "latency by percentile",
-            x: "share of the successes that were not slower",
+            x: "percentile of the successful requests",
             y: "latency, ms",
-            axis: Axis::Percentile,
-            lines: self.subjects.iter().enumerate().filter_map(line).collect(),
+            scale: AxisScale::Percentile,
+            lines: self.targets.iter().enumerate().filter_map(line).collect(),
             mark: None,
         };
-        page.push_str(&plot.svg());
+        page.push_str(&plot.html());
     }
 
-    fn html_table(&self, page: &mut String, index: usize) {
+    fn write_table_html(&self, page: &mut String, index: usize) {
         page.push_str("<table><tr><th>target</th>");
-        for figure in Figure::ALL {
-            let _ = write!(page, "<th>{}<br>{}</th>", figure.name(), figure.unit());
+        for statistic in Statistic::ALL {
+            let _ = write!(page, "<th>{}<br>{}</th>", statistic.name(), statistic.unit());
         }
         page.push_str("<th>answers</th></tr>");
-        for (who, subject) in self.subjects.iter().enumerate() {
-            let Some(series) = subject.series.get(index) else { continue };
-            let _ = write!(page, "<tr><td>{}</td>", escape(&subject.target.name));
-            for figure in Figure::ALL {
-                let _ = write!(page, "<td>{}</td>", number(series.median_of(figure)));
+        for (target_index, target) in self.targets.iter().enumerate() {
+            let Some(series) = target.series.get(index) else { continue };
+            let _ = write!(page, "<tr><td>{}</td>", escape(&target.target.name));
+            for statistic in Statistic::ALL {
+                let _ = write!(page, "<td>{}</td>", format_number(series.median_of(statistic)));
             }
-            let answers = Measurement::merged(&series.rounds).map(|all| counts(all.statuses)).unwrap_or_default();
+            let all = RunMeasurement::merged(&series.rounds);
+            let answers = all.map(|all| format_counts(all.statuses)).unwrap_or_default();
             let _ = write!(page, "<td class=\"text\">{}</td></tr>", escape(&answers));
-            if who == 0 {
+            if target_index == 0 {
                 continue;
             }
             page.push_str("<tr class=\"ratio\"><td>÷ the first</td>");
-            for figure in Figure::ALL {
-                let ratio = self.ratio(who, index, figure).filter(|ratio| ratio.of_medians.is_finite());
+            for statistic in Statistic::ALL {
+                let ratio = self.ratio(target_index, index, statistic).filter(|ratio| ratio.of_medians.is_finite());
                 let cell =
-                    ratio.map(|r| format!("<td title=\"{:.2} to {:.2}\">{:.2}</td>", r.least, r.most, r.of_medians));
+                    ratio.map(|r| format!("<td title=\"{:.2} to {:.2}\">{:.2}</td>", r.min, r.max, r.of_medians));
                 page.push_str(&cell.unwrap_or_else(|| "<td></td>".to_owned()));
             }
             page.push_str("<td></td></tr>");
@@ -124,62 +127,37 @@ impl Report {
         page.push_str("</table>");
     }
 
-    /// Latency and goodput over the offered rate, where there was more than one.
-    fn rate_section(&self, page: &mut String) {
-        let points = |subject: &Subject, figure: Figure| {
-            let swept = subject.series.iter().filter_map(|series| match series.load {
-                Load::Open { rate } if !series.rounds.is_empty() => Some((rate, series.median_of(figure))),
-                _ => None,
-            });
-            let searched = subject.searched.iter().filter_map(|run| match run.load {
-                Load::Open { rate } => Some((rate, figure.of(run))),
-                Load::Closed { .. } => None,
-            });
-            let mut points: Vec<(f64, f64)> = swept.chain(searched).collect();
-            points.sort_by(|a, b| a.0.total_cmp(&b.0));
-            points
-        };
-        if self.subjects.iter().all(|subject| points(subject, Figure::P50).len() < 2) {
+    /// Latency and goodput by offered rate, if a target has open loops at two rates or more.
+    fn write_rate_section(&self, page: &mut String) {
+        if self.targets.iter().all(|target| target.points_by_rate(Statistic::P50).len() < 2) {
             return;
         }
-        page.push_str("<h2>Over the offered rate</h2>");
-        let lines = |figures: &[Figure]| {
-            let line = |(colour, subject): (usize, &Subject)| {
-                let of = |(at, figure): (usize, &Figure)| Line {
-                    name: format!("{} {}", subject.target.name, figure.name()),
-                    colour,
-                    dashed: at > 0,
-                    points: points(subject, *figure),
-                };
-                figures.iter().enumerate().map(of).collect::<Vec<_>>()
-            };
-            self.subjects.iter().enumerate().flat_map(line).collect::<Vec<_>>()
-        };
-        let slo = self.settings.slo.as_secs_f64() * 1e3;
-        let latency = Plot {
-            title: "latency over the offered rate",
+        page.push_str("<h2>By offered rate</h2>");
+        let slo = milliseconds(self.settings.slo);
+        let latency = LinePlot {
+            title: "latency by offered rate",
             x: "requests/s",
             y: "latency, ms",
-            axis: Axis::Linear,
-            lines: lines(&[Figure::P99, Figure::P50]),
-            mark: Some((slo, format!("in time: {slo} ms"))),
+            scale: AxisScale::Linear,
+            lines: self.lines_by_rate(&[Statistic::P99, Statistic::P50]),
+            mark: Some((slo, format!("objective: {slo} ms"))),
         };
-        let goodput = Plot {
-            title: "goodput over the offered rate",
+        let goodput = LinePlot {
+            title: "goodput by offered rate",
             x: "requests/s",
-            y: "successes in time a second",
-            axis: Axis::Linear,
-            lines: lines(&[Figure::Goodput]),
+            y: "goodput, responses per second",
+            scale: AxisScale::Linear,
+            lines: self.lines_by_rate(&[Statistic::Goodput]),
             mark: None,
         };
-        page.push_str(&latency.svg());
-        page.push_str(&goodput.svg());
-        for subject in &self.subjects {
-            if let Some(rate) = subject.highest {
+        page.push_str(&latency.html());
+        page.push_str(&goodput.html());
+        for target in &self.targets {
+            if let Some(rate) = target.highest_rate {
                 let _ = write!(
                     page,
                     "<p>{}: highest rate at which p{} is within {:?}: <b>{rate:.1} requests/s</b></p>",
-                    escape(&subject.target.name),
+                    escape(&target.target.name),
                     self.slo_percentile,
                     self.settings.slo
                 );
@@ -187,18 +165,51 @@ impl Report {
         }
     }
 
-    fn trouble_section(&self, page: &mut String) {
-        let troubles: Vec<String> = self
-            .subjects
+    /// One line per target and statistic. A target's lines share a colour; all but the first are dashed.
+    fn lines_by_rate(&self, statistics: &[Statistic]) -> Vec<PlotLine> {
+        let target_lines = |(colour, target): (usize, &TargetReport)| {
+            let line = |(index, statistic): (usize, &Statistic)| PlotLine {
+                name: format!("{} {}", target.target.name, statistic.name()),
+                colour,
+                dashed: index > 0,
+                points: target.points_by_rate(*statistic),
+            };
+            statistics.iter().enumerate().map(line).collect::<Vec<_>>()
+        };
+        self.targets.iter().enumerate().flat_map(target_lines).collect()
+    }
+
+    fn write_problem_section(&self, page: &mut String) {
+        let problems: Vec<String> = self
+            .targets
             .iter()
-            .flat_map(|subject| {
-                let name = escape(&subject.target.name);
-                Self::troubles(subject).into_iter().map(move |trouble| format!("<li>{name}: {}</li>", escape(&trouble)))
+            .flat_map(|target| {
+                let name = escape(&target.target.name);
+                target.problems().into_iter().map(move |problem| format!("<li>{name}: {}</li>", escape(&problem)))
             })
             .collect();
-        if !troubles.is_empty() {
-            let _ = write!(page, "<h2>What went wrong</h2><ul>{}</ul>", troubles.concat());
+        if !problems.is_empty() {
+            let _ = write!(page, "<h2>Problems</h2><ul>{}</ul>", problems.concat());
         }
+    }
+}
+
+impl TargetReport {
+    /// A statistic by offered rate: the medians of the open loops, and the runs of a saturation search.
+    fn points_by_rate(&self, statistic: Statistic) -> Vec<(f64, f64)> {
+        let planned = self.series.iter().filter_map(|series| match series.workload {
+            Workload::OpenLoop { arrival_rate } if !series.rounds.is_empty() => {
+                Some((arrival_rate, series.median_of(statistic)))
+            }
+            _ => None,
+        });
+        let searched = self.search_runs.iter().filter_map(|run| match run.workload {
+            Workload::OpenLoop { arrival_rate } => Some((arrival_rate, statistic.of(run))),
+            Workload::ClosedLoop { .. } => None,
+        });
+        let mut points: Vec<(f64, f64)> = planned.chain(searched).collect();
+        points.sort_by(|a, b| a.0.total_cmp(&b.0));
+        points
     }
 }
 
@@ -208,14 +219,14 @@ mod tests {
     use crate::report::tests::sample;
 
     #[test]
-    fn the_page_needs_nothing_else_and_cannot_be_broken_by_a_name() {
+    fn the_page_loads_no_other_file_and_escapes_names() {
         let page = sample().to_html();
         for reference in ["src=", "href=", "url(", "@import", "<script"] {
             assert!(!page.contains(reference), "{reference}");
         }
         assert!(!page.contains("<b>one") && !page.contains("one<b>") && page.contains("one&lt;b&gt;"));
         assert_eq!(page.matches("<svg").count(), page.matches("</svg>").count());
-        assert_eq!(page.matches("<svg").count(), 2 * 2 + 2, "bars and percentiles for each load, two over the rate");
+        assert_eq!(page.matches("<svg").count(), 2 * 2 + 2, "bars and percentiles per workload, two plots by rate");
         assert!(!page.contains("NaN"));
     }
 }

@@ -1,76 +1,78 @@
-//! What a campaign found, as text, JSON and HTML.
+//! The report of a campaign, as text, JSON and HTML.
 
 mod html;
 mod json;
 mod plot;
 mod text;
 
-use super::{Load, Measurement, Ratio, Target, median, run::Settings};
+use std::time::Duration;
 
-/// Everything a campaign found.
+use super::{LoadTarget, RunMeasurement, RunSettings, StatisticRatio, Workload, median};
+
+/// The results of a campaign.
 #[derive(Clone, Debug)]
-pub struct Report {
-    /// What was sent.
+pub struct CampaignReport {
+    /// Description of the images.
     pub images: String,
-    /// How.
-    pub settings: Settings,
-    /// The percentile that a search held against the objective.
+    /// Settings of every run.
+    pub settings: RunSettings,
+    /// The percentile that a saturation search compared with the latency objective.
     pub slo_percentile: f64,
-    /// One a target, in the user's order; the first is what others are compared with.
-    pub subjects: Vec<Subject>,
+    /// One report per target, in the user's order; the others are compared with the first.
+    pub targets: Vec<TargetReport>,
 }
 
-/// What was found of one target.
+/// The results of one target.
 #[derive(Clone, Debug)]
-pub struct Subject {
-    /// Who.
-    pub target: Target,
-    /// One a load.
-    pub series: Vec<Series>,
-    /// The runs of a search, in their order.
-    pub searched: Vec<Measurement>,
-    /// The highest rate that met the objective, requests a second.
-    pub highest: Option<f64>,
+pub struct TargetReport {
+    /// The target.
+    pub target: LoadTarget,
+    /// One series per workload.
+    pub series: Vec<WorkloadSeries>,
+    /// The runs of a saturation search, in order.
+    pub search_runs: Vec<RunMeasurement>,
+    /// The highest rate that met the latency objective, requests per second.
+    pub highest_rate: Option<f64>,
 }
 
-/// The rounds of one load.
+/// The rounds of one workload against one target.
 #[derive(Clone, Debug)]
-pub struct Series {
-    /// What was offered.
-    pub load: Load,
-    /// What came of it, round by round.
-    pub rounds: Vec<Measurement>,
+pub struct WorkloadSeries {
+    /// The offered workload.
+    pub workload: Workload,
+    /// One measurement per round.
+    pub rounds: Vec<RunMeasurement>,
 }
 
-/// A number that is reported of a run.
+/// A statistic of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Figure {
-    /// Successes a second.
+pub enum Statistic {
+    /// Successful responses per second.
     Throughput,
-    /// Successes within the objective a second.
+    /// Successful responses per second that met the latency objective.
     Goodput,
-    /// Milliseconds that half of the successes did not exceed.
+    /// Median latency of successful requests, milliseconds.
     P50,
-    /// Milliseconds that 90 % did not exceed.
+    /// 90th percentile of the latencies, milliseconds.
     P90,
-    /// Milliseconds that 95 % did not exceed.
+    /// 95th percentile of the latencies, milliseconds.
     P95,
-    /// Milliseconds that 99 % did not exceed.
+    /// 99th percentile of the latencies, milliseconds.
     P99,
-    /// Milliseconds that 99.9 % did not exceed.
+    /// 99.9th percentile of the latencies, milliseconds.
     P999,
-    /// The longest, milliseconds.
+    /// Largest latency, milliseconds.
     Max,
-    /// The average, milliseconds.
+    /// Mean latency, milliseconds.
     Mean,
-    /// Milliseconds that half of the shed requests waited for their refusal.
+    /// Median latency of rejections (429 and 503), milliseconds.
     RejectedP50,
-    /// Requests without success, percent.
+    /// Requests that did not succeed, percent.
     Failures,
 }
 
-impl Figure {
-    /// All that are reported, in the order of the tables.
+impl Statistic {
+    /// All statistics, in the order of the tables.
     pub const ALL: [Self; 11] = [
         Self::Throughput,
         Self::Goodput,
@@ -85,7 +87,7 @@ impl Figure {
         Self::Failures,
     ];
 
-    /// As columns and JSON call it.
+    /// Name in tables and in JSON.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -103,7 +105,7 @@ impl Figure {
         }
     }
 
-    /// What it is counted in.
+    /// Unit of the value.
     #[must_use]
     pub fn unit(self) -> &'static str {
         match self {
@@ -113,54 +115,70 @@ impl Figure {
         }
     }
 
-    /// Of one run.
+    /// Value of this statistic in one run.
     #[must_use]
-    pub fn of(self, run: &Measurement) -> f64 {
-        let ms = |time: std::time::Duration| time.as_secs_f64() * 1e3;
+    pub fn of(self, run: &RunMeasurement) -> f64 {
         match self {
             Self::Throughput => run.throughput(),
             Self::Goodput => run.goodput(),
-            Self::P50 => ms(run.success.percentile(50.0)),
-            Self::P90 => ms(run.success.percentile(90.0)),
-            Self::P95 => ms(run.success.percentile(95.0)),
-            Self::P99 => ms(run.success.percentile(99.0)),
-            Self::P999 => ms(run.success.percentile(99.9)),
-            Self::Max => ms(run.success.max()),
-            Self::Mean => ms(run.success.mean()),
-            Self::RejectedP50 => ms(run.rejected.percentile(50.0)),
+            Self::P50 => milliseconds(run.success.percentile(50.0)),
+            Self::P90 => milliseconds(run.success.percentile(90.0)),
+            Self::P95 => milliseconds(run.success.percentile(95.0)),
+            Self::P99 => milliseconds(run.success.percentile(99.0)),
+            Self::P999 => milliseconds(run.success.percentile(99.9)),
+            Self::Max => milliseconds(run.success.max()),
+            Self::Mean => milliseconds(run.success.mean()),
+            Self::RejectedP50 => milliseconds(run.rejected.percentile(50.0)),
             Self::Failures => 100.0 * run.failure_share(),
         }
     }
 }
 
-impl Series {
-    /// A figure of every round.
-    #[must_use]
-    pub fn rounds_of(&self, figure: Figure) -> Vec<f64> {
-        self.rounds.iter().map(|run| figure.of(run)).collect()
+fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+impl WorkloadSeries {
+    /// Creates a series without rounds.
+    pub(super) fn new(workload: Workload) -> Self {
+        Self { workload, rounds: Vec::new() }
     }
 
-    /// The median of a figure over the rounds; not a number if there are none.
+    /// Value of a statistic in each round.
     #[must_use]
-    pub fn median_of(&self, figure: Figure) -> f64 {
-        median(self.rounds_of(figure))
+    pub fn rounds_of(&self, statistic: Statistic) -> Vec<f64> {
+        self.rounds.iter().map(|run| statistic.of(run)).collect()
+    }
+
+    /// Median of a statistic over the rounds; NaN if there are none.
+    #[must_use]
+    pub fn median_of(&self, statistic: Statistic) -> f64 {
+        median(self.rounds_of(statistic))
     }
 }
 
-impl Report {
-    /// A target's figure against the first target's, under one load.
+impl CampaignReport {
+    /// Ratio of a target's statistic to the first target's, under one workload. `target` and `series` are indices.
     #[must_use]
-    pub fn ratio(&self, subject: usize, series: usize, figure: Figure) -> Option<Ratio> {
-        let of = |subject: usize| Some(self.subjects.get(subject)?.series.get(series)?.rounds_of(figure));
-        let (figures, base) = (of(subject)?, of(0)?);
-        (!figures.is_empty() && !base.is_empty()).then(|| Ratio::of(&figures, &base))
+    pub fn ratio(&self, target: usize, series: usize, statistic: Statistic) -> Option<StatisticRatio> {
+        let rounds_of = |target: usize| Some(self.targets.get(target)?.series.get(series)?.rounds_of(statistic));
+        let (values, base) = (rounds_of(target)?, rounds_of(0)?);
+        (!values.is_empty() && !base.is_empty()).then(|| StatisticRatio::of(&values, &base))
     }
 
-    /// The first problem of each kind that a target had, with how often the kind was seen.
-    fn troubles(subject: &Subject) -> Vec<String> {
-        let runs = subject.series.iter().flat_map(|series| &series.rounds).chain(&subject.searched);
-        let Some(all) = Measurement::merged(runs) else { return Vec::new() };
-        let mut troubles: Vec<String> = all
+    /// The workloads, in the order of the series.
+    fn workloads(&self) -> Vec<Workload> {
+        let first = self.targets.first();
+        first.map(|target| target.series.iter().map(|series| series.workload).collect()).unwrap_or_default()
+    }
+}
+
+impl TargetReport {
+    /// One line per kind of problem: its count, and for errors the first message.
+    fn problems(&self) -> Vec<String> {
+        let runs = self.series.iter().flat_map(|series| &series.rounds).chain(&self.search_runs);
+        let Some(all) = RunMeasurement::merged(runs) else { return Vec::new() };
+        let mut problems: Vec<String> = all
             .errors
             .iter()
             .map(|(kind, count)| {
@@ -168,25 +186,25 @@ impl Report {
                 format!("{count} × {}: {first}", kind.name())
             })
             .collect();
-        let strange = all.statuses.iter().filter(|(status, _)| !matches!(status, 200..300 | 429 | 503));
-        troubles.extend(strange.map(|(status, count)| format!("{count} × status {status}")));
+        let unexpected = all.statuses.iter().filter(|(status, _)| !matches!(status, 200..300 | 429 | 503));
+        problems.extend(unexpected.map(|(status, count)| format!("{count} × status {status}")));
         if all.queued > 0 {
-            troubles.push(format!("{} requests waited for a connection of our own", all.queued));
+            problems.push(format!("{} requests waited because the maximum number of connections was open", all.queued));
         }
-        // A tester that is late itself measures itself.
+        // A load generator that sends late measures itself.
         let lag = all.lag.percentile(99.0);
-        if lag > std::time::Duration::from_millis(5) {
-            troubles.push(format!("1 % of the requests were sent more than {:.1} ms late", lag.as_secs_f64() * 1e3));
+        if lag > Duration::from_millis(5) {
+            problems.push(format!("1 % of the requests were sent more than {:.1} ms late", milliseconds(lag)));
         }
         if all.abandoned > 0 {
-            troubles.push(format!("{} requests were unanswered when it was ended", all.abandoned));
+            problems.push(format!("{} requests had no response when the run was stopped", all.abandoned));
         }
-        troubles
+        problems
     }
 }
 
-/// A number with as many digits as mean something.
-fn number(value: f64) -> String {
+/// Formats a number with its significant digits.
+fn format_number(value: f64) -> String {
     match value.abs() {
         _ if !value.is_finite() => "–".to_owned(),
         0.0 => "0".to_owned(),
@@ -199,14 +217,12 @@ fn number(value: f64) -> String {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 pub(super) mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     /// Two targets, two loads, two rounds: the second target is half as fast.
-    pub(crate) fn sample() -> Report {
-        let run = |load, slower: u64| {
-            let mut run = Measurement::new(load).unwrap();
+    pub(crate) fn sample() -> CampaignReport {
+        let run = |workload, slower: u64| {
+            let mut run = RunMeasurement::new(workload).unwrap();
             run.seconds = 10.0;
             for i in 1..=100 {
                 run.success.0.record(slower * i * 1000).unwrap();
@@ -216,17 +232,20 @@ pub(super) mod tests {
             (run.finished, run.finished_in_time) = (1000 / slower, 900 / slower);
             run
         };
-        let loads = [Load::Open { rate: 50.0 }, Load::Open { rate: 100.0 }];
-        let subject = |name: &str, slower| Subject {
-            target: Target::parse(&format!("{name}=http://localhost:1/")).unwrap(),
-            series: loads
+        let workloads = [50.0, 100.0].map(|arrival_rate| Workload::OpenLoop { arrival_rate });
+        let target = |name: &str, slower| TargetReport {
+            target: LoadTarget::parse(&format!("{name}=http://localhost:1/")).unwrap(),
+            series: workloads
                 .iter()
-                .map(|load| Series { load: *load, rounds: vec![run(*load, slower), run(*load, slower)] })
+                .map(|&workload| WorkloadSeries {
+                    workload,
+                    rounds: vec![run(workload, slower), run(workload, slower)],
+                })
                 .collect(),
-            searched: Vec::new(),
-            highest: Some(80.0),
+            search_runs: Vec::new(),
+            highest_rate: Some(80.0),
         };
-        let settings = Settings {
+        let settings = RunSettings {
             duration: Duration::from_secs(10),
             warm_up: Duration::from_secs(2),
             timeout: Duration::from_secs(10),
@@ -236,31 +255,31 @@ pub(super) mod tests {
             obey_retry_after: false,
             check_json: false,
         };
-        Report {
+        CampaignReport {
             images: "3 images".to_owned(),
             settings,
             slo_percentile: 99.0,
-            subjects: vec![subject("one<b>", 1), subject("two", 2)],
+            targets: vec![target("one<b>", 1), target("two", 2)],
         }
     }
 
     #[test]
-    fn figures_are_medians_and_ratios_are_to_the_first() {
+    fn statistics_are_medians_and_ratios_compare_with_the_first_target() {
         let report = sample();
-        let series = &report.subjects[1].series[0];
-        assert!((series.median_of(Figure::Throughput) - 50.0).abs() < 1e-9);
-        assert!((series.median_of(Figure::P50) - 100.0).abs() < 0.2);
-        assert!((series.median_of(Figure::Failures) - 100.0 * 3.0 / 103.0).abs() < 1e-9);
-        let ratio = report.ratio(1, 0, Figure::Throughput).unwrap();
+        let series = &report.targets[1].series[0];
+        assert!((series.median_of(Statistic::Throughput) - 50.0).abs() < 1e-9);
+        assert!((series.median_of(Statistic::P50) - 100.0).abs() < 0.2);
+        assert!((series.median_of(Statistic::Failures) - 100.0 * 3.0 / 103.0).abs() < 1e-9);
+        let ratio = report.ratio(1, 0, Statistic::Throughput).unwrap();
         assert!((ratio.of_medians - 0.5).abs() < 1e-9);
-        assert!(report.ratio(1, 7, Figure::Throughput).is_none());
-        assert_eq!(Report::troubles(&report.subjects[0]), ["8 × status 500"]);
+        assert!(report.ratio(1, 7, Statistic::Throughput).is_none());
+        assert_eq!(report.targets[0].problems(), ["8 × status 500"]);
     }
 
     #[test]
-    fn numbers_have_the_digits_that_mean_something() {
+    fn numbers_have_their_significant_digits() {
         for (value, text) in [(0.0, "0"), (0.123, "0.12"), (12.34, "12.3"), (1234.5, "1234"), (f64::NAN, "–")] {
-            assert_eq!(number(value), text);
+            assert_eq!(format_number(value), text);
         }
     }
 }

@@ -1,93 +1,70 @@
-//! For a terminal: one table a load, targets as rows.
+//! The report as text, for a terminal: one table per workload, with the targets as rows.
 
 use std::fmt::{self, Display, Formatter};
 
-use super::{Figure, Report, number};
-use crate::recorder::counts;
-use crate::{Load, Measurement};
+use super::{CampaignReport, Statistic, TargetReport, format_number};
+use crate::RunMeasurement;
+use crate::recorder::format_counts;
 
-const COLUMNS: [Figure; 8] = [
-    Figure::Throughput,
-    Figure::Goodput,
-    Figure::P50,
-    Figure::P90,
-    Figure::P99,
-    Figure::P999,
-    Figure::Max,
-    Figure::RejectedP50,
+const COLUMNS: [Statistic; 8] = [
+    Statistic::Throughput,
+    Statistic::Goodput,
+    Statistic::P50,
+    Statistic::P90,
+    Statistic::P99,
+    Statistic::P999,
+    Statistic::Max,
+    Statistic::RejectedP50,
 ];
 
-impl Display for Report {
+impl Display for CampaignReport {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let settings = &self.settings;
-        let rounds = self.subjects.first().and_then(|s| s.series.first()).map_or(0, |series| series.rounds.len());
+        let rounds = self.targets.first().and_then(|t| t.series.first()).map_or(0, |series| series.rounds.len());
         writeln!(
             f,
-            "{}; {:?} measured after {:?} of warm-up; {rounds} round{}, medians; in time is {:?}",
+            "{}; {:?} measured after {:?} of warm-up; {rounds} round{}, medians; latency objective {:?}",
             self.images,
             settings.duration,
             settings.warm_up,
             if rounds == 1 { "" } else { "s" },
             settings.slo
         )?;
-        for (index, load) in self.loads().into_iter().enumerate() {
-            writeln!(f, "\n{load}")?;
-            self.table(f, index)?;
+        for (index, workload) in self.workloads().into_iter().enumerate() {
+            writeln!(f, "\n{workload}")?;
+            self.write_table(f, index)?;
         }
-        for subject in self.subjects.iter().filter(|subject| !subject.searched.is_empty()) {
-            let highest = subject.highest.map_or("none".to_owned(), |rate| format!("{rate:.1} requests/s"));
+        for target in self.targets.iter().filter(|target| !target.search_runs.is_empty()) {
+            let highest = target.highest_rate.map_or("none".to_owned(), |rate| format!("{rate:.1} requests/s"));
             writeln!(
                 f,
                 "\n{}: highest rate at which p{} is within {:?}: {highest} ({} tried)",
-                subject.target.name,
+                target.target.name,
                 self.slo_percentile,
                 settings.slo,
-                subject.searched.len()
+                target.search_runs.len()
             )?;
         }
-        for subject in &self.subjects {
-            let troubles = Self::troubles(subject);
-            if !troubles.is_empty() {
-                writeln!(f, "\n{}: {}", subject.target.name, troubles.join("; "))?;
+        for target in &self.targets {
+            let problems = target.problems();
+            if !problems.is_empty() {
+                writeln!(f, "\n{}: {}", target.target.name, problems.join("; "))?;
             }
         }
         Ok(())
     }
 }
 
-impl Report {
-    /// What was offered, in the order of the series.
-    pub(super) fn loads(&self) -> Vec<Load> {
-        self.subjects.first().map(|s| s.series.iter().map(|series| series.load).collect()).unwrap_or_default()
-    }
-
-    fn table(&self, f: &mut Formatter<'_>, index: usize) -> fmt::Result {
+impl CampaignReport {
+    /// Writes the table of one workload, its columns aligned.
+    fn write_table(&self, f: &mut Formatter<'_>, series: usize) -> fmt::Result {
         let mut rows = vec![vec![String::new()]];
-        rows[0].extend(COLUMNS.iter().map(|figure| format!("{} {}", figure.name(), figure.unit())));
+        rows[0].extend(COLUMNS.iter().map(|statistic| format!("{} {}", statistic.name(), statistic.unit())));
         rows[0].push("answers".to_owned());
-        for (who, subject) in self.subjects.iter().enumerate() {
-            let Some(series) = subject.series.get(index) else { continue };
-            let mut row = vec![subject.target.name.clone()];
-            row.extend(COLUMNS.iter().map(|figure| match figure {
-                Figure::RejectedP50 if series.rounds.iter().all(|run| run.rejected.count() == 0) => "–".to_owned(),
-                figure => number(series.median_of(*figure)),
-            }));
-            let all = Measurement::merged(&series.rounds);
-            row.push(all.map(|all| counts(all.statuses)).unwrap_or_default());
-            rows.push(row);
-            if who > 0 {
-                let mut row = vec!["  ÷ the first".to_owned()];
-                row.extend(COLUMNS.iter().map(|figure| match (figure, self.ratio(who, index, *figure)) {
-                    (Figure::RejectedP50, _) | (_, None) => String::new(),
-                    (_, Some(ratio)) => format!("{:.2}", ratio.of_medians),
-                }));
-                let spread = |figure, name| {
-                    let ratio = self.ratio(who, index, figure)?;
-                    Some(format!("{name} {:.2}…{:.2}", ratio.least, ratio.most))
-                };
-                let spreads = [spread(Figure::Throughput, "throughput"), spread(Figure::P99, "p99")];
-                row.push(spreads.into_iter().flatten().collect::<Vec<_>>().join(", "));
-                rows.push(row);
+        for (index, target) in self.targets.iter().enumerate() {
+            rows.extend(target_row(target, series));
+            if index > 0 && target.series.get(series).is_some() {
+                rows.push(self.ratio_row(index, series));
             }
         }
         let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|c| c.chars().count()).max();
@@ -102,6 +79,35 @@ impl Report {
         }
         Ok(())
     }
+
+    /// The cells that compare a target with the first one.
+    fn ratio_row(&self, target: usize, series: usize) -> Vec<String> {
+        let mut row = vec!["  ÷ the first".to_owned()];
+        row.extend(COLUMNS.iter().map(|statistic| match (statistic, self.ratio(target, series, *statistic)) {
+            (Statistic::RejectedP50, _) | (_, None) => String::new(),
+            (_, Some(ratio)) => format!("{:.2}", ratio.of_medians),
+        }));
+        let range = |statistic, name| {
+            let ratio = self.ratio(target, series, statistic)?;
+            Some(format!("{name} {:.2}…{:.2}", ratio.min, ratio.max))
+        };
+        let ranges = [range(Statistic::Throughput, "throughput"), range(Statistic::P99, "p99")];
+        row.push(ranges.into_iter().flatten().collect::<Vec<_>>().join(", "));
+        row
+    }
+}
+
+/// The cells of a target's statistics; `None` if it has no such series.
+fn target_row(target: &TargetReport, series: usize) -> Option<Vec<String>> {
+    let series = target.series.get(series)?;
+    let mut row = vec![target.target.name.clone()];
+    row.extend(COLUMNS.iter().map(|statistic| match statistic {
+        Statistic::RejectedP50 if series.rounds.iter().all(|run| run.rejected.count() == 0) => "–".to_owned(),
+        statistic => format_number(series.median_of(*statistic)),
+    }));
+    let all = RunMeasurement::merged(&series.rounds);
+    row.push(all.map(|all| format_counts(all.statuses)).unwrap_or_default());
+    Some(row)
 }
 
 #[cfg(test)]
@@ -110,7 +116,7 @@ mod tests {
     use crate::report::tests::sample;
 
     #[test]
-    fn a_table_has_a_row_a_target_and_one_for_its_ratios() {
+    fn a_table_has_one_row_per_target_and_one_for_its_ratios() {
         let text = sample().to_string();
         assert!(text.contains("open loop, 50.0 requests/s"), "{text}");
         let row = |name: &str| text.lines().find(|line| line.starts_with(name)).unwrap_or_default().to_owned();

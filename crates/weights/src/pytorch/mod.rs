@@ -1,14 +1,14 @@
 //! PyTorch's checkpoints (`.pth`, `.pth.tar`, `.pt`, `.bin`): a zip file with a pickle and the bytes of each storage.
 //!
 //! ```text
-//! archive/data.pkl     what the file says: dicts, names, shapes        pickle → values, by reduce's notes of tensors
-//! archive/data/0 …     the storages' bytes, stored                     archive → slices; tensor views them
+//! archive/data.pkl     dicts, names, shapes              `pickle` and `reduce` → values; `state` → the state dict
+//! archive/data/0 …     the storages' bytes, stored       `archive` → slices; `tensor` → elements
 //! archive/byteorder    "little"
 //! ```
 //!
-//! A pickle is a program. This reader executes none of it: see [`pickle`]. It reads what `torch.save` writes since
-//! PyTorch 1.6, and tells how to re-save what is older. It knows nothing of networks; what the authors' files call
-//! things is [`super::authors`]' matter.
+//! A pickle is a program. This reader executes none of it: see [`pickle`]. It reads the files that `torch.save` writes
+//! since PyTorch 1.6; for older ones, the error says how to re-save them. It does not know networks. The names in the
+//! authors' files are the subject of [`super::authors`].
 
 mod archive;
 mod limits;
@@ -25,34 +25,35 @@ mod tests;
 
 use std::collections::BTreeMap;
 
-use self::archive::Archive;
-use self::tensor::Tensor;
+use self::archive::ZipArchive;
+use self::tensor::StoredTensor;
 use super::{TensorSource, WeightsError, authors};
 
-/// An open checkpoint; borrows the bytes, converts a tensor only when it is read.
+/// An open PyTorch checkpoint. It borrows the bytes and converts a tensor only when it is read.
 ///
-/// The state dict is the file's top level, or what is there under `state_dict`, `model`, `state_dict_ema` or `model_ema`
-/// (the first of them that is a dict). What training keeps beside it is skipped. Keys are timm's: a `module.` in front of
-/// all of them, thop's counters and the authors' names for batch norms are taken care of.
+/// The state dict is the file's top level, or the first dict among its keys `state_dict`, `model`, `state_dict_ema`
+/// and `model_ema`. Other values that training stores beside it are skipped. Keys have timm's names: the prefix
+/// `module.` of all keys is removed, thop's counters are left out, the authors' names of batch norms are translated.
 ///
-/// float32, float16, bfloat16 and float64 are read; tensors of other types have a key and a shape, and reading them is
-/// [`WeightsError::Dtype`].
+/// float32, float16, bfloat16 and float64 are read. Tensors of other types have a key and a shape, and reading one is
+/// the error [`WeightsError::Dtype`].
 #[derive(Debug)]
-pub struct PytorchFile<'a>(BTreeMap<String, Tensor<'a>>);
+pub struct PytorchFile<'a>(BTreeMap<String, StoredTensor<'a>>);
 
 impl<'a> PytorchFile<'a> {
     /// Reads the directory and the pickle of `bytes`, and checks that every tensor of the state dict lies inside its
     /// storage.
     ///
     /// # Errors
-    /// [`WeightsError::Refused`]: the file asks for a function or class that no weights need. [`WeightsError::Format`]:
-    /// it is not such a file, an older kind, a TorchScript archive, cut off, or contradicts itself.
+    /// [`WeightsError::Refused`]: the file names a function or class that weights do not need.
+    /// [`WeightsError::Format`]: it is not such a file, an older kind, a TorchScript archive, cut off, beyond a
+    /// limit, or contradicts itself.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, WeightsError> {
-        if let Some(reason) = older(bytes) {
+        if let Some(reason) = older_format(bytes) {
             return Err(bad(reason));
         }
-        let archive = Archive::parse(bytes)?;
-        let root = root(&archive)?;
+        let archive = ZipArchive::parse(bytes)?;
+        let root = root_folder(&archive)?;
         archive.check_stored()?;
         let entry = |name: &str| archive.get(&format!("{root}/{name}"));
         match entry("byteorder") {
@@ -64,18 +65,17 @@ impl<'a> PytorchFile<'a> {
         }
         let (values, result) = pickle::read(entry("data.pkl").unwrap_or_default())?;
         let mut tensors = Vec::new();
-        for (key, view) in state::dict(&values, result)? {
-            let storage = entry(&format!("data/{}", view.storage.key));
-            tensors.push((key, Tensor::resolve(key, view, storage)?));
+        for (key, description) in state::state_dict(&values, result)? {
+            let storage = entry(&format!("data/{}", description.storage.key));
+            tensors.push((key, StoredTensor::resolve(key, description, storage)?));
         }
-        let tensors = authors::normalise(tensors);
-        let twice = |key: String| bad(format!("tensor `{}`: expected one of that name, found two", shown(&key)));
-        tensors.map(Self).map_err(twice)
+        let duplicate = |key: String| bad(format!("tensor `{}`: expected one of that name, found two", shown(&key)));
+        authors::normalise(tensors).map(Self).map_err(duplicate)
     }
 }
 
 impl TensorSource for PytorchFile<'_> {
-    fn shape(&self, key: &str, _wanted: &[usize]) -> Option<Vec<usize>> {
+    fn shape(&self, key: &str, _expected: &[usize]) -> Option<Vec<usize>> {
         self.0.get(key).map(|tensor| tensor.shape.clone())
     }
 
@@ -89,8 +89,8 @@ impl TensorSource for PytorchFile<'_> {
     }
 }
 
-/// The folder that holds `data.pkl`: named after the file, or `archive`.
-fn root<'a>(archive: &Archive<'a>) -> Result<&'a str, WeightsError> {
+/// The archive's folder that holds `data.pkl`: it is named after the file, or `archive`.
+fn root_folder<'a>(archive: &ZipArchive<'a>) -> Result<&'a str, WeightsError> {
     let mut roots =
         archive.names().filter_map(|name| name.strip_suffix("/data.pkl")).filter(|root| !root.contains('/'));
     let root = match (roots.next(), roots.next()) {
@@ -98,19 +98,19 @@ fn root<'a>(archive: &Archive<'a>) -> Result<&'a str, WeightsError> {
         (None, _) => return Err(bad("expected a checkpoint of torch.save, found a zip file without a `data.pkl`")),
         (Some(_), Some(_)) => return Err(bad("expected one `data.pkl`, found several")),
     };
-    let script = |name: &str| {
+    let is_torchscript = |name: &str| {
         let inner = name.strip_prefix(root).and_then(|rest| rest.strip_prefix('/'));
         inner.is_some_and(|inner| inner == "constants.pkl" || inner.starts_with("code/"))
     };
-    if archive.names().any(script) {
+    if archive.names().any(is_torchscript) {
         return Err(bad("expected a state dict, found a TorchScript archive; to re-save its weights: \
              `torch.save(torch.jit.load(F).state_dict(), F2)`"));
     }
     Ok(root)
 }
 
-/// What to do about a file from before PyTorch 1.6: a plain pickle, or a tar archive before that.
-fn older(bytes: &[u8]) -> Option<&'static str> {
+/// The message for a file from before PyTorch 1.6 (a plain pickle, or the even older tar archive); `None` for others.
+fn older_format(bytes: &[u8]) -> Option<&'static str> {
     let tar = bytes.get(257..262) == Some(b"ustar");
     let pickle = matches!(bytes, [0x80, 1..=5, ..]);
     (tar || pickle).then_some(
@@ -119,20 +119,21 @@ fn older(bytes: &[u8]) -> Option<&'static str> {
     )
 }
 
-/// Whether `bytes` begin like a checkpoint, one of an older kind included.
+/// Whether `bytes` begin like a checkpoint, including the older kinds.
 pub(super) fn looks_like(bytes: &[u8]) -> bool {
-    bytes.starts_with(b"PK") || older(bytes).is_some()
+    bytes.starts_with(b"PK") || older_format(bytes).is_some()
 }
 
+/// A [`WeightsError::Format`] of a PyTorch file.
 fn bad(reason: impl Into<String>) -> WeightsError {
     WeightsError::Format { kind: "PyTorch", reason: reason.into() }
 }
 
-/// A name out of the file, made fit for a message.
+/// A name from the file for a message: escaped, and cut off after 120 characters.
 fn shown(name: &str) -> String {
-    const LONGEST: usize = 120;
-    let mut text: String = name.escape_debug().take(LONGEST).collect();
-    if name.escape_debug().nth(LONGEST).is_some() {
+    const MAX_SHOWN: usize = 120;
+    let mut text: String = name.escape_debug().take(MAX_SHOWN).collect();
+    if name.escape_debug().nth(MAX_SHOWN).is_some() {
         text.push('…');
     }
     text

@@ -1,6 +1,7 @@
-//! The opcodes of pickle protocols 2 to 5 that Python's pickler writes for checkpoints, under the names of `pickletools`.
+//! The opcodes of pickle protocols 2 to 5 that Python's pickler writes for checkpoints, with the names of
+//! `pickletools`.
 //!
-//! What is not here is not executed: `INST`, `OBJ`, `EXT1`, `NEWOBJ_EX` and the textual ones of protocol 0.
+//! Every other opcode is refused: `INST`, `OBJ`, `EXT1`, `NEWOBJ_EX` and the textual ones of protocol 0 among them.
 
 pub(super) const MARK: u8 = b'(';
 pub(super) const STOP: u8 = b'.';

@@ -1,59 +1,68 @@
-//! What "calling" a name from the allow-list stands for: a note of a storage or a tensor, checked for its form.
+//! The meaning of "calling" a name from the allow-list: the description of a storage or a tensor, checked for its form.
 //!
-//! Nothing here runs, allocates by a number from the file, or looks at the archive.
+//! This module runs nothing, allocates nothing by a number from the file, and does not look at the archive.
 
 use super::bad;
-use super::value::{Dtype, Global, Id, Storage, Value, Values, View};
+use super::value::{ElementType, Global, PickleValue, PickleValues, StorageReference, TensorDescription, ValueId};
 use crate::WeightsError;
 
-/// More dimensions than any weight has; it bounds what one tensor's note can take.
+/// Largest number of dimensions, more than any weight has. It bounds the memory of one tensor's description.
 const MAX_RANK: usize = 16;
 
-/// What a call stands for.
-pub(super) enum Made<'a> {
-    /// One of its own arguments.
-    Old(Id),
+/// The result of a call.
+pub(super) enum CallResult<'a> {
+    /// One of the call's own arguments.
+    Argument(ValueId),
     /// A new value.
-    New(Value<'a>),
+    New(PickleValue<'a>),
 }
 
-/// What calling `callee` with the tuple `arguments` stands for.
+/// The result of calling `callee` with the tuple `arguments`. Nothing is executed.
 ///
 /// # Errors
-/// [`WeightsError::Format`]: it is not a name from the allow-list, or the arguments are not what PyTorch writes.
-pub(super) fn call<'a>(values: &Values<'a>, callee: Id, arguments: Id) -> Result<Made<'a>, WeightsError> {
-    let Value::Global(global) = values.get(callee) else {
+/// [`WeightsError::Format`]: `callee` is not a name from the allow-list, or the arguments are not those that PyTorch
+/// writes.
+pub(super) fn call<'a>(
+    values: &PickleValues<'a>,
+    callee: ValueId,
+    arguments: ValueId,
+) -> Result<CallResult<'a>, WeightsError> {
+    let PickleValue::Global(global) = values.get(callee) else {
         return Err(bad(format!("expected a function to call in the pickle, found {}", values.get(callee).kind())));
     };
-    let Value::Tuple(arguments) = values.get(arguments) else {
+    let PickleValue::Tuple(arguments) = values.get(arguments) else {
         return Err(bad(format!("expected arguments as a tuple, found {}", values.get(arguments).kind())));
     };
     let wrong = || bad(format!("expected the arguments that PyTorch writes for {global:?}, found {}", arguments.len()));
     match (global, &arguments[..]) {
-        (Global::OrderedDict, []) => Ok(Made::New(Value::Dict(Vec::new()))),
-        (Global::Inert, _) => Ok(Made::New(Value::Opaque)),
-        (Global::Size, [size]) if matches!(values.get(*size), Value::Tuple(_)) => Ok(Made::Old(*size)),
-        // Data, whether it wants a gradient, hooks, and perhaps attributes.
+        (Global::OrderedDict, []) => Ok(CallResult::New(PickleValue::Dict(Vec::new()))),
+        (Global::Inert, _) => Ok(CallResult::New(PickleValue::Opaque)),
+        (Global::Size, [sizes]) if matches!(values.get(*sizes), PickleValue::Tuple(_)) => {
+            Ok(CallResult::Argument(*sizes))
+        }
+        // Data, `requires_grad`, hooks, and perhaps attributes.
         (Global::Parameter, [data, _, _] | [data, _, _, _]) => match values.get(*data) {
-            Value::Tensor(_) => Ok(Made::Old(*data)),
+            PickleValue::Tensor(_) => Ok(CallResult::Argument(*data)),
             other => Err(bad(format!("expected a parameter made of a tensor, found {}", other.kind()))),
         },
-        // Storage, offset, size, strides, whether it wants a gradient, hooks, and perhaps metadata.
-        (Global::Tensor, [storage, offset, size, strides, _, _] | [storage, offset, size, strides, _, _, _]) => {
-            view(values, [*storage, *offset, *size, *strides], None).map(|view| Made::New(Value::Tensor(view.into())))
+        // Storage, offset, shape, strides, `requires_grad`, hooks, and perhaps metadata.
+        (Global::Tensor, [storage, offset, shape, strides, _, _] | [storage, offset, shape, strides, _, _, _]) => {
+            rebuild_tensor(values, *storage, *offset, *shape, *strides, None)
         }
+        // The same, and the type before the metadata.
         (
             Global::TensorOfBytes,
-            [storage, offset, size, strides, _, _, dtype] | [storage, offset, size, strides, _, _, dtype, _],
+            [storage, offset, shape, strides, _, _, dtype] | [storage, offset, shape, strides, _, _, dtype, _],
         ) => match values.get(*dtype) {
-            Value::Global(Global::Dtype(dtype)) => view(values, [*storage, *offset, *size, *strides], Some(*dtype))
-                .map(|view| Made::New(Value::Tensor(view.into()))),
+            PickleValue::Global(Global::Dtype(dtype)) => {
+                rebuild_tensor(values, *storage, *offset, *shape, *strides, Some(*dtype))
+            }
             other => Err(bad(format!("expected a tensor's type, found {}", other.kind()))),
         },
-        // A function from above, a class, the function's arguments, attributes.
+        // One of the functions above, a class, the function's arguments, attributes.
         (Global::TensorWithState, [function, _, inner, _]) => match values.get(*function) {
-            // One step, not a recursion: the function is never this one.
-            Value::Global(Global::Tensor | Global::TensorOfBytes | Global::Parameter) => {
+            // The recursion ends after one step: the inner function is never `TensorWithState`.
+            PickleValue::Global(Global::Tensor | Global::TensorOfBytes | Global::Parameter) => {
                 call(values, *function, *inner)
             }
             _ => Err(wrong()),
@@ -65,44 +74,60 @@ pub(super) fn call<'a>(values: &Values<'a>, callee: Id, arguments: Id) -> Result
 /// The storage that the persistent id `id` names: `("storage", class, key, device, length)`.
 ///
 /// # Errors
-/// [`WeightsError::Format`]: it is something else.
-pub(super) fn storage<'a>(values: &Values<'a>, id: Id) -> Result<Storage<'a>, WeightsError> {
+/// [`WeightsError::Format`]: the id is not such a tuple.
+pub(super) fn storage_reference<'a>(
+    values: &PickleValues<'a>,
+    id: ValueId,
+) -> Result<StorageReference<'a>, WeightsError> {
     let wrong = || bad("expected a reference to a storage in the pickle, found something else");
-    let Value::Tuple(parts) = values.get(id) else { return Err(wrong()) };
+    let PickleValue::Tuple(parts) = values.get(id) else { return Err(wrong()) };
     let [tag, class, key, _device, len] = parts[..] else { return Err(wrong()) };
     match (values.get(tag), values.get(class), values.get(key)) {
-        (Value::Str("storage"), Value::Global(Global::Storage(dtype)), Value::Str(key)) => {
-            Ok(Storage { key, dtype: *dtype, len: natural(values, len)? })
+        (PickleValue::Str("storage"), PickleValue::Global(Global::Storage(dtype)), PickleValue::Str(key)) => {
+            Ok(StorageReference { key, dtype: *dtype, len: read_size(values, len)? })
         }
         _ => Err(wrong()),
     }
 }
 
-/// The note of a tensor; `dtype` is given where the storage is one of bytes.
-fn view<'a>(values: &Values<'a>, parts: [Id; 4], dtype: Option<Dtype>) -> Result<View<'a>, WeightsError> {
-    let [storage, offset, shape, strides] = parts;
-    let Value::Storage(storage) = values.get(storage) else {
+/// The description of a tensor from its storage, offset, shape and strides. `dtype` is the type of its elements where
+/// the storage consists of bytes.
+fn rebuild_tensor<'a>(
+    values: &PickleValues<'a>,
+    storage: ValueId,
+    offset: ValueId,
+    shape: ValueId,
+    strides: ValueId,
+    dtype: Option<ElementType>,
+) -> Result<CallResult<'a>, WeightsError> {
+    let PickleValue::Storage(storage) = values.get(storage) else {
         return Err(bad(format!("expected a tensor made of a storage, found {}", values.get(storage).kind())));
     };
     let dtype = dtype.or(storage.dtype).ok_or_else(|| bad("expected a storage with a type, found one of bytes"))?;
-    let (shape, strides) = (naturals(values, shape)?, naturals(values, strides)?);
+    let (shape, strides) = (read_sizes(values, shape)?, read_sizes(values, strides)?);
     if shape.len() != strides.len() {
         return Err(bad(format!("expected a stride for each dimension, found shape {shape:?}, strides {strides:?}")));
     }
-    Ok(View { storage: *storage, dtype, offset: natural(values, offset)?, shape, strides })
+    let offset = read_size(values, offset)?;
+    let description = TensorDescription { storage: *storage, dtype, offset, shape, strides };
+    Ok(CallResult::New(PickleValue::Tensor(description.into())))
 }
 
-fn naturals(values: &Values<'_>, id: Id) -> Result<Vec<usize>, WeightsError> {
+/// The tuple `id` as sizes, at most [`MAX_RANK`] of them.
+fn read_sizes(values: &PickleValues<'_>, id: ValueId) -> Result<Vec<usize>, WeightsError> {
     match values.get(id) {
-        Value::Tuple(items) if items.len() <= MAX_RANK => items.iter().map(|item| natural(values, *item)).collect(),
-        Value::Tuple(items) => Err(bad(format!("expected at most {MAX_RANK} dimensions, found {}", items.len()))),
+        PickleValue::Tuple(items) if items.len() <= MAX_RANK => {
+            items.iter().map(|item| read_size(values, *item)).collect()
+        }
+        PickleValue::Tuple(items) => Err(bad(format!("expected at most {MAX_RANK} dimensions, found {}", items.len()))),
         other => Err(bad(format!("expected a tuple of sizes, found {}", other.kind()))),
     }
 }
 
-fn natural(values: &Values<'_>, id: Id) -> Result<usize, WeightsError> {
+/// The integer `id`, which must not be negative.
+fn read_size(values: &PickleValues<'_>, id: ValueId) -> Result<usize, WeightsError> {
     match values.get(id) {
-        Value::Int(value) => usize::try_from(*value)
+        PickleValue::Int(value) => usize::try_from(*value)
             .map_err(|_| bad(format!("expected a size or an offset of at least 0, found {value}"))),
         other => Err(bad(format!("expected a size or an offset, found {}", other.kind()))),
     }

@@ -1,40 +1,47 @@
 //! A tensor in a checkpoint: bytes of a storage, seen through an offset and strides.
 //!
-//! [`Tensor::resolve`] holds what the pickle says against the archive, once; after that reading cannot leave the storage.
+//! [`StoredTensor::resolve`] checks the pickle's description against the archive once. After that, reading cannot leave
+//! the storage.
 
 use half::{bf16, f16};
 
-use super::value::{Dtype, View};
+use super::value::{ElementType, TensorDescription};
 use super::{bad, shown};
 use crate::WeightsError;
 
-/// A view that repeats its storage's elements (stride 0, as `expand` makes) may have this many. Only the file's size bounds
-/// others.
+/// Largest number of elements of a view that repeats its storage's elements (stride 0, as `expand` makes). Other views
+/// are bounded by the file's size.
 const MAX_REPEATED: usize = 1 << 24;
 
 /// A tensor whose elements are known to lie inside its storage.
 #[derive(Debug)]
-pub(super) struct Tensor<'a> {
+pub(super) struct StoredTensor<'a> {
     /// The whole storage, a whole number of elements.
     storage: &'a [u8],
-    dtype: Dtype,
+    dtype: ElementType,
+    /// Position of the first element in the storage, in elements.
     offset: usize,
     /// Size of each dimension, outermost first.
     pub(super) shape: Vec<usize>,
+    /// For each dimension, the distance between neighbours, in elements.
     strides: Vec<usize>,
 }
 
-impl<'a> Tensor<'a> {
-    /// The tensor `key`, which the pickle describes as `view`; `storage` are the bytes of its storage's entry.
+impl<'a> StoredTensor<'a> {
+    /// The tensor `key` of the pickle's `description`; `storage` is the data of its storage's entry.
     ///
     /// # Errors
     /// [`WeightsError::Format`]: the storage has another length than the pickle says, or elements lie outside it.
-    pub(super) fn resolve(key: &str, view: &View<'_>, storage: Option<&'a [u8]>) -> Result<Self, WeightsError> {
-        let View { storage: named, dtype, offset, shape, strides } = view;
-        let (key, entry) = (shown(key), format!("data/{}", shown(named.key)));
+    pub(super) fn resolve(
+        key: &str,
+        description: &TensorDescription<'_>,
+        storage: Option<&'a [u8]>,
+    ) -> Result<Self, WeightsError> {
+        let TensorDescription { storage: reference, dtype, offset, shape, strides } = description;
+        let (key, entry) = (shown(key), format!("data/{}", shown(reference.key)));
         let storage =
             storage.ok_or_else(|| bad(format!("tensor `{key}`: expected a zip entry `{entry}`, found none")))?;
-        let expected = named.len.checked_mul(named.dtype.map_or(1, Dtype::size));
+        let expected = reference.len.checked_mul(reference.dtype.map_or(1, ElementType::size));
         if expected != Some(storage.len()) {
             let expected = expected.map_or("more than fits memory".to_owned(), |bytes| bytes.to_string());
             return Err(bad(format!(
@@ -42,14 +49,14 @@ impl<'a> Tensor<'a> {
                 storage.len()
             )));
         }
-        let there = storage.len() / dtype.size();
+        let available = storage.len() / dtype.size();
         let outside = || {
             bad(format!(
-                "tensor `{key}`: expected its elements among the {there} of its storage, \
+                "tensor `{key}`: expected its elements among the {available} of its storage, \
                  found offset {offset}, shape {shape:?}, strides {strides:?}"
             ))
         };
-        // `None` stands for an empty tensor: no element can be outside.
+        // Position of the last element; `None` for an empty tensor, of which no element can be outside.
         let mut last = Some(*offset);
         let mut count = 1usize;
         for (&size, &stride) in shape.iter().zip(strides) {
@@ -62,7 +69,7 @@ impl<'a> Tensor<'a> {
                 _ => None,
             };
         }
-        if last.is_some_and(|last| last >= there) || (count > there && count > MAX_REPEATED) {
+        if last.is_some_and(|last| last >= available) || (count > available && count > MAX_REPEATED) {
             return Err(outside());
         }
         Ok(Self { storage, dtype: *dtype, offset: *offset, shape: shape.clone(), strides: strides.clone() })
@@ -71,18 +78,19 @@ impl<'a> Tensor<'a> {
     /// The elements, row-major, as f32.
     ///
     /// # Errors
-    /// [`WeightsError::Dtype`] for types other than floats.
+    /// [`WeightsError::Dtype`] for types other than floating point.
     pub(super) fn read(&self, key: &str) -> Result<Vec<f32>, WeightsError> {
         match self.dtype {
-            Dtype::F32 => Ok(self.gather(f32::from_le_bytes)),
-            Dtype::F16 => Ok(self.gather(|bytes| f16::from_le_bytes(bytes).to_f32())),
-            Dtype::Bf16 => Ok(self.gather(|bytes| bf16::from_le_bytes(bytes).to_f32())),
-            // Rounded to nearest; what is too large becomes infinite, and is refused where weights are asked for.
-            Dtype::F64 => Ok(self.gather(|bytes| f64::from_le_bytes(bytes) as f32)),
-            Dtype::Other(name, _) => Err(WeightsError::Dtype { key: key.to_owned(), found: name.to_owned() }),
+            ElementType::F32 => Ok(self.gather(f32::from_le_bytes)),
+            ElementType::F16 => Ok(self.gather(|bytes| f16::from_le_bytes(bytes).to_f32())),
+            ElementType::Bf16 => Ok(self.gather(|bytes| bf16::from_le_bytes(bytes).to_f32())),
+            // Rounds to nearest. A value that is too large becomes infinite, which `Scope::get` refuses.
+            ElementType::F64 => Ok(self.gather(|bytes| f64::from_le_bytes(bytes) as f32)),
+            ElementType::Other(name, _) => Err(WeightsError::Dtype { key: key.to_owned(), found: name.to_owned() }),
         }
     }
 
+    /// Converts the elements, `N` bytes each, in row-major order.
     fn gather<const N: usize>(&self, convert: impl Fn([u8; N]) -> f32) -> Vec<f32> {
         let elements = self.storage.as_chunks::<N>().0;
         let count = self.shape.iter().product();
@@ -97,7 +105,7 @@ impl<'a> Tensor<'a> {
         let mut position = self.offset;
         for _ in 0..count {
             values.push(convert(elements[position]));
-            // Like an odometer: a dimension that is through goes back to its start, and the next one moves on.
+            // Like an odometer: a dimension at its end returns to its start, and the next outer one advances.
             for dim in (0..index.len()).rev() {
                 index[dim] += 1;
                 if index[dim] < self.shape[dim] {
@@ -111,7 +119,7 @@ impl<'a> Tensor<'a> {
         values
     }
 
-    /// Whether the elements lie in order without gaps. Strides of dimensions of size 1 mean nothing.
+    /// Whether the elements lie in order without gaps. Strides of dimensions of size 1 have no meaning.
     fn is_contiguous(&self) -> bool {
         let mut expected = 1;
         self.shape.iter().zip(&self.strides).rev().all(|(&size, &stride)| {

@@ -1,61 +1,61 @@
-//! What a pickle can describe here: values in one flat list, and the names it may refer to.
+//! The values that a pickle can describe, in one flat list, and the names that it may refer to.
 //!
-//! Values refer to each other by position in the list, so that one that contains itself is no trouble, and dropping a
-//! deep one is no recursion. There is no value that does anything: the names a pickle may use ([`Global::find`]) are
-//! labels that the machine gives a meaning to. This module reads no bytes.
+//! Values refer to each other by position in the list. A value that contains itself is therefore harmless, and dropping
+//! a deeply nested value does not recurse. No value does anything: the names that a pickle may use ([`Global::find`])
+//! are labels that the pickle machine interprets. This module reads no bytes.
 
-/// The position of a [`Value`] in [`Values`].
+/// The position of a [`PickleValue`] in [`PickleValues`].
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Id(u32);
+pub(super) struct ValueId(u32);
 
-/// All values that a pickle made.
+/// All values that a pickle creates.
 #[derive(Debug, Default)]
-pub(super) struct Values<'a>(Vec<Value<'a>>);
+pub(super) struct PickleValues<'a>(Vec<PickleValue<'a>>);
 
-impl<'a> Values<'a> {
-    /// Adds a value; `None` when there are `limit` already.
-    pub(super) fn add(&mut self, value: Value<'a>, limit: usize) -> Option<Id> {
+impl<'a> PickleValues<'a> {
+    /// Adds a value; `None` if the list already has `limit` values.
+    pub(super) fn add(&mut self, value: PickleValue<'a>, limit: usize) -> Option<ValueId> {
         let id = u32::try_from(self.0.len()).ok().filter(|_| self.0.len() < limit)?;
         self.0.push(value);
-        Some(Id(id))
+        Some(ValueId(id))
     }
 
-    /// The value `id`, which came from [`Values::add`].
-    pub(super) fn get(&self, id: Id) -> &Value<'a> {
+    /// The value `id`, which [`PickleValues::add`] returned.
+    pub(super) fn get(&self, id: ValueId) -> &PickleValue<'a> {
         &self.0[id.0 as usize]
     }
 
-    /// The same, to add to a list or a dict.
-    pub(super) fn get_mut(&mut self, id: Id) -> &mut Value<'a> {
+    /// The value `id`, for adding to a list or a dict.
+    pub(super) fn get_mut(&mut self, id: ValueId) -> &mut PickleValue<'a> {
         &mut self.0[id.0 as usize]
     }
 }
 
-/// One value.
+/// One value of a pickle.
 #[derive(Debug)]
-pub(super) enum Value<'a> {
-    /// An integer that fits; others are [`Value::Opaque`].
+pub(super) enum PickleValue<'a> {
+    /// An integer that fits 64 bits; larger ones are [`PickleValue::Opaque`].
     Int(i64),
     /// Text, borrowed from the pickle.
     Str(&'a str),
     /// A tuple, also `torch.Size`.
-    Tuple(Vec<Id>),
+    Tuple(Vec<ValueId>),
     /// A list or a set.
-    List(Vec<Id>),
-    /// A dict, ordered or not, with its keys as they came.
-    Dict(Vec<(Id, Id)>),
+    List(Vec<ValueId>),
+    /// A dict, ordered or not: its keys and values in the pickle's order, repeated keys included.
+    Dict(Vec<(ValueId, ValueId)>),
     /// A name from the allow-list.
     Global(Global),
-    /// A reference to a storage: an entry of the archive.
-    Storage(Storage<'a>),
+    /// A reference to a storage, which is an entry of the archive.
+    Storage(StorageReference<'a>),
     /// A tensor: a view of a storage.
-    Tensor(Box<View<'a>>),
-    /// Something that weights are not made of: None, a number, bytes, an argument parser's namespace.
+    Tensor(Box<TensorDescription<'a>>),
+    /// Something that weights do not consist of: None, a float, bytes, an argument parser's namespace.
     Opaque,
 }
 
-impl Value<'_> {
-    /// What it is, for messages.
+impl PickleValue<'_> {
+    /// The kind of value, for messages.
     pub(super) fn kind(&self) -> &'static str {
         match self {
             Self::Int(_) => "an integer",
@@ -71,45 +71,45 @@ impl Value<'_> {
     }
 }
 
-/// A storage as the pickle names it; nothing about it has been held against the archive.
+/// A storage as the pickle names it, not yet checked against the archive.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Storage<'a> {
-    /// The entry is `data/` and this.
+pub(super) struct StorageReference<'a> {
+    /// The archive's entry is called `data/` followed by this key.
     pub(super) key: &'a str,
-    /// The type of its elements; `None` for bytes, whose tensors bring a type.
-    pub(super) dtype: Option<Dtype>,
-    /// How many elements, or bytes.
+    /// The type of its elements; `None` for a storage of bytes, whose tensors have a type of their own.
+    pub(super) dtype: Option<ElementType>,
+    /// Number of elements; of bytes if it has no type.
     pub(super) len: usize,
 }
 
-/// A tensor as the pickle describes it; nothing about it has been held against the storage.
+/// A tensor as the pickle describes it, not yet checked against its storage.
 #[derive(Debug)]
-pub(super) struct View<'a> {
-    /// Where its elements are.
-    pub(super) storage: Storage<'a>,
-    /// Their type.
-    pub(super) dtype: Dtype,
-    /// Position of the first, in elements.
+pub(super) struct TensorDescription<'a> {
+    /// The storage that holds the elements.
+    pub(super) storage: StorageReference<'a>,
+    /// The type of the elements.
+    pub(super) dtype: ElementType,
+    /// Position of the first element in the storage, in elements.
     pub(super) offset: usize,
-    /// Size of each dimension.
+    /// Size of each dimension, outermost first.
     pub(super) shape: Vec<usize>,
-    /// For each dimension, how many elements lie between neighbours.
+    /// For each dimension, the distance between neighbours, in elements.
     pub(super) strides: Vec<usize>,
 }
 
-/// The type of an element.
+/// The type of a tensor's elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Dtype {
+pub(super) enum ElementType {
     F64,
     F32,
     F16,
     Bf16,
-    /// One that is not read: its name in the style of safetensors, and its size in bytes.
+    /// A type that is not read: its name in the style of safetensors, and its size in bytes.
     Other(&'static str, usize),
 }
 
-impl Dtype {
-    /// Bytes an element; never 0.
+impl ElementType {
+    /// Bytes per element; never 0.
     pub(super) fn size(self) -> usize {
         match self {
             Self::F64 => 8,
@@ -119,7 +119,7 @@ impl Dtype {
         }
     }
 
-    /// PyTorch's name of the type's storage class.
+    /// The type of the elements of PyTorch's storage class `class`.
     fn of_storage(class: &str) -> Option<Self> {
         Some(match class {
             "DoubleStorage" => Self::F64,
@@ -136,7 +136,7 @@ impl Dtype {
         })
     }
 
-    /// PyTorch's name of the type itself.
+    /// The type that PyTorch calls `name`.
     fn of_name(name: &str) -> Option<Self> {
         Some(match name {
             "float64" => Self::F64,
@@ -164,26 +164,26 @@ impl Dtype {
 pub(super) enum Global {
     /// `collections.OrderedDict`, which state dicts are.
     OrderedDict,
-    /// `torch.Size`: stands for the tuple it is given.
+    /// `torch.Size`: stands for the tuple that is its argument.
     Size,
-    /// A class of storages: with elements of a type, or of bytes.
-    Storage(Option<Dtype>),
+    /// A class of storages: with elements of one type, or (`None`) with bytes.
+    Storage(Option<ElementType>),
     /// A type of elements.
-    Dtype(Dtype),
+    Dtype(ElementType),
     /// `_rebuild_tensor_v2`: a tensor from a typed storage.
     Tensor,
-    /// `_rebuild_tensor_v3`: a tensor from a storage of bytes, for types younger than storages' classes.
+    /// `_rebuild_tensor_v3`: a tensor from a storage of bytes, for types that have no storage class.
     TensorOfBytes,
     /// `_rebuild_parameter` and its variant with attributes: stands for its tensor.
     Parameter,
-    /// `_rebuild_from_type_v2`: a tensor to which somebody attached attributes.
+    /// `_rebuild_from_type_v2`: a tensor with attached attributes.
     TensorWithState,
-    /// What training leaves beside the weights. It stands for nothing and is not looked into.
+    /// A class or function that training stores beside the weights. It stands for nothing; its arguments are ignored.
     Inert,
 }
 
 impl Global {
-    /// The allow-list.
+    /// The allow-list: the meaning of the name `module.name`, or `None` if weights do not need it.
     pub(super) fn find(module: &str, name: &str) -> Option<Self> {
         Some(match (module, name) {
             ("collections", "OrderedDict") => Self::OrderedDict,
@@ -193,7 +193,7 @@ impl Global {
             ("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state") => Self::Parameter,
             ("torch._tensor", "_rebuild_from_type_v2") => Self::TensorWithState,
             ("torch", "UntypedStorage") | ("torch.storage", "UntypedStorage") => Self::Storage(None),
-            // The best accuracy is often a NumPy scalar, whose bytes go through `_codecs.encode`; schedulers keep
+            // The best accuracy is often a NumPy scalar, whose bytes go through `_codecs.encode`. Schedulers store
             // counters, training scripts their arguments.
             ("numpy.core.multiarray" | "numpy._core.multiarray", "scalar")
             | ("numpy", "dtype")
@@ -203,8 +203,8 @@ impl Global {
             | ("torch", "device" | "Tensor")
             | ("torch.nn.parameter", "Parameter") => Self::Inert,
             ("torch", name) => {
-                let storage = Dtype::of_storage(name).map(|dtype| Self::Storage(Some(dtype)));
-                return storage.or_else(|| Dtype::of_name(name).map(Self::Dtype));
+                let storage = ElementType::of_storage(name).map(|dtype| Self::Storage(Some(dtype)));
+                return storage.or_else(|| ElementType::of_name(name).map(Self::Dtype));
             }
             _ => return None,
         })

@@ -1,5 +1,7 @@
-//! `GET /openapi.json`, made of the types that handlers read and write and of the table of errors; and `GET /docs`, which shows it.
+//! `GET /openapi.json`, made of the types that handlers read and write and of the table of errors; and `GET /docs`,
+//! which shows it.
 
+mod errors;
 mod operations;
 mod v1;
 mod v2;
@@ -16,16 +18,16 @@ use schemars::JsonSchema;
 use schemars::generate::{SchemaGenerator, SchemaSettings};
 use serde_json::{Map, Value, json};
 
-use super::models::no_parameters;
+use super::context::no_parameters;
 use crate::config::Config;
 use crate::server::app::App;
-use crate::server::problem::Problem;
+use crate::server::problem::{Problem, ProblemBody};
 use operations::Operation;
 
 /// Scripts and styles of the page come from here, and so does what it asks for; nothing from anywhere else.
 const POLICY: HeaderValue = HeaderValue::from_static(
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob: data:; base-uri 'none'; \
-     form-action 'none'; frame-ancestors 'none'",
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob: data:; \
+     base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 );
 const PAGE: [(&str, &str, &str); 3] = [
     ("/docs", "text/html; charset=utf-8", include_str!("../docs/index.html")),
@@ -38,7 +40,7 @@ pub(super) fn routes(config: &Arc<Config>) -> Router<App> {
     // Maps of strings always serialise.
     let document = Bytes::from(serde_json::to_vec(&document(config)).unwrap_or_default());
     let handler = async move |RawQuery(query): RawQuery| -> Result<Response, Problem> {
-        no_parameters(query)?;
+        no_parameters(query.as_deref())?;
         Ok(([(header::CONTENT_TYPE, "application/json")], document).into_response())
     };
     PAGE.into_iter().fold(Router::new().route("/openapi.json", get(handler)), |routes, (path, kind, text)| {
@@ -114,11 +116,11 @@ fn document(config: &Config) -> Value {
     let mut schemas = Schemas::new();
     let mut operations = v1::operations(&mut schemas, config);
     operations.extend(v2::operations(&mut schemas, config));
-    let problem = schemas.answer::<super::super::problem::Body<'_>>();
+    let problem = schemas.answer::<ProblemBody<'_>>();
     let mut paths: Map<String, Value> = Map::new();
     for operation in operations {
         let Operation { method, path, .. } = operation;
-        let described = operation.describe(config.shed_status, &problem);
+        let described = operation.describe(config.load.shed_status, &problem);
         if let Value::Object(methods) = paths.entry(path).or_insert_with(|| json!({})) {
             methods.insert(method.into(), described);
         }
@@ -128,7 +130,8 @@ fn document(config: &Config) -> Value {
         "info": {
             "title": "GhostServe",
             "version": env!("CARGO_PKG_VERSION"),
-            "description": "Classifies photographs, and hands out the feature maps behind the classes. Errors under /v1 are \
+            "description": "Classifies photographs, and hands out the feature maps behind the classes. Errors under \
+                /v1 are \
                 problem details (RFC 9457) with a stable `code`; those under /v2 are the Open Inference Protocol's.",
             "license": { "name": "Apache-2.0", "identifier": "Apache-2.0" },
         },
@@ -136,7 +139,8 @@ fn document(config: &Config) -> Value {
         "tags": [
             { "name": "images", "description": "Photographs in, predictions or maps out." },
             { "name": "models", "description": "What is served, and how." },
-            { "name": "inference", "description": "The Open Inference Protocol, version 2, as Triton's and KServe's clients speak it." },
+            { "name": "inference", "description": "The Open Inference Protocol, version 2, as Triton's and KServe's \
+                clients speak it." },
             { "name": "operations", "description": "For Prometheus, load balancers and container engines." },
         ],
         "paths": paths,

@@ -20,7 +20,7 @@ pub(super) struct Operation {
     pub(super) body: Option<Value>,
     /// The content of a success, by media type.
     pub(super) answer: Value,
-    pub(super) errors: &'static [Code],
+    pub(super) errors: Vec<Code>,
     /// Of the errors' bodies, where they are not problems.
     pub(super) error_schema: Option<Value>,
 }
@@ -33,7 +33,8 @@ impl Operation {
     pub(super) fn get(
         path: &'static str,
         id: &'static str,
-        (tag, summary): (&'static str, &'static str),
+        tag: &'static str,
+        summary: &'static str,
         schema: Value,
     ) -> Self {
         Self {
@@ -46,14 +47,15 @@ impl Operation {
             parameters: path_parameters(path),
             body: None,
             answer: json!({ "application/json": { "schema": schema } }),
-            errors: &[Code::InvalidParameter],
+            errors: vec![Code::InvalidParameter],
             error_schema: None,
         }
     }
 
     pub(super) fn describe(self, shed: ShedStatus, problem: &Value) -> Value {
         let request_id = json!({
-            "description": "The client's, if it sent one that can stand in a log; else made up. It is in the server's log, too.",
+            "description": "The client's, if it sent one that can stand in a log; else made up. It is in the \
+                server's log, too.",
             "schema": { "type": "string" },
         });
         let mut ok_headers = json!({ "x-request-id": request_id });
@@ -78,7 +80,8 @@ impl Operation {
         for (status, codes) in statuses {
             let mut headers = json!({ "x-request-id": request_id });
             if matches!(status, 429 | 503) {
-                headers["retry-after"] = json!({ "description": "Seconds, by the present backlog.", "schema": { "type": "integer", "minimum": 1 } });
+                headers["retry-after"] = json!({ "description": "Seconds, by the present \
+                    backlog.", "schema": { "type": "integer", "minimum": 1 } });
             }
             let names: Vec<_> = codes.iter().map(|(title, code)| format!("{title} (`{}`)", code.as_str())).collect();
             let content = json!({ kind: { "schema": schema } });
@@ -118,7 +121,8 @@ pub(super) fn headers() -> Vec<Value> {
     vec![
         header(
             "x-request-timeout-ms",
-            "How long the client is going to wait, milliseconds. The server drops the work when that is over, and says at once if \
+            "How long the client is going to wait, milliseconds. The server drops the work when that is over, and \
+                says at once if \
              it cannot be met.",
             json!({ "type": "integer", "minimum": 1, "maximum": u32::MAX, "example": 1000 }),
         ),

@@ -3,32 +3,13 @@
 use serde_json::{Value, json};
 
 use super::Schemas;
+use super::errors::{MODEL_ERRORS, Routes, image_errors};
 use super::operations::{Operation, headers, path_parameters};
 use crate::config::Config;
-use crate::server::http::inference::{IndexRequest, JsonAnswer, JsonRequest, Live, ModelReady, Ready};
-use crate::server::oip::{Config as ModelConfig, IndexEntry, ModelMetadata, ServerMetadata, StatisticsAnswer};
+use crate::server::http::oip_rest::{IndexRequest, JsonAnswer, JsonRequest, Live, ModelReady, Ready};
+use crate::server::oip::{IndexEntry, ModelConfig, ModelMetadata, ServerMetadata, StatisticsAnswer};
 use crate::service::Code;
 
-const INFER_ERRORS: &[Code] = &[
-    Code::InvalidParameter,
-    Code::InvalidJson,
-    Code::InvalidBase64,
-    Code::InvalidRequest,
-    Code::NoImage,
-    Code::UnknownModel,
-    Code::BodyTimeout,
-    Code::BodyTooLarge,
-    Code::TooManyImages,
-    Code::ImageTooLarge,
-    Code::FeaturesTooLarge,
-    Code::UnsupportedMediaType,
-    Code::UnsupportedImageFormat,
-    Code::UndecodableImage,
-    Code::Overloaded,
-    Code::NotReady,
-    Code::Draining,
-];
-const MODEL_ERRORS: &[Code] = &[Code::InvalidParameter, Code::InvalidRequest, Code::UnknownModel];
 const TAG: &str = "inference";
 
 pub(super) fn operations(schemas: &mut Schemas, config: &Config) -> Vec<Operation> {
@@ -38,99 +19,108 @@ pub(super) fn operations(schemas: &mut Schemas, config: &Config) -> Vec<Operatio
         "required": ["error"],
         "additionalProperties": false,
     });
-    let get = |path, id, summary, schema, errors| Operation {
-        errors,
-        error_schema: Some(error.clone()),
-        ..Operation::get(path, id, (TAG, summary), schema)
-    };
-    let post = |path, id, (summary, body, answer), errors| Operation {
-        method: "post",
-        body: Some(body),
-        ..get(path, id, summary, answer, errors)
-    };
-    let (metadata, ready) = (schemas.answer::<ModelMetadata>(), schemas.answer::<ModelReady>());
-    let (settings, statistics) = (schemas.answer::<ModelConfig>(), schemas.answer::<StatisticsAnswer>());
+    let mut operations = server_operations(schemas);
+    operations.extend(repository_operations(schemas));
+    operations.extend(model_operations(schemas));
+    operations.extend(infer_operations(schemas, config));
+    for operation in &mut operations {
+        operation.error_schema = Some(error.clone());
+    }
+    operations
+}
+
+fn get(path: &'static str, id: &'static str, summary: &'static str, schema: Value, errors: &[Code]) -> Operation {
+    Operation { errors: errors.to_vec(), ..Operation::get(path, id, TAG, summary, schema) }
+}
+
+fn server_operations(schemas: &mut Schemas) -> Vec<Operation> {
+    let only_parameter = &[Code::InvalidParameter][..];
+    vec![
+        get("/v2", "oipServer", "The server", schemas.answer::<ServerMetadata>(), only_parameter),
+        get("/v2/health/live", "oipLive", "Whether the server lives", schemas.answer::<Live>(), &[]),
+        get(
+            "/v2/health/ready",
+            "oipReady",
+            "Whether requests should be sent here",
+            schemas.answer::<Ready>(),
+            &[Code::NotReady, Code::Draining],
+        ),
+        get(
+            "/v2/models/stats",
+            "oipAllStatistics",
+            "Statistics of all models",
+            schemas.answer::<StatisticsAnswer>(),
+            only_parameter,
+        ),
+    ]
+}
+
+fn repository_operations(schemas: &mut Schemas) -> Vec<Operation> {
     let index = json!({
         "required": false,
         "content": { "application/json": { "schema": schemas.request::<IndexRequest>() } },
     });
     let entries = json!({ "type": "array", "items": schemas.answer::<IndexEntry>() });
     let nothing = json!({ "required": false, "content": { "application/json": { "schema": { "type": "object" } } } });
-    let live = get("/v2/health/live", "oipLive", "Whether the server lives", schemas.answer::<Live>(), &[]);
-    let server_ready = get(
-        "/v2/health/ready",
-        "oipReady",
-        "Whether requests should be sent here",
-        schemas.answer::<Ready>(),
-        &[Code::NotReady, Code::Draining],
-    );
-    let server = schemas.answer::<ServerMetadata>();
-    let ready_errors = &[Code::InvalidRequest, Code::UnknownModel, Code::NotReady];
-    let mut operations = vec![
-        get("/v2", "oipServer", "The server", server, &[Code::InvalidParameter]),
-        live,
-        server_ready,
-        get(
-            "/v2/models/stats",
-            "oipAllStatistics",
-            "Statistics of all models",
-            statistics.clone(),
-            &[Code::InvalidParameter],
-        ),
-        post(
-            "/v2/repository/index",
-            "oipIndex",
-            ("The models", index, entries),
-            &[Code::InvalidJson, Code::BodyTooLarge, Code::BodyTimeout],
-        ),
-    ];
+    let index_errors = [Code::InvalidJson, Code::BodyTooLarge, Code::BodyTimeout];
+    let mut operations = vec![Operation {
+        method: "post",
+        body: Some(index),
+        ..get("/v2/repository/index", "oipIndex", "The models", entries, &index_errors)
+    }];
     for (path, id) in
         [("/v2/repository/models/{model}/load", "oipLoad"), ("/v2/repository/models/{model}/unload", "oipUnload")]
     {
         // There is no success.
         operations.push(Operation {
+            method: "post",
+            body: Some(nothing.clone()),
             description: "Models are chosen when the server starts: always refused.",
-            ..post(path, id, ("Not offered", nothing.clone(), json!({})), MODEL_ERRORS)
+            ..get(path, id, "Not offered", json!({}), &MODEL_ERRORS)
         });
     }
-    // Every model's routes are there with a version and without.
+    operations
+}
+
+/// The operations about one model. Each has a path with a version and one without.
+fn model_operations(schemas: &mut Schemas) -> Vec<Operation> {
+    let mut operations = Vec::new();
     for (paths, ids, summary, schema, errors) in [
         (
             ["/v2/models/{model}", "/v2/models/{model}/versions/{version}"],
             ["oipModel", "oipModelVersion"],
             "A model's inputs and outputs",
-            metadata,
+            schemas.answer::<ModelMetadata>(),
             MODEL_ERRORS,
         ),
         (
             ["/v2/models/{model}/ready", "/v2/models/{model}/versions/{version}/ready"],
             ["oipModelReady", "oipModelVersionReady"],
             "Whether a model can be run",
-            ready,
-            &ready_errors[..],
+            schemas.answer::<ModelReady>(),
+            [Code::InvalidRequest, Code::UnknownModel, Code::NotReady],
         ),
         (
             ["/v2/models/{model}/config", "/v2/models/{model}/versions/{version}/config"],
             ["oipConfig", "oipVersionConfig"],
             "A model's configuration, in Triton's words",
-            settings,
+            schemas.answer::<ModelConfig>(),
             MODEL_ERRORS,
         ),
         (
             ["/v2/models/{model}/stats", "/v2/models/{model}/versions/{version}/stats"],
             ["oipStatistics", "oipVersionStatistics"],
             "What became of a model's requests",
-            statistics,
+            schemas.answer::<StatisticsAnswer>(),
             MODEL_ERRORS,
         ),
     ] {
-        operations.extend(std::iter::zip(paths, ids).map(|(path, id)| get(path, id, summary, schema.clone(), errors)));
+        operations.extend(std::iter::zip(paths, ids).map(|(path, id)| get(path, id, summary, schema.clone(), &errors)));
     }
-    operations.extend(infer(schemas, config, &error));
     operations
 }
 
-fn infer(schemas: &mut Schemas, config: &Config, error: &Value) -> Vec<Operation> {
+fn infer_operations(schemas: &mut Schemas, config: &Config) -> Vec<Operation> {
     let (request, answer) = (schemas.request::<JsonRequest<'_>>(), schemas.answer::<JsonAnswer<'_>>());
     let length = "inference-header-content-length";
     let mut extra = headers();
@@ -141,9 +131,10 @@ fn infer(schemas: &mut Schemas, config: &Config, error: &Value) -> Vec<Operation
     let body = json!({
         "required": true,
         "description": format!(
-            "At most {} bytes and {} images. The input is `image`: BYTES [images, 1] (image files), UINT8 [images, height, width, \
+            "At most {} bytes and {} images. The input is `image`: BYTES [images, 1] (image files), UINT8 [images, \
+                height, width, \
              3] or FP32 [images, 3, height, width].",
-            config.request.max_multi_body, config.request.max_images
+            config.request.max_multi_body_bytes, config.request.max_images_per_request
         ),
         "content": {
             "application/json": { "schema": request },
@@ -162,8 +153,8 @@ fn infer(schemas: &mut Schemas, config: &Config, error: &Value) -> Vec<Operation
         parameters: path_parameters(path).into_iter().chain(extra.iter().cloned()).collect(),
         body: Some(body.clone()),
         answer: answer.clone(),
-        errors: INFER_ERRORS,
-        error_schema: Some(error.clone()),
+        errors: image_errors(Routes::Infer),
+        error_schema: None,
     };
     std::iter::zip(paths, ["oipInfer", "oipVersionInfer"]).map(operation).collect()
 }

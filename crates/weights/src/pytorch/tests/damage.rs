@@ -1,4 +1,4 @@
-//! Files of PyTorch's own, cut off and with flipped bits: an error or a tensor, never a panic.
+//! PyTorch's files, cut off and with flipped bits: reading gives an error or a tensor, and does not panic.
 
 use super::*;
 use crate::TensorSource;
@@ -9,7 +9,7 @@ const FILES: [&[u8]; 3] = [
     include_bytes!("../../../tests/checkpoints/types.pth"),
 ];
 
-/// Reads all there is; a panic is what would fail.
+/// Reads all tensors; a panic fails the test. Returns whether the file could be opened.
 fn read_all(bytes: &[u8]) -> bool {
     let Ok(file) = PytorchFile::parse(bytes) else { return false };
     for key in file.keys() {
@@ -22,7 +22,7 @@ fn read_all(bytes: &[u8]) -> bool {
 }
 
 #[test]
-fn every_beginning_of_a_file_is_an_error() {
+fn every_truncated_file_is_an_error() {
     for file in FILES {
         for len in 0..file.len() {
             assert!(!read_all(&file[..len]), "{len} bytes");
@@ -32,7 +32,7 @@ fn every_beginning_of_a_file_is_an_error() {
 }
 
 #[test]
-fn every_beginning_of_a_pickle_is_an_error() {
+fn every_truncated_pickle_is_an_error() {
     let pickle = one_tensor(6, 0, &[2, 3], &[3, 1]);
     for len in 0..pickle.len() {
         assert!(!read_all(&checkpoint(&pickle[..len], &floats(6))), "{len} bytes");
@@ -44,7 +44,7 @@ fn every_beginning_of_a_pickle_is_an_error() {
 fn flipped_bits_never_panic() {
     let mut state = 1u64;
     let mut random = move |below: usize| {
-        // An LCG of Knuth's; its high bits are good enough.
+        // Knuth's linear congruential generator; its high bits are random enough.
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) as usize % below
     };
@@ -59,6 +59,6 @@ fn flipped_bits_never_panic() {
             readable += usize::from(read_all(&bytes));
         }
     }
-    // Flips in padding and in values are harmless: the test reaches both sides.
+    // Flips in padding and in values leave a file readable: the test reaches both outcomes.
     assert!((1000..11_000).contains(&readable), "{readable}");
 }

@@ -1,4 +1,4 @@
-//! Hostile and broken checkpoints, built by hand: the well-formed ones are in `tests/goldens/checkpoints`.
+//! Hostile and broken checkpoints, built by hand. The well-formed ones are in `tests/checkpoints`.
 
 mod archive;
 mod damage;
@@ -8,11 +8,11 @@ mod views;
 use super::PytorchFile;
 use crate::WeightsError;
 
-/// A pickle under construction.
+/// A builder of pickles.
 #[derive(Clone)]
-struct Pickle(Vec<u8>);
+struct PickleBuilder(Vec<u8>);
 
-impl Pickle {
+impl PickleBuilder {
     fn new() -> Self {
         Self(vec![0x80, 2])
     }
@@ -43,7 +43,7 @@ impl Pickle {
         self.raw(b"(").text("storage").global("torch", class).text(key).text("cpu").int(len).raw(b"tQ")
     }
 
-    /// A float32 view of the storage `0`.
+    /// A float32 view of the storage `0`, which has `len` elements.
     fn tensor(self, len: i64, offset: i64, shape: &[i64], strides: &[i64]) -> Self {
         let storage = self.global("torch._utils", "_rebuild_tensor_v2").raw(b"(").storage("FloatStorage", "0", len);
         storage.int(offset).ints(shape).ints(strides).raw(b"\x89}tR")
@@ -54,37 +54,42 @@ impl Pickle {
     }
 }
 
-/// `{"w": tensor}`, the tensor over the floats 0, 1, 2, … of storage `0`.
+/// The pickle of `{"w": tensor}`; the tensor is a view of storage `0`.
 fn one_tensor(len: i64, offset: i64, shape: &[i64], strides: &[i64]) -> Vec<u8> {
-    Pickle::new().raw(b"}").text("w").tensor(len, offset, shape, strides).raw(b"s").stop()
+    PickleBuilder::new().raw(b"}").text("w").tensor(len, offset, shape, strides).raw(b"s").stop()
 }
 
+/// The bytes of the floats 0, 1, 2, …
 fn floats(count: u8) -> Vec<u8> {
     (0..count).flat_map(|value| f32::from(value).to_le_bytes()).collect()
 }
 
-/// One entry of a zip file, and what is wrong with it.
+/// One entry of a zip file, and its defects.
 #[derive(Clone)]
-struct Entry {
+struct TestEntry {
     name: String,
     data: Vec<u8>,
     flags: u16,
     method: u16,
-    /// Added to the data's offset and size in the directory.
+    /// Added to the entry's offset in the directory.
     shift: i64,
+    /// Added to the data's size in the directory.
     grow: i64,
+    /// Whether sizes and offset have 64 bits.
     wide: bool,
 }
 
-fn entry(name: &str, data: &[u8]) -> Entry {
-    Entry { name: name.into(), data: data.into(), flags: 0, method: 0, shift: 0, grow: 0, wide: false }
+/// An entry without defects.
+fn plain_entry(name: &str, data: &[u8]) -> TestEntry {
+    TestEntry { name: name.into(), data: data.into(), flags: 0, method: 0, shift: 0, grow: 0, wide: false }
 }
 
-fn zip(entries: &[Entry]) -> Vec<u8> {
+/// A zip file of `entries`.
+fn zip(entries: &[TestEntry]) -> Vec<u8> {
     let mut file = Vec::new();
     let mut directory = Vec::new();
     for entry in entries {
-        let Entry { name, data, flags, method, shift, grow, wide } = entry;
+        let TestEntry { name, data, flags, method, shift, grow, wide } = entry;
         let offset = u64::try_from(i64::try_from(file.len()).unwrap() + shift).unwrap();
         let size = u64::try_from(i64::try_from(data.len()).unwrap() + grow).unwrap();
         let name_len = u16::try_from(name.len()).unwrap().to_le_bytes();
@@ -107,12 +112,12 @@ fn zip(entries: &[Entry]) -> Vec<u8> {
     file
 }
 
-/// A checkpoint of a pickle and the storage `0`.
+/// A checkpoint with `pickle` and the storage `0`.
 fn checkpoint(pickle: &[u8], storage: &[u8]) -> Vec<u8> {
-    zip(&[entry("a/data.pkl", pickle), entry("a/byteorder", b"little"), entry("a/data/0", storage)])
+    zip(&[plain_entry("a/data.pkl", pickle), plain_entry("a/byteorder", b"little"), plain_entry("a/data/0", storage)])
 }
 
-/// What is wrong with the checkpoint of `pickle` and six floats.
+/// The error of the checkpoint with `pickle` and six floats.
 fn error_of(pickle: &[u8]) -> WeightsError {
     PytorchFile::parse(&checkpoint(pickle, &floats(6))).unwrap_err()
 }

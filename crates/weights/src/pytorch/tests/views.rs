@@ -1,4 +1,4 @@
-//! Views held against their storages, and the choice of the state dict.
+//! Views checked against their storages, and the choice of the state dict.
 
 use super::*;
 use crate::TensorSource;
@@ -35,7 +35,7 @@ fn views_outside_the_storage_are_refused() {
         (i64::MAX, &[2], &[i64::MAX]),
         (0, &[3, 3, 3], &[i64::MAX, i64::MAX, i64::MAX]),
         (0, &[i64::MAX, i64::MAX], &[0, 0]),
-        // 16 Mi repetitions are a view, more are a bomb.
+        // 16 Mi repetitions are accepted, more are a decompression bomb.
         (0, &[(1 << 24) + 1], &[0]),
     ] {
         let error = error_of(&one_tensor(6, offset, shape, strides));
@@ -48,22 +48,22 @@ fn views_outside_the_storage_are_refused() {
 }
 
 #[test]
-fn the_storage_has_the_length_that_the_pickle_says() {
+fn the_storage_has_the_length_in_the_pickle() {
     for len in [0, 5, 7, 1 << 40, i64::MAX] {
         assert_says(&error_of(&one_tensor(len, 0, &[1], &[1])), "in the zip entry `data/0`, found 24");
     }
-    let missing = zip(&[entry("a/data.pkl", &one_tensor(6, 0, &[1], &[1]))]);
+    let missing = zip(&[plain_entry("a/data.pkl", &one_tensor(6, 0, &[1], &[1]))]);
     let error = PytorchFile::parse(&missing).unwrap_err();
     assert_says(&error, "tensor `w`: expected a zip entry `data/0`, found none");
 }
 
 #[test]
-fn a_state_dict_has_names_and_tensors_only_and_each_once() {
-    let dict = || Pickle::new().raw(b"}");
-    let tensor = |pickle: Pickle| pickle.tensor(6, 0, &[1], &[1]);
+fn a_state_dict_holds_only_names_and_tensors_and_each_name_once() {
+    let dict = || PickleBuilder::new().raw(b"}");
+    let tensor = |pickle: PickleBuilder| pickle.tensor(6, 0, &[1], &[1]);
     for (pickle, part) in [
-        (Pickle::new().int(1), "expected a dict of tensors, found an integer"),
-        (tensor(Pickle::new()), "expected a dict of tensors, found a tensor"),
+        (PickleBuilder::new().int(1), "expected a dict of tensors, found an integer"),
+        (tensor(PickleBuilder::new()), "expected a dict of tensors, found a tensor"),
         (dict(), "found it empty"),
         (dict().text("epoch").int(1).raw(b"s"), "`epoch`: expected a tensor, or a state dict under one of"),
         (tensor(dict().int(1)).raw(b"s"), "expected names as the keys of a state dict, found an integer"),
@@ -75,18 +75,18 @@ fn a_state_dict_has_names_and_tensors_only_and_each_once() {
 
 #[test]
 fn wrappers_are_tried_in_order_and_only_dicts_count() {
-    let keys = |pickle: Pickle| {
+    let keys = |pickle: PickleBuilder| {
         let bytes = checkpoint(&pickle.stop(), &floats(6));
         PytorchFile::parse(&bytes).unwrap().keys()
     };
-    let dict = |pickle: Pickle, wrapper: &str, key: &str| {
+    let dict = |pickle: PickleBuilder, wrapper: &str, key: &str| {
         pickle.text(wrapper).raw(b"}").text(key).tensor(6, 0, &[1], &[1]).raw(b"ss")
     };
-    let averaged = dict(Pickle::new().raw(b"}"), "model_ema", "averaged");
+    let averaged = dict(PickleBuilder::new().raw(b"}"), "model_ema", "averaged");
     assert_eq!(keys(averaged.clone()), ["averaged"]);
     let both = dict(averaged, "model", "plain");
     assert_eq!(keys(both.clone()), ["plain"]);
     assert_eq!(keys(dict(both, "state_dict", "first")), ["first"]);
     // A parameter that happens to be called `model`.
-    assert_eq!(keys(Pickle::new().raw(b"}").text("model").tensor(6, 0, &[1], &[1]).raw(b"s")), ["model"]);
+    assert_eq!(keys(PickleBuilder::new().raw(b"}").text("model").tensor(6, 0, &[1], &[1]).raw(b"s")), ["model"]);
 }
