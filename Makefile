@@ -1,8 +1,8 @@
-# GhostServe. `make run` starts the server, `make test` runs every test; both fetch and build what is missing first.
+# GhostServe. `make run` starts the server, `make test` runs all tests; both first fetch and build what is missing.
 
 CARGO   ?= cargo
 PYTHON  ?= python3
-# What computes: cpu (ONNX Runtime itself) or openvino, which is another library; and in what type, f32 or bf16.
+# Execution provider: cpu (ONNX Runtime itself) or openvino, which is a different library. PRECISION is f32 or bf16.
 EP      ?= cpu
 ifeq ($(EP),cpu)
 DISTRIBUTION := onnxruntime
@@ -14,10 +14,10 @@ endif
 PRECISION ?=
 RUNTIME := .runtime/$(DISTRIBUTION)
 ARGS    ?=
-# Only what was asked for, so that GHOSTSERVE_PROVIDER and GHOSTSERVE_PRECISION count otherwise.
+# Flags only for values that are set here: otherwise GHOSTSERVE_PROVIDER and GHOSTSERVE_PRECISION apply.
 BACKEND := $(if $(filter-out cpu,$(EP)),--provider $(EP)) $(if $(PRECISION),--precision $(PRECISION))
 
-# Shown on /metrics; a checkout without git has none.
+# The revision on /metrics; `unknown` without git.
 export GHOSTSERVE_BUILD_REVISION ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
 OWN_RUNTIME := $(GHOSTSERVE_ONNXRUNTIME)
 export GHOSTSERVE_ONNXRUNTIME ?= $(abspath $(RUNTIME))
@@ -36,77 +36,85 @@ build: ## Build the release binary, target/release/ghostserve.
 	$(CARGO) build --release
 
 .PHONY: test
-test: runtime ## Run every test.
+test: runtime ## Run all tests.
 	$(CARGO) test --quiet $(ARGS)
 
 .PHONY: runtime
-runtime: ## Fetch ONNX Runtime (hash-checked) into .runtime, if it is not there; EP=openvino the one with OpenVINO.
+runtime: ## Fetch ONNX Runtime into .runtime and check its hash, if it is missing (EP=openvino: with OpenVINO).
 ifeq ($(OWN_RUNTIME),)
 	@$(PYTHON) deploy/onnxruntime/fetch.py $(RUNTIME) --distribution $(DISTRIBUTION)
 endif
 
 .PHONY: lint
-lint: ## Formatting, clippy, documentation: warnings are errors.
+lint: ## Check formatting, clippy and documentation; warnings are errors.
 	$(CARGO) fmt --check
 	$(CARGO) clippy --quiet --all-targets -- --deny warnings
 	RUSTDOCFLAGS="--deny warnings" $(CARGO) doc --quiet --no-deps --document-private-items
 
 .PHONY: deny
-deny: ## Licences, sources and duplicates of the dependencies (needs cargo-deny; ARGS="advisories" with network).
+deny: ## Check licences, sources and duplicates of the dependencies (needs cargo-deny; ARGS="advisories" needs network).
 	$(CARGO) deny check $(or $(ARGS),bans licenses sources)
 
-# The virtual environment of the client tests; TORCH=1 has PyTorch in it, too.
+# The virtual environment of the client tests; TORCH=1 includes PyTorch.
 CLIENTS := .runtime/clients
 .PHONY: clients
-clients: ## Make the Python environment of the client tests (TORCH=1: with PyTorch).
+clients: ## Create the Python environment of the client tests (TORCH=1: with PyTorch).
 	@test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
 	@$(CLIENTS)/bin/pip install --quiet --disable-pip-version-check \
 		-r tests/clients/requirements$(if $(TORCH),-torch).txt
 
 .PHONY: test-clients
-test-clients: runtime clients ## Run the snippets of docs/clients.md, and with TORCH=1 a detection head against timm's.
+test-clients: runtime clients ## Run the examples of docs/clients.md (TORCH=1: also compare a detection head with timm).
 	GHOSTSERVE_CLIENTS_PYTHON=$(abspath $(CLIENTS)/bin/python) $(CARGO) test --quiet --test integration clients -- --nocapture
 
-# The tools that look at deploy/; what Debian has (buildah, haproxy, prometheus, node), and kubectl, must be there.
+# The Python tools that check deploy/. The programs buildah, haproxy, prometheus and node (Debian) and kubectl must be installed.
 DEPLOY_PYTHON := .runtime/deploy/venv/bin/python
 $(DEPLOY_PYTHON): tests/deploy/requirements.txt
 	@$(PYTHON) -m venv .runtime/deploy/venv
 	@$(DEPLOY_PYTHON) -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
-# The server that is restarted and watched.
+.PHONY: deploy-tools
+deploy-tools: $(DEPLOY_PYTHON)
+
+# The server binary of the tests below.
 SERVER ?= target/release/ghostserve
 target/release/ghostserve: build
 
 .PHONY: image
-image: ## Build the container image with buildah (EP=openvino: the other flavour; PLATFORM=linux/arm64).
+image: ## Build the container image with buildah (EP=openvino: with OpenVINO; PLATFORM=linux/arm64).
 	buildah bud --layers --format docker --build-arg EP=$(EP) --build-arg REVISION=$(GHOSTSERVE_BUILD_REVISION) \
 		$(if $(PLATFORM),--platform $(PLATFORM)) --tag ghostserve $(ARGS) .
 
 .PHONY: test-image
-test-image: $(DEPLOY_PYTHON) ## Build the image, run it as a container engine would, and weigh it (needs root, buildah).
+test-image: $(DEPLOY_PYTHON) ## Build the image, run it as a container engine would, and check its size (needs root, buildah).
 	$(DEPLOY_PYTHON) tests/deploy/image.py --build-arg EP=$(EP) $(ARGS)
 
 .PHONY: test-balance
-test-balance: runtime $(SERVER) $(DEPLOY_PYTHON) ## Restart and kill servers behind HAProxy, under load (ARGS="--seconds 120").
+test-balance: runtime $(SERVER) $(DEPLOY_PYTHON) ## Restart and kill servers behind HAProxy under load (ARGS="--seconds 120").
 	$(DEPLOY_PYTHON) tests/deploy/balance.py $(SERVER) $(ARGS)
 
 .PHONY: test-observe
-test-observe: runtime $(SERVER) $(DEPLOY_PYTHON) ## Have Prometheus watch a live server: every expression, and an overload's alert.
+test-observe: runtime $(SERVER) $(DEPLOY_PYTHON) ## Test every Prometheus expression on a live server, and the alerts of an overload.
 	$(DEPLOY_PYTHON) tests/deploy/observe.py $(SERVER)
 
 .PHONY: test-hostile
-test-hostile: runtime $(SERVER) ## Attack the server over loopback and print what another client sees (ARGS="--only NAME", "--list").
+test-hostile: runtime $(SERVER) ## Attack the server over loopback and measure what other clients notice (ARGS="--only NAME" or "--list").
 	$(PYTHON) tests/hostile/run.py $(SERVER) $(ARGS)
 
+.PHONY: test-wire
+test-wire: runtime clients ## Compare what clients see of two builds, byte for byte (OLD=binary NEW=binary; ARGS="--show").
+	@test -n "$(OLD)" -a -n "$(NEW)" || { echo "OLD and NEW must name two binaries" >&2; exit 1; }
+	$(CLIENTS)/bin/python tests/wire/compare.py $(OLD) $(NEW) $(ARGS)
+
 .PHONY: test-deploy
-test-deploy: $(DEPLOY_PYTHON) ## Check everything in deploy/: linters, schemas, rules; the image; its server under balance and observe.
+test-deploy: $(DEPLOY_PYTHON) ## Run all checks of deploy/: linters, schemas, rules, test-image, test-balance and test-observe.
 	$(DEPLOY_PYTHON) tests/deploy/static.py
 	@$(MAKE) --no-print-directory test-image ARGS="--binary .runtime/deploy/ghostserve"
 	@$(MAKE) --no-print-directory test-balance test-observe SERVER=.runtime/deploy/ghostserve
 
 .PHONY: goldens
-goldens: ## Make the reference numbers and images again (needs Python with tests/goldens/requirements.txt).
+goldens: ## Regenerate the reference values and images of the tests (needs Python with tests/goldens/requirements.txt).
 	$(PYTHON) tests/goldens/make_network.py
 	$(PYTHON) tests/goldens/make_images.py
 
@@ -115,7 +123,7 @@ test-training: ## Smoke-test the training recipe (needs Python with models/train
 	cd models/training && $(PYTHON) -m unittest test_recipe
 
 .PHONY: bench
-bench: runtime ## Time the network, the parts of a request and the server under load (PHOTOS=folder; docs/benchmarking.md).
+bench: runtime ## Benchmark the network, the stages of a request and the server under load (PHOTOS=folder; docs/benchmarking.md).
 	@$(PYTHON) benches/export.py --name ghostnetv2_100 --out target/bench || \
 		echo "no export to compare with: pip install -r benches/requirements.txt (PYTHON=... names another Python)" >&2
 	$(CARGO) bench --bench network
@@ -123,13 +131,13 @@ bench: runtime ## Time the network, the parts of a request and the server under 
 	$(CARGO) bench --bench end_to_end
 
 .PHONY: bench-peers
-bench-peers: runtime build ## Load-test against Mosec with ONNX Runtime and OpenVINO (PHOTOS=folder; EP=openvino: bf16 too).
+bench-peers: runtime build ## Compare with Mosec on ONNX Runtime and OpenVINO under load (PHOTOS=folder; EP=openvino: also bf16).
 	@test -f target/bench/ghostnetv2_100.onnx || { echo "run make bench first: it exports the network" >&2; exit 1; }
 	@$(PYTHON) deploy/onnxruntime/fetch.py .runtime/onnxruntime --distribution onnxruntime
 	GHOSTSERVE_ONNXRUNTIME=$(abspath .runtime/onnxruntime) $(PYTHON) benches/peers/compare.py --images $(PHOTOS) \
 		$(if $(filter openvino,$(EP)),--openvino-runtime $(abspath $(RUNTIME))) $(ARGS)
 
 .PHONY: clean
-clean: ## Remove everything that was built or fetched.
+clean: ## Remove all built and fetched files.
 	$(CARGO) clean
 	rm -rf .runtime

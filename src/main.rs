@@ -1,4 +1,4 @@
-//! The `ghostserve` program: parse, run, exit code. Everything else is in the library.
+//! The `ghostserve` program. The library parses the arguments, runs the command and returns the exit code.
 
 use std::process::ExitCode;
 

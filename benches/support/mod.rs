@@ -1,4 +1,4 @@
-//! Shared by the benchmarks: photographs, and a model of synthetic weights.
+//! Shared by the benchmarks and the integration tests: photographs, and a model with synthetic weights.
 #![allow(dead_code)]
 
 use std::cell::RefCell;
@@ -35,7 +35,7 @@ pub(crate) fn load_photos() -> Vec<Vec<u8>> {
     photos
 }
 
-/// Synthetic weights that records every tensor that is read.
+/// Synthetic weights that record every tensor that is read.
 #[derive(Default)]
 #[allow(clippy::type_complexity)]
 struct RecordingSource(RefCell<BTreeMap<String, (Vec<usize>, Vec<u8>)>>);
@@ -57,8 +57,8 @@ impl TensorSource for RecordingSource {
     }
 }
 
-/// Writes a model folder of [`NETWORK`] with synthetic weights, the same on every machine.
-pub(crate) fn random_model(folder: &Path) {
+/// A safetensors file with all tensors of [`NETWORK`] and synthetic values, the same on every machine.
+pub(crate) fn synthetic_weights() -> Vec<u8> {
     let network = Network::new(preset(NETWORK).unwrap()).unwrap();
     let source = RecordingSource::default();
     let size = Size { height: SIDE, width: SIDE };
@@ -68,7 +68,12 @@ pub(crate) fn random_model(folder: &Path) {
         .iter()
         .map(|(key, (shape, bytes))| (key, TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap()))
         .collect();
-    let weights = safetensors::serialize(views, None).unwrap();
+    safetensors::serialize(views, None).unwrap()
+}
+
+/// Writes a model folder of [`NETWORK`] with synthetic weights, the same on every machine.
+pub(crate) fn random_model(folder: &Path) {
+    let weights = synthetic_weights();
     fs::create_dir_all(folder).unwrap();
     let labels: String = (0..1000).map(|class| format!("class {class}\n")).collect();
     let manifest = format!(

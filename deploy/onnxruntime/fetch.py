@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Fetches ONNX Runtime's shared library into a folder: the wheel by pip, its hash checked, the library taken out.
+"""Fetches ONNX Runtime's shared library into a folder: pip downloads the wheel, its hash is checked.
 
     fetch.py FOLDER [--distribution onnxruntime-openvino] [--platform linux-x86_64]
 
-Does nothing, and says nothing, if FOLDER already holds the library of the version in wheels.txt. Needs Python 3.8 and
-pip; honours pip's own configuration (index, proxy, certificates).
+Does nothing if FOLDER already contains the library of the version in wheels.txt. Needs Python 3.8 and pip; uses pip's
+configuration (index, proxy, certificates).
 """
 
 import argparse
@@ -21,9 +21,9 @@ from pathlib import Path, PurePosixPath
 
 WHEELS = Path(__file__).with_name("wheels.txt")
 
-# What a distribution's library loads from the folder it lies in, a pattern a file. Of the names that one library has in
-# the wheel this is the one that others ask for; plugins for other devices, other languages' interfaces and Python's
-# extension module stay behind.
+# Files that a distribution's library loads from its own folder, one pattern per file. A library with several names in
+# the wheel is taken under the name that the others load. Plugins for other devices, interfaces for other languages and
+# Python's extension module are left out.
 COMPANIONS = {
     "onnxruntime": [],
     "onnxruntime-openvino": [
@@ -38,15 +38,15 @@ COMPANIONS = {
 
 
 def read_wheels(distribution):
-    """The distribution's version, and for every platform its pip tag and hash."""
+    """Returns the distribution's version, and the pip tag and hash of its wheel by platform."""
     version, wheels = None, {}
-    chosen = False
+    in_section = False
     for line in WHEELS.read_text().splitlines():
         fields = line.split("#")[0].split()
         if len(fields) == 2:
-            chosen = fields[0] == distribution
-            version = fields[1] if chosen else version
-        elif fields and chosen:
+            in_section = fields[0] == distribution
+            version = fields[1] if in_section else version
+        elif fields and in_section:
             wheels[fields[0]] = (fields[1], fields[2])
     return version, wheels
 
@@ -62,7 +62,7 @@ def library_name(target):
 
 
 def download(requirement, tag, sha256, folder):
-    """The wheel's path; pip refuses a wheel of another hash, and so do we."""
+    """Downloads the wheel and returns its path. Both pip and this function refuse a wheel with another hash."""
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{requirement} --hash=sha256:{sha256}\n")
     command = [
@@ -79,28 +79,28 @@ def download(requirement, tag, sha256, folder):
 
 
 def select(members, library, companions):
-    """Which members of a wheel to take, and what to call them: `libonnxruntime.so.1.2.3` or `libonnxruntime.1.2.3.dylib`
-    becomes `library`, companions keep their names."""
+    """Selects the members of a wheel to extract. Returns their new names: `libonnxruntime.so.1.2.3` or
+    `libonnxruntime.1.2.3.dylib` becomes `library`; companions keep their names."""
     stem, suffix = library.split(".")
     names = {member: PurePosixPath(member).name for member in members if PurePosixPath(member).parent.name == "capi"}
-    taken = {}
+    selected = {}
     for pattern in [rf"{stem}\.(.*\.)?{suffix}(\..*)?", *companions]:
         found = [member for member, name in names.items() if re.fullmatch(pattern, name)]
         if len(found) != 1:
             raise LookupError(f"expected one file like {pattern}, found {len(found)}")
-        taken[found[0]] = names[found[0]] if taken else library
-    return taken
+        selected[found[0]] = names[found[0]] if selected else library
+    return selected
 
 
 def notices(members):
-    """The licences, which go wherever the library goes."""
+    """Selects the licences, which accompany the library."""
     paths = {member: PurePosixPath(member) for member in members}
     return {m: p.name for m, p in paths.items() if p.name in ("LICENSE", "ThirdPartyNotices.txt") and len(p.parts) == 2}
 
 
-def extract(wheel, taken, folder):
+def extract(wheel, selected, folder):
     with zipfile.ZipFile(wheel) as archive:
-        for member, name in taken.items():
+        for member, name in selected.items():
             with archive.open(member) as source, open(folder / name, "wb") as target:
                 shutil.copyfileobj(source, target)
 
@@ -124,7 +124,7 @@ def main():
         )
     tag, sha256 = wheels[arguments.platform]
     library = library_name(arguments.platform)
-    # The stamp is written last: a fetch that was cut off is done again.
+    # The stamp is written last, so that an interrupted fetch is repeated.
     stamp = arguments.folder / "wheel.sha256"
     if (arguments.folder / library).is_file() and stamp.is_file() and stamp.read_text().strip() == sha256:
         return
@@ -142,11 +142,11 @@ def main():
             ) from None
         try:
             members = zipfile.ZipFile(wheel).namelist()
-            taken = select(members, library, COMPANIONS[distribution]) | notices(members)
+            selected = select(members, library, COMPANIONS[distribution]) | notices(members)
         except LookupError as error:
             raise SystemExit(f"error: {wheel.name}: {error}") from None
-        extract(wheel, taken, Path(scratch))
-        for name in taken.values():
+        extract(wheel, selected, Path(scratch))
+        for name in selected.values():
             os.replace(Path(scratch) / name, arguments.folder / name)
     stamp.write_text(f"{sha256}\n")
 

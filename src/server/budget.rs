@@ -1,4 +1,5 @@
-//! What request bodies and requests may take, over all connections and protocols, and how clients share it.
+//! Limits on the memory of request bodies and on the number of requests, over all connections and protocols. Clients
+//! share both.
 
 use std::sync::Arc;
 
@@ -9,27 +10,27 @@ use crate::fair_share::{Client, FairPool, PoolRejection, Share};
 use crate::service::Error;
 use crate::telemetry::{GaugeGuard, Metrics};
 
-/// The bytes that bodies of all requests may take.
+/// Memory budget for the bodies of all requests, bytes.
 #[derive(Clone)]
 pub(crate) struct BodyBudget {
     bytes: Arc<FairPool>,
     gauge: IntGauge,
-    refused_share: IntCounter,
+    share_refusals: IntCounter,
 }
 
 impl BodyBudget {
     pub(super) fn new(bytes: usize, share: f64, metrics: &Metrics) -> Self {
-        let refused_share = metrics.client_share_refusals_total.with_label_values(&["body_bytes"]);
-        Self { bytes: FairPool::new(bytes, share), gauge: metrics.body_bytes.clone(), refused_share }
+        let share_refusals = metrics.client_share_refusals_total.with_label_values(&["body_bytes"]);
+        Self { bytes: FairPool::new(bytes, share), gauge: metrics.body_bytes.clone(), share_refusals }
     }
 
-    /// The memory of one body; nothing yet.
+    /// Returns the memory of a new body, which is empty.
     pub(crate) fn body(&self, client: Client) -> BodyMemory {
         BodyMemory { budget: self.clone(), share: self.bytes.share(client), gauge: GaugeGuard::by(&self.gauge, 0) }
     }
 }
 
-/// The memory that one body, and what is made of it, takes. Returned when dropped.
+/// Memory of one body and of what is decoded from it. Dropping it returns the memory to the budget.
 pub(crate) struct BodyMemory {
     budget: BodyBudget,
     share: Share,
@@ -37,16 +38,16 @@ pub(crate) struct BodyMemory {
 }
 
 impl BodyMemory {
-    /// Grows by some bytes.
+    /// Takes more bytes from the budget.
     ///
     /// # Errors
-    /// The budget, or the client's share of it, has no more.
+    /// The budget, or the client's share of it, is exhausted.
     pub(crate) fn grow(&mut self, bytes: usize) -> Result<(), Error> {
-        self.share.grow(bytes).map_err(|refused| {
-            let limit = match refused {
+        self.share.grow(bytes).map_err(|rejection| {
+            let limit = match rejection {
                 PoolRejection::Full => "memory for request bodies",
                 PoolRejection::ClientShare => {
-                    self.budget.refused_share.inc();
+                    self.budget.share_refusals.inc();
                     "memory for request bodies from one client address"
                 }
             };
@@ -56,37 +57,37 @@ impl BodyMemory {
         Ok(())
     }
 
-    /// Gives some bytes back.
+    /// Returns some bytes to the budget.
     pub(crate) fn shrink(&mut self, bytes: usize) {
-        let given = self.share.shrink(bytes);
-        self.gauge.grow(-(given as i64));
+        let returned = self.share.shrink(bytes);
+        self.gauge.grow(-(returned as i64));
     }
 }
 
-/// The requests that may be handled at once.
+/// Slots for the requests that may be handled at once.
 #[derive(Clone)]
 pub(crate) struct RequestSlots {
     slots: Arc<FairPool>,
-    refused_share: IntCounter,
+    share_refusals: IntCounter,
 }
 
 impl RequestSlots {
     pub(super) fn new(requests: usize, share: f64, metrics: &Metrics) -> Self {
-        let refused_share = metrics.client_share_refusals_total.with_label_values(&["requests"]);
-        Self { slots: FairPool::new(requests, share), refused_share }
+        let share_refusals = metrics.client_share_refusals_total.with_label_values(&["requests"]);
+        Self { slots: FairPool::new(requests, share), share_refusals }
     }
 
-    /// A slot for one request; free again when dropped.
+    /// Acquires a slot for one request. Dropping it frees the slot.
     ///
     /// # Errors
-    /// As many requests as there may be are being handled, or as many from this client; `retry_after` says when to
-    /// try again.
-    pub(crate) fn take(&self, client: Client, retry_after: impl FnOnce() -> Duration) -> Result<Share, Error> {
-        self.slots.acquire(client, 1).map_err(|refused| {
-            let limit = match refused {
+    /// All slots, or all that one client may have, are in use. `retry_after` returns the time after which the client
+    /// may try again.
+    pub(crate) fn acquire(&self, client: Client, retry_after: impl FnOnce() -> Duration) -> Result<Share, Error> {
+        self.slots.acquire(client, 1).map_err(|rejection| {
+            let limit = match rejection {
                 PoolRejection::Full => "requests in flight",
                 PoolRejection::ClientShare => {
-                    self.refused_share.inc();
+                    self.share_refusals.inc();
                     "requests in flight from one client address"
                 }
             };
@@ -101,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_body_takes_what_there_is_and_gives_it_back() {
+    fn a_body_takes_memory_from_the_budget_and_returns_it() {
         let metrics = Metrics::new().unwrap();
         let budget = BodyBudget::new(10, 1.0, &metrics);
         let (mut one, mut other) = (budget.body(Client::LOCAL), budget.body(Client::LOCAL));
@@ -116,16 +117,16 @@ mod tests {
     }
 
     #[test]
-    fn a_client_past_its_share_is_told_so_and_counted() {
+    fn a_client_beyond_its_share_is_rejected_and_counted() {
         let metrics = Metrics::new().unwrap();
         let slots = RequestSlots::new(4, 0.5, &metrics);
-        let take = || slots.take(Client::LOCAL, || Duration::from_secs(1));
-        let held = [take().unwrap(), take().unwrap()];
-        assert!(matches!(take(), Err(Error::Overloaded { limit, .. }) if limit.contains("one client address")));
+        let acquire = || slots.acquire(Client::LOCAL, || Duration::from_secs(1));
+        let shares = [acquire().unwrap(), acquire().unwrap()];
+        assert!(matches!(acquire(), Err(Error::Overloaded { limit, .. }) if limit.contains("one client address")));
         let other = Client::of(std::net::IpAddr::from([127, 0, 0, 2]));
-        assert!(slots.take(other, Duration::default).is_ok());
-        drop(held);
-        assert!(take().is_ok());
+        assert!(slots.acquire(other, Duration::default).is_ok());
+        drop(shares);
+        assert!(acquire().is_ok());
         assert_eq!(metrics.client_share_refusals_total.with_label_values(&["requests"]).get(), 1);
     }
 }

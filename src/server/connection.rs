@@ -1,9 +1,9 @@
-//! Connections: the accept loop, and a watch over every connection that closes it when its client is too slow.
+//! Accepts connections, and closes a connection whose client is too slow.
 //!
-//! hyper's own header timeout is not enough here. It also runs between the requests of a kept-alive connection, so it
-//! cannot be both short (against slow headers) and long (for load balancers, which keep connections open); and
-//! hyper-util's detection of HTTP/2 reads the first bytes without any timeout. So a [`Watch`] is told what happens on
-//! the connection: bytes came, a request began, a response is done.
+//! hyper's header timeout is not enough here. It also runs between the requests of a connection that is kept open. It
+//! therefore cannot be both short (against slow headers) and long (for load balancers, which keep connections open).
+//! hyper-util's detection of HTTP/2 reads the first bytes without any timeout. So a [`Watch`] records the events of
+//! each connection: bytes received, request started, response sent.
 
 use std::io;
 use std::net::SocketAddr;
@@ -36,17 +36,18 @@ use crate::config::{DOWNLOAD_WINDOW, LoadLimits, TimeLimits};
 use crate::fair_share::{Client, FairPool, Share};
 use crate::telemetry::{GaugeGuard, Metrics};
 
-/// The head of a request, at most; also the pieces in which a body is read.
+/// Size of a connection's read buffer, bytes: the maximum length of a request's head, and of a piece of a body.
 const MAX_HEAD_BYTES: usize = 64 << 10;
 
-/// What an HTTP/2 connection begins with (RFC 9113, section 3.4).
+/// The first bytes of an HTTP/2 connection (RFC 9113, section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// What every connection of a listener shares.
+/// Accepts the connections of one socket. Holds what they share.
 #[derive(Clone)]
 pub(crate) struct Listener {
-    /// What is not gRPC.
+    /// Handles all requests that are not gRPC.
     pub(crate) http: Router,
+    /// Handles gRPC, if the socket serves it.
     pub(crate) grpc: Option<Router>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) lifecycle: Lifecycle,
@@ -55,10 +56,10 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    /// Accepts connections until the server stops, then waits for those that are open, at most the drain time.
+    /// Accepts connections until the server stops. Then waits at most the drain time for the open ones.
     pub(crate) async fn serve(self, listener: TcpListener) {
         let slots = Arc::new(Semaphore::new(self.load.max_connections.min(Semaphore::MAX_PERMITS)));
-        // Who has them; how many there are is for the semaphore, because it can be waited for.
+        // Counts the slots of each client. The semaphore limits the total, because it can be awaited.
         let shares = FairPool::new(self.load.max_connections, self.load.max_client_share);
         let open = TaskTracker::new();
         let stopping = {
@@ -67,7 +68,7 @@ impl Listener {
         };
         tokio::pin!(stopping);
         loop {
-            // Past the bound, connections wait in the kernel's backlog.
+            // Beyond the limit, connections wait in the kernel's backlog.
             let next = async {
                 let slot = Arc::clone(&slots).acquire_owned().await.ok()?;
                 Some((accept(&listener).await, slot))
@@ -75,38 +76,40 @@ impl Listener {
             tokio::select! {
                 biased;
                 () = &mut stopping => break,
-                next = next => if let Some((socket, slot)) = next {
-                    self.spawn(socket, slot, &shares, &open);
+                next = next => if let Some(((stream, peer), slot)) = next {
+                    self.spawn(stream, peer, slot, &shares, &open);
                 },
             }
         }
-        // Clients whose connection the kernel has already accepted are served too.
+        // Connections that the kernel has already accepted are served too.
         while let Ok(slot) = Arc::clone(&slots).try_acquire_owned() {
-            let Some(Ok(socket)) = futures::FutureExt::now_or_never(listener.accept()) else { break };
-            self.spawn(socket, slot, &shares, &open);
+            let Some(Ok((stream, peer))) = futures::FutureExt::now_or_never(listener.accept()) else { break };
+            self.spawn(stream, peer, slot, &shares, &open);
         }
         drop(listener);
         open.close();
         if tokio::time::timeout(self.time.drain_timeout, open.wait()).await.is_err() {
-            tracing::warn!("connections were still open at the end of the drain time");
+            tracing::warn!("connections are still open at the end of the drain time");
         }
     }
 
+    /// Serves a connection in a task, or closes it if its client has its share of the connections.
     fn spawn(
         &self,
-        (stream, peer): (TcpStream, SocketAddr),
+        stream: TcpStream,
+        peer: SocketAddr,
         slot: OwnedSemaphorePermit,
         shares: &Arc<FairPool>,
         open: &TaskTracker,
     ) {
         let client = Client::of(peer.ip());
         let Ok(share) = shares.acquire(client, 1) else {
-            // Closed without a word: an answer would have to wait for a request that may never come.
+            // Closed without an answer: an answer would have to wait for a request that may never arrive.
             self.metrics.client_share_refusals_total.with_label_values(&["connections"]).inc();
-            tracing::debug!(%peer, "a connection was closed: its address holds its share of the connections");
+            tracing::debug!(%peer, "closed a connection: its client address already has its share of the connections");
             return;
         };
-        // An answer is small and complete: waiting for more to send only delays it.
+        // An answer is small and complete. Waiting for more data would only delay it.
         let _ = stream.set_nodelay(true);
         let watch = Watch::new(&self.time);
         let io = TokioIo::new(WatchedStream { stream, watch: Arc::clone(&watch), preface: Some(0) });
@@ -118,27 +121,27 @@ impl Listener {
             let guard = RequestGuard::begin(&requests);
             request.extensions_mut().insert(client);
             let call = grpc.as_ref().filter(|_| is_call(&request));
-            let streams = call.is_some();
-            // Over HTTP/2 the connection has other streams, which go on.
+            let is_grpc = call.is_some();
+            // An HTTP/2 connection stays open for its other streams.
             let connection = (request.version() < Version::HTTP_2).then(|| Arc::clone(&requests));
             let response = call.unwrap_or(&http).call(request);
             let slow_readers = slow_readers.clone();
             async move {
                 let response: Result<Response<Body>, _> = response.await;
-                response.map(|response| watch_answer(response, streams, guard, || slow_readers(connection)))
+                response.map(|response| watch_answer(response, is_grpc, guard, || slow_readers(connection)))
             }
         });
 
         let builder = self.http_builder();
         let (metrics, lifecycle) = (Arc::clone(&self.metrics), self.lifecycle.clone());
         open.spawn(async move {
-            // The share first: whoever gets the slot must find the share free.
+            // The share is dropped first: when the slot is free, the share must be free too.
             let _slot: (Share, OwnedSemaphorePermit) = (share, slot);
             let _open = GaugeGuard::one(&metrics.http_connections);
             let mut connection = pin!(builder.serve_connection(io, service));
             let mut stop = pin!(async {
                 lifecycle.reached(Phase::Stopping).await;
-                // A request that is on its way is let in: hyper would close the connection over it.
+                // Waits for a head that is arriving: hyper would close the connection without reading it.
                 watch.past_header().await;
             });
             let mut stopping = false;
@@ -146,8 +149,8 @@ impl Listener {
                 tokio::select! {
                     result = connection.as_mut() => {
                         if let Err(error) = result {
-                            // Clients hang up, reset and talk nonsense; none of it is the server's trouble.
-                            tracing::debug!(%error, "a connection ended");
+                            // Clients hang up, reset and send invalid bytes. None of this is the server's error.
+                            tracing::debug!(%error, "a connection ended with an error");
                         }
                         return;
                     }
@@ -155,7 +158,7 @@ impl Listener {
                         if let Some(phase) = phase {
                             metrics.http_connection_timeouts_total.with_label_values(&[phase]).inc();
                         }
-                        tracing::debug!(phase, "a connection was closed for being too slow");
+                        tracing::debug!(phase, "closed a connection: its client was too slow");
                         return;
                     }
                     () = &mut stop, if !stopping => {
@@ -166,9 +169,7 @@ impl Listener {
             }
         });
     }
-}
 
-impl Listener {
     fn http_builder(&self) -> auto::Builder<TokioExecutor> {
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(MAX_HEAD_BYTES);
@@ -176,112 +177,122 @@ impl Listener {
             .http2()
             .timer(TokioTimer::new())
             .max_concurrent_streams(self.load.max_http2_streams)
-            // A peer that is gone without a word is noticed, and one that never sends its preface's settings too.
+            // Detects a peer that has disappeared, and one that never sends its first SETTINGS frame.
             .keep_alive_interval(Some(self.time.idle_timeout / 2))
             .keep_alive_timeout(self.time.header_timeout);
         builder
     }
 
-    /// Makes what happens to slow readers on a connection, which is closed if it is given.
+    /// Returns a function that makes the [`SlowReaders`] of an answer. It takes the connection to close, if any.
     fn slow_readers(&self) -> impl Fn(Option<Arc<Watch>>) -> SlowReaders + Clone + use<> {
-        let least = self.time.min_download_rate.saturating_mul(DOWNLOAD_WINDOW.as_secs());
+        let min_bytes = self.time.min_download_rate.saturating_mul(DOWNLOAD_WINDOW.as_secs());
         let cuts = self.metrics.http_connection_timeouts_total.with_label_values(&["response"]);
         move |connection| {
             let cuts = cuts.clone();
             let on_cut = Box::new(move || {
                 cuts.inc();
-                tracing::info!(least, window = ?DOWNLOAD_WINDOW, "an answer was dropped: its client took it too slowly");
+                let window = DOWNLOAD_WINDOW;
+                tracing::info!(min_bytes, ?window, "dropped an answer: its client reads it too slowly");
                 if let Some(connection) = &connection {
                     connection.close();
                 }
             });
-            SlowReaders { least, on_cut }
+            SlowReaders { min_bytes, on_cut }
         }
     }
 }
 
-/// Has an answer that takes time to send keep its request open, and drops it for slow readers.
+/// Keeps the request open while a gRPC or large answer is being sent. Drops the answer if the client reads too slowly.
 fn watch_answer(
     response: Response<Body>,
-    streams: bool,
+    is_grpc: bool,
     guard: RequestGuard,
     slow_readers: impl FnOnce() -> SlowReaders,
 ) -> Response<Body> {
-    // A request goes on while its answer does, but a small answer is out of our hands at once.
+    // A request lasts as long as its answer, but hyper takes a small answer at once.
     let large = response.body().size_hint().upper().is_none_or(|bytes| bytes > LARGE_CHUNK as u64);
-    match streams || large {
+    match is_grpc || large {
         true => response.map(|body| Body::new(Outgoing::new(RetainBody::wrap(body, guard), slow_readers()))),
         false => response,
     }
 }
 
-/// The next connection. Errors of the listener pass (a peer that reset) or are waited out (no file descriptors).
+/// Accepts the next connection. Ignores errors of the peer (a reset). Waits a second after other errors (no file
+/// descriptors).
 async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     loop {
         match listener.accept().await {
             Ok(accepted) => return accepted,
-            Err(error) if is_about_the_peer(&error) => {}
+            Err(error) if is_peer_error(&error) => {}
             Err(error) => {
-                tracing::error!(%error, "connections cannot be accepted; trying again in a second");
+                tracing::error!(%error, "cannot accept connections; trying again in a second");
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
         }
     }
 }
 
-fn is_about_the_peer(error: &io::Error) -> bool {
+fn is_peer_error(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
-/// A connection's clock.
+/// Records the state of a connection and finds out when its client is too slow.
 #[derive(Debug)]
 struct Watch {
     state: Mutex<WatchState>,
-    /// Since when the client's system takes no bytes that are to be sent.
+    /// Since when the client's system has accepted no bytes, if there are bytes to send.
     blocked: Mutex<Option<Instant>>,
-    /// Told of every change that somebody may wait for.
+    /// Notified of every change that a task may wait for.
     changed: Notify,
-    /// Over HTTP/2 bytes also come between requests (pings, settings), and heads have no beginning of their own.
+    /// Whether the connection uses HTTP/2. There, bytes also arrive between requests (pings, settings), and the start
+    /// of a head cannot be seen.
     http2: AtomicBool,
-    header: Duration,
-    idle: Duration,
-    /// For a client to take any bytes at all; zero if it need not.
-    unread: Duration,
+    header_timeout: Duration,
+    idle_timeout: Duration,
+    /// Time after which a client that accepts no bytes at all is too slow. Zero for no limit.
+    blocked_timeout: Duration,
 }
 
+/// State of a connection. Instants are deadlines.
 #[derive(Debug)]
 enum WatchState {
-    /// A head should be arriving: the connection is new, or bytes came after the last response.
+    /// A head is arriving: the connection is new, or bytes were received after the last response.
     Header(Instant),
-    /// This many requests are being handled; they have timeouts of their own.
+    /// Number of requests being handled. They have their own timeouts.
     Busy(usize),
     /// Between requests.
     Idle(Instant),
-    /// To be closed: the client does not take its answer.
+    /// The connection is to be closed: the client does not read its answer.
     Closing,
 }
 
 impl Watch {
     fn new(time: &TimeLimits) -> Arc<Self> {
-        let TimeLimits { header_timeout: header, idle_timeout: idle, .. } = *time;
-        let unread = if time.min_download_rate > 0 { DOWNLOAD_WINDOW } else { Duration::ZERO };
-        let state = Mutex::new(WatchState::Header(Instant::now() + header));
-        let (blocked, changed, http2) = (Mutex::default(), Notify::new(), AtomicBool::new(false));
-        Arc::new(Self { state, blocked, changed, http2, header, idle, unread })
+        let TimeLimits { header_timeout, idle_timeout, .. } = *time;
+        let blocked_timeout = if time.min_download_rate > 0 { DOWNLOAD_WINDOW } else { Duration::ZERO };
+        Arc::new(Self {
+            state: Mutex::new(WatchState::Header(Instant::now() + header_timeout)),
+            blocked: Mutex::default(),
+            changed: Notify::new(),
+            http2: AtomicBool::new(false),
+            header_timeout,
+            idle_timeout,
+            blocked_timeout,
+        })
     }
 
     fn update(&self, change: impl FnOnce(&mut WatchState)) {
         change(&mut self.state.lock());
     }
 
-    /// Notes whether bytes could be sent, or have to wait.
-    fn sent<T>(&self, result: Poll<T>) -> Poll<T> {
+    /// Records whether bytes could be sent or have to wait.
+    fn record_write<T>(&self, result: Poll<T>) -> Poll<T> {
         let mut blocked = self.blocked.lock();
         match (&result, *blocked) {
             (Poll::Ready(_), Some(_)) => *blocked = None,
             (Poll::Pending, None) => *blocked = Some(Instant::now()),
-            // It stays as it is, and nobody has to be told.
+            // No change.
             _ => return result,
         }
         drop(blocked);
@@ -289,16 +300,16 @@ impl Watch {
         result
     }
 
-    /// Notes that bytes came between requests, or that they make the connection one of HTTP/2.
-    fn received(&self, preface: bool) {
+    /// Records that bytes were received, and whether they complete the preface of HTTP/2.
+    fn record_read(&self, preface: bool) {
         self.http2.fetch_or(preface, Ordering::Relaxed);
         let mut changed = false;
         self.update(|state| {
             if preface {
-                *state = WatchState::Idle(Instant::now() + self.idle);
+                *state = WatchState::Idle(Instant::now() + self.idle_timeout);
                 changed = true;
             } else if matches!(state, WatchState::Idle(_)) && !self.http2.load(Ordering::Relaxed) {
-                *state = WatchState::Header(Instant::now() + self.header);
+                *state = WatchState::Header(Instant::now() + self.header_timeout);
                 changed = true;
             }
         });
@@ -307,16 +318,16 @@ impl Watch {
         }
     }
 
-    /// Has the connection closed.
+    /// Causes the connection to be closed.
     fn close(&self) {
         self.update(|state| *state = WatchState::Closing);
         self.changed.notify_waiters();
     }
 
-    /// Waits until the client has taken too long, and says over what; `None` if that was counted already.
+    /// Waits until the client is too slow. Returns the phase that took too long, or `None` if it was already counted.
     async fn expired(&self) -> Option<&'static str> {
         loop {
-            // Listening before looking: a change in between is not missed.
+            // Registered before the state is read, so that no change is missed.
             let mut changed = pin!(self.changed.notified());
             changed.as_mut().enable();
             let (mut deadline, mut closing) = (None, false);
@@ -327,9 +338,9 @@ impl Watch {
                 WatchState::Busy(_) => {}
             });
             let blocked = *self.blocked.lock();
-            // Requests have timeouts of their own, but not once hyper holds an answer that it cannot send.
-            if let Some(since) = blocked.filter(|_| self.unread > Duration::ZERO) {
-                let at = since + self.unread;
+            // The timeouts of requests do not cover an answer that hyper holds and cannot send.
+            if let Some(since) = blocked.filter(|_| self.blocked_timeout > Duration::ZERO) {
+                let at = since + self.blocked_timeout;
                 deadline = Some(deadline.filter(|(other, _)| *other <= at).unwrap_or((at, "response")));
             }
             match deadline {
@@ -344,14 +355,14 @@ impl Watch {
         }
     }
 
-    /// Waits until no head is expected: a request is being handled, or the last one is done.
+    /// Waits until no head is arriving: a request is being handled, or the last one is done.
     async fn past_header(&self) {
         loop {
             let mut changed = pin!(self.changed.notified());
             changed.as_mut().enable();
-            let mut expected = false;
-            self.update(|state| expected = matches!(state, WatchState::Header(_)));
-            if !expected {
+            let mut arriving = false;
+            self.update(|state| arriving = matches!(state, WatchState::Header(_)));
+            if !arriving {
                 return;
             }
             changed.await;
@@ -359,7 +370,7 @@ impl Watch {
     }
 }
 
-/// A request being handled.
+/// Marks a request as being handled until it is dropped.
 struct RequestGuard(Arc<Watch>);
 
 impl RequestGuard {
@@ -382,18 +393,18 @@ impl Drop for RequestGuard {
             *state = match state {
                 WatchState::Busy(n) if *n > 1 => WatchState::Busy(*n - 1),
                 WatchState::Closing => WatchState::Closing,
-                _ => WatchState::Idle(Instant::now() + self.0.idle),
+                _ => WatchState::Idle(Instant::now() + self.0.idle_timeout),
             }
         });
         self.0.changed.notify_waiters();
     }
 }
 
-/// A stream that tells its watch when bytes arrive.
+/// A TCP stream that reports its reads and writes to a [`Watch`].
 struct WatchedStream {
     stream: TcpStream,
     watch: Arc<Watch>,
-    /// Bytes of HTTP/2's preface that have come, as long as it may still be one.
+    /// Number of bytes of HTTP/2's preface received. `None` once the preface is complete or excluded.
     preface: Option<usize>,
 }
 
@@ -409,9 +420,9 @@ impl AsyncRead for WatchedStream {
                 *matched = if expected[..length] == bytes[..length] { *matched + length } else { usize::MAX };
                 *matched == PREFACE.len()
             });
-            // Settled, one way or the other, once it is complete or does not match.
+            // Decided once the preface is complete or does not match.
             self.preface = self.preface.filter(|matched| *matched < PREFACE.len());
-            self.watch.received(preface);
+            self.watch.record_read(preface);
         }
         result
     }
@@ -420,7 +431,7 @@ impl AsyncRead for WatchedStream {
 impl AsyncWrite for WatchedStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.stream).poll_write(cx, buf);
-        self.watch.sent(result)
+        self.watch.record_write(result)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -437,7 +448,7 @@ impl AsyncWrite for WatchedStream {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
-        self.watch.sent(result)
+        self.watch.record_write(result)
     }
 
     fn is_write_vectored(&self) -> bool {

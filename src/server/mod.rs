@@ -4,7 +4,7 @@
 //! until the server is stopped and every admitted request has its answer.
 //!
 //! Every request takes the same steps in every protocol, and its handler names them: plan (model, parameters,
-//! admission), read (the body), run ([`crate::service`]), encode. [`http`] and [`grpc`] are the protocols, [`oip`] is
+//! admission), read (the body), run ([`crate::service`]), encode. `http` and `grpc` are the protocols, `oip` is
 //! what both do for the Open Inference Protocol. What they share is in the files beside them.
 
 mod app;
@@ -210,7 +210,7 @@ impl Server {
         let admin = admin.map(|socket| tokio::spawn(listener(app.private(), None).serve(socket)));
 
         let Signals { mut stop, other } = signals;
-        let survive = tokio::spawn(other.survive());
+        let ignored_signals = tokio::spawn(other.ignore());
         let stop_handle = lifecycle.clone();
         tokio::select! {
             signal = stop.next() => tracing::info!(signal, grace = ?config.time.drain_grace, "draining"),
@@ -234,7 +234,7 @@ impl Server {
         if timeout_at(deadline.max(Instant::now() + Duration::from_secs(1)), ended).await.is_err() {
             tracing::warn!("a worker did not end in time");
         }
-        survive.abort();
+        ignored_signals.abort();
         tracing::info!("stopped");
     }
 }

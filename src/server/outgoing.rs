@@ -1,8 +1,7 @@
-//! Large answers on their way to the client: handed out in pieces, and dropped when the client does not take them.
+//! Sends large answers in pieces, and drops an answer that the client reads too slowly.
 //!
-//! hyper and h2 keep whatever chunk they were given until the client has read it. A client that asks for megabytes
-//! and reads a byte a second would hold that memory for as long as it likes. So a large chunk is kept here, where a
-//! timer can drop it.
+//! hyper and h2 keep a chunk until the client has read it. A client that requests megabytes and reads a byte a second
+//! could hold that memory for any time. So a large chunk stays in this module, where a timer can drop it.
 
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
@@ -16,67 +15,67 @@ use tokio::time::sleep;
 
 use crate::config::DOWNLOAD_WINDOW;
 
-/// Chunks up to this size are handed on as they are. What is handed on counts against no budget any more, but stays
-/// in memory until the client has read it, and a client may have a hundred answers open on each of its connections.
+/// Maximum size of a chunk that is passed on whole, bytes. What is passed on is no longer counted in any budget, but it
+/// stays in memory until the client has read it, and a client may have a hundred open answers on each of its
+/// connections.
 pub(super) const LARGE_CHUNK: usize = 16 << 10;
 
-/// What hyper gets of a larger one at a time.
+/// Size of the pieces of a larger chunk, bytes.
 const PIECE: usize = 16 << 10;
 
-/// What happens to clients that take an answer too slowly.
+/// Limit for clients that read an answer too slowly.
 pub(super) struct SlowReaders {
-    /// Bytes in every [`DOWNLOAD_WINDOW`] that a client must take; 0 if any pace will do.
-    pub(super) least: u64,
-    /// Called once when an answer is dropped. Over HTTP/1 it closes the connection; over HTTP/2 the other streams go
-    /// on.
+    /// Minimum number of bytes that a client must read in every [`DOWNLOAD_WINDOW`]; 0 for no minimum.
+    pub(super) min_bytes: u64,
+    /// Called once when an answer is dropped. It closes an HTTP/1 connection. Over HTTP/2 the other streams continue.
     pub(super) on_cut: Box<dyn Fn() + Send + Sync>,
 }
 
-/// A body that can be taken away from the connection that sends it.
+/// A body that can be dropped while a connection sends it.
 pub(super) struct Outgoing {
     state: Arc<Mutex<OutgoingState>>,
-    readers: Arc<SlowReaders>,
+    slow_readers: Arc<SlowReaders>,
 }
 
 struct OutgoingState {
-    /// `None` once the client was too slow.
+    /// `None` after the client was too slow.
     body: Option<Body>,
-    /// What is left of the chunk that is being handed out.
+    /// Rest of the chunk that is being sent.
     chunk: Bytes,
-    /// Bytes of large chunks that were handed to hyper.
-    handed: u64,
-    /// Whether a timer looks after the chunk.
-    timed: bool,
+    /// Number of bytes of large chunks passed to hyper.
+    sent_bytes: u64,
+    /// Whether a timer checks the progress.
+    has_timer: bool,
 }
 
 impl Outgoing {
-    pub(super) fn new(body: Body, readers: SlowReaders) -> Self {
-        let state = OutgoingState { body: Some(body), chunk: Bytes::new(), handed: 0, timed: false };
-        Self { state: Arc::new(Mutex::new(state)), readers: Arc::new(readers) }
+    pub(super) fn new(body: Body, slow_readers: SlowReaders) -> Self {
+        let state = OutgoingState { body: Some(body), chunk: Bytes::new(), sent_bytes: 0, has_timer: false };
+        Self { state: Arc::new(Mutex::new(state)), slow_readers: Arc::new(slow_readers) }
     }
 }
 
-/// Looks at a chunk's progress once in every window until it is gone, or drops it.
-async fn time_out(state: Weak<Mutex<OutgoingState>>, readers: Arc<SlowReaders>) {
-    let mut before = 0;
+/// Checks the progress of a chunk once in every window until it is sent. Drops the answer if the client is too slow.
+async fn drop_if_slow(state: Weak<Mutex<OutgoingState>>, slow_readers: Arc<SlowReaders>) {
+    let mut sent_before = 0;
     loop {
         sleep(DOWNLOAD_WINDOW).await;
-        // The connection is gone, and the body with it.
+        // The body was dropped with its connection.
         let Some(state) = state.upgrade() else { return };
         let mut state = state.lock();
         if state.chunk.is_empty() {
-            state.timed = false;
+            state.has_timer = false;
             return;
         }
-        if state.handed - before < readers.least {
-            // What the body holds is given back: memory, gauges, the request's end.
+        if state.sent_bytes - sent_before < slow_readers.min_bytes {
+            // Dropping the body returns memory, updates gauges and ends the request.
             let dropped = (state.body.take(), std::mem::take(&mut state.chunk));
             drop(state);
             drop(dropped);
-            (readers.on_cut)();
+            (slow_readers.on_cut)();
             return;
         }
-        before = state.handed;
+        sent_before = state.sent_bytes;
     }
 }
 
@@ -95,10 +94,10 @@ impl HttpBody for Outgoing {
                 Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
                     Ok(data) if data.len() > LARGE_CHUNK => {
                         state.chunk = data;
-                        if !state.timed && self.readers.least > 0 {
-                            state.timed = true;
-                            state.handed = 0;
-                            tokio::spawn(time_out(Arc::downgrade(&self.state), Arc::clone(&self.readers)));
+                        if !state.has_timer && self.slow_readers.min_bytes > 0 {
+                            state.has_timer = true;
+                            state.sent_bytes = 0;
+                            tokio::spawn(drop_if_slow(Arc::downgrade(&self.state), Arc::clone(&self.slow_readers)));
                         }
                     }
                     Ok(data) => return Poll::Ready(Some(Ok(Frame::data(data)))),
@@ -108,7 +107,7 @@ impl HttpBody for Outgoing {
             }
         }
         let piece = PIECE.min(state.chunk.len());
-        state.handed += piece as u64;
+        state.sent_bytes += piece as u64;
         Poll::Ready(Some(Ok(Frame::data(state.chunk.split_to(piece)))))
     }
 
@@ -141,14 +140,15 @@ mod tests {
     use super::*;
     use crate::server::retain::RetainBody;
 
-    fn outgoing(bytes: usize, least: u64) -> (Outgoing, Arc<()>, Arc<AtomicUsize>) {
+    /// A body of so many bytes, the memory that it holds, and the number of answers that were dropped.
+    fn outgoing(bytes: usize, min_bytes: u64) -> (Outgoing, Arc<()>, Arc<AtomicUsize>) {
         let (memory, cuts) = (Arc::new(()), Arc::new(AtomicUsize::new(0)));
         let body = RetainBody::wrap(Body::from(vec![7; bytes]), Arc::clone(&memory));
         let counted = Arc::clone(&cuts);
         let on_cut = Box::new(move || {
             counted.fetch_add(1, Ordering::Relaxed);
         });
-        (Outgoing::new(body, SlowReaders { least, on_cut }), memory, cuts)
+        (Outgoing::new(body, SlowReaders { min_bytes, on_cut }), memory, cuts)
     }
 
     #[tokio::test(start_paused = true)]

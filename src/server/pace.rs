@@ -1,6 +1,7 @@
-//! The least rate at which a body must arrive.
+//! Enforces the minimum rate at which a body must arrive.
 //!
-//! A time limit alone lets a thousand clients hold a thousand requests for all of it with a byte a second each.
+//! With a time limit alone, a thousand clients could each send a byte a second and hold a thousand requests until the
+//! limit.
 
 use tokio::time::{Duration, Instant};
 
@@ -8,20 +9,20 @@ use super::problem::Problem;
 use crate::config::TRANSFER_GRACE;
 use crate::service::Code;
 
-/// How fast a body arrives.
+/// Measures the rate at which a body arrives.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pace {
-    /// Bytes a second; 0 if any will do.
+    /// Minimum rate, bytes a second; 0 for no minimum.
     rate: u64,
     start: Instant,
     bytes: u64,
 }
 
-/// Longer than any request.
+/// A time longer than any request.
 const NEVER: Duration = Duration::from_secs(24 * 3600);
 
 impl Pace {
-    /// A body begins to arrive.
+    /// Starts the measurement of a body.
     pub(super) fn new(rate: u64) -> Self {
         Self { rate, start: Instant::now(), bytes: 0 }
     }
@@ -30,7 +31,7 @@ impl Pace {
         self.bytes += bytes as u64;
     }
 
-    /// When more bytes must have come.
+    /// Deadline for the next bytes.
     pub(super) fn next_due(&self) -> Instant {
         let allowed = match self.rate {
             0 => NEVER,
@@ -56,7 +57,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn bytes_buy_time_at_the_least_rate() {
+    async fn received_bytes_extend_the_deadline_by_the_minimum_rate() {
         let mut pace = Pace::new(1000);
         assert_eq!(pace.next_due() - pace.start, TRANSFER_GRACE);
         pace.received(1500);

@@ -22,7 +22,7 @@ use crate::text::shortened;
 /// Maximum number of characters of a detail.
 const MAX_DETAIL: usize = 500;
 
-/// An error answer without its body.
+/// Error answer without its body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Problem {
     pub(crate) code: Code,
@@ -30,7 +30,7 @@ pub(crate) struct Problem {
     pub(crate) retry_after: Option<Duration>,
 }
 
-/// The body with the members of RFC 9457, and `code` and `request_id`.
+/// Body of an error answer: the members of RFC 9457, `code` and `request_id`.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "Problem")]
 pub(super) struct ProblemBody<'a> {
@@ -116,14 +116,14 @@ impl Problem {
         Self { code, detail, retry_after: None }
     }
 
-    /// The error of a request with more images than are accepted.
+    /// Error of a request with more images than are accepted.
     pub(crate) fn too_many_images(images: usize, max_images: usize) -> Self {
         let detail =
             format!("the request holds {images} images, more than the {max_images} accepted; send several requests");
         Self::new(Code::TooManyImages, detail)
     }
 
-    /// The problem of an error answer from a library: axum's routing, tower-http's limits.
+    /// Problem for an error answer that a library made (axum's routing, tower-http's limits).
     pub(crate) fn of_status(status: StatusCode) -> Self {
         match status {
             StatusCode::NOT_FOUND => Self::new(Code::UnknownRoute, "there is nothing at this path"),
@@ -141,8 +141,7 @@ impl Problem {
         }
     }
 
-    /// The status of a gRPC call. Its details are those of an HTTP answer: the code, the request's id, when to try
-    /// again.
+    /// Status of a gRPC call. Its details are those of an HTTP answer: the code, the request's id, when to try again.
     pub(crate) fn status(&self, shed: ShedStatus, request_id: &str) -> Status {
         let mut details = ErrorDetails::new();
         details.set_error_info(self.code.as_str(), env!("CARGO_PKG_NAME"), HashMap::new());
@@ -153,12 +152,13 @@ impl Problem {
         Status::with_error_details(grpc_code(self.code, shed), self.detail.clone(), details)
     }
 
-    /// The answer in the form of the Open Inference Protocol.
+    /// Makes the answer in the format of the Open Inference Protocol.
     pub(crate) fn render_oip(&self, shed: ShedStatus) -> Response {
         let (status, _) = status_and_title(self.code, shed);
         self.with_retry((status, axum::Json(serde_json::json!({ "error": self.detail }))).into_response())
     }
 
+    /// Adds `Retry-After`, if the problem has a time.
     fn with_retry(&self, mut response: Response) -> Response {
         if let Some(wait) = self.retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs()));
@@ -166,7 +166,7 @@ impl Problem {
         response
     }
 
-    /// The complete answer.
+    /// Makes the complete answer.
     pub(crate) fn render(&self, shed: ShedStatus, request_id: &str) -> Response {
         let (status, title) = status_and_title(self.code, shed);
         let body = ProblemBody {
@@ -252,13 +252,13 @@ mod tests {
     }
 
     #[test]
-    fn shedding_can_be_a_503() {
+    fn overload_can_be_reported_as_a_503() {
         assert_eq!(status_and_title(Code::Overloaded, ShedStatus::ServiceUnavailable).0, 503);
         assert_eq!(grpc_code(Code::Overloaded, ShedStatus::ServiceUnavailable), tonic::Code::Unavailable);
     }
 
     #[test]
-    fn an_overload_says_when_to_try_again() {
+    fn an_overload_has_a_retry_after_header() {
         let error = Error::Overloaded { limit: "images in flight", retry_after: Duration::from_secs(3) };
         let response = Problem::from(error).render(ShedStatus::default(), "id");
         assert_eq!(response.headers()[header::RETRY_AFTER], "3");

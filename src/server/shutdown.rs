@@ -1,23 +1,23 @@
-//! The server's life: running, draining, stopping.
+//! The phases of the server: running, draining, stopping.
 //!
-//! On SIGTERM, SIGINT or SIGQUIT readiness fails at once, so that load balancers turn away; for a grace period
-//! everything is still accepted, because they need a moment to notice; then the listeners close and what is in flight
-//! finishes. A second signal skips the rest of the grace period.
+//! After SIGTERM, SIGINT or SIGQUIT, readiness fails at once, so that load balancers stop sending requests. During a
+//! grace period all requests are still accepted, because load balancers need time to notice. Then the listeners close,
+//! and requests in flight finish. A second signal skips the rest of the grace period.
 
 use tokio::sync::watch;
 
-/// Where the server is in its life.
+/// Phase of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Phase {
-    /// All is well.
+    /// Normal operation.
     Running,
-    /// Told to stop; still accepting.
+    /// The server will stop. It still accepts connections.
     Draining,
-    /// No longer accepting.
+    /// The server accepts no more connections.
     Stopping,
 }
 
-/// A handle on the phase, to read it and to wait for the next.
+/// Holds the phase, to be read, advanced and awaited. Clones share it.
 #[derive(Clone, Debug)]
 pub(crate) struct Lifecycle(watch::Sender<Phase>);
 
@@ -30,7 +30,7 @@ impl Lifecycle {
         *self.0.borrow()
     }
 
-    /// Moves on to `phase`; never back.
+    /// Sets the phase to `phase`, unless a later one is reached.
     pub(crate) fn advance(&self, phase: Phase) {
         self.0.send_if_modified(|current| {
             let later = phase > *current;
@@ -46,7 +46,7 @@ impl Lifecycle {
     }
 }
 
-/// The signals that the process receives, from when this is made.
+/// The signals that the process handles from the creation of this value on.
 pub(crate) struct Signals {
     pub(crate) stop: StopSignals,
     pub(crate) other: OtherSignals,
@@ -62,7 +62,7 @@ impl Signals {
 mod received {
     use tokio::signal::unix::{Signal, SignalKind, signal};
 
-    /// SIGTERM, SIGINT (Ctrl-C) and SIGQUIT: drain and end.
+    /// SIGTERM, SIGINT (Ctrl-C) and SIGQUIT, which start the drain.
     pub(crate) struct StopSignals([Signal; 3]);
 
     impl StopSignals {
@@ -70,7 +70,7 @@ mod received {
             Ok(Self([signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?, signal(SignalKind::quit())?]))
         }
 
-        /// The next of them.
+        /// Waits for the next signal and returns its name.
         pub(crate) async fn next(&mut self) -> &'static str {
             let [term, int, quit] = &mut self.0;
             tokio::select! {
@@ -81,8 +81,8 @@ mod received {
         }
     }
 
-    /// Signals that by themselves would end the process at once, without a drain. A closed terminal sends SIGHUP; log
-    /// rotation and operators' habits send the others.
+    /// Signals that would by default end the process at once, without a drain. A closed terminal sends SIGHUP. Log
+    /// rotation and operators may send the others.
     pub(crate) struct OtherSignals([Signal; 4]);
 
     impl OtherSignals {
@@ -95,8 +95,8 @@ mod received {
             ]))
         }
 
-        /// Logs them. Runs until it is dropped.
-        pub(crate) async fn survive(mut self) {
+        /// Logs each signal and continues. Runs until it is dropped.
+        pub(crate) async fn ignore(mut self) {
             let [hangup, first, second, alarm] = &mut self.0;
             loop {
                 let signal = tokio::select! {
@@ -105,7 +105,7 @@ mod received {
                     _ = second.recv() => "SIGUSR2",
                     _ = alarm.recv() => "SIGALRM",
                 };
-                tracing::info!(signal, "there is nothing to reload; the server goes on, SIGTERM stops it");
+                tracing::info!(signal, "signal ignored: there is nothing to reload; SIGTERM stops the server");
             }
         }
     }
@@ -113,7 +113,7 @@ mod received {
 
 #[cfg(not(unix))]
 mod received {
-    /// Ctrl-C: drain and end.
+    /// Ctrl-C, which starts the drain.
     pub(crate) struct StopSignals;
 
     impl StopSignals {
@@ -121,14 +121,14 @@ mod received {
             Ok(Self)
         }
 
-        /// The next of them.
+        /// Waits for the next signal and returns its name.
         pub(crate) async fn next(&mut self) -> &'static str {
             let _ = tokio::signal::ctrl_c().await;
             "Ctrl-C"
         }
     }
 
-    /// There are no others.
+    /// No other signals exist on this system.
     pub(crate) struct OtherSignals;
 
     impl OtherSignals {
@@ -136,7 +136,7 @@ mod received {
             Ok(Self)
         }
 
-        pub(crate) async fn survive(self) {
+        pub(crate) async fn ignore(self) {
             std::future::pending().await
         }
     }

@@ -78,8 +78,11 @@ pub enum Error {
     #[error("the deadline passed before the image was classified")]
     DeadlineExceeded,
     /// The deadline would pass. The client gets this error immediately instead of after the wait.
-    #[error("an answer would take about {} ms, which is past the request's deadline; allow more time, or try \
-        another server", .time.as_millis().max(1))]
+    #[error(
+        "an answer would take about {} ms, which is past the request's deadline; allow more time, or try \
+         another server",
+        .time.as_millis().max(1)
+    )]
     DeadlineUnmeetable {
         /// Predicted time until the first of the images is done.
         time: Duration,

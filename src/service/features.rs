@@ -114,7 +114,7 @@ impl Service {
         let shapes = request.outputs.iter().map(|output| {
             known.of(*output).ok_or_else(|| Error::NoOutput {
                 found: output.to_string(),
-                known: names(&features.network.outputs(), *output),
+                known: names_of_kind(&features.network.outputs(), *output),
             })
         });
         let shapes = shapes.collect::<Result<Vec<_>, _>>()?;
@@ -303,7 +303,7 @@ fn check_bytes(plan: &FeaturePlan, images: usize, limit: usize) -> Result<usize,
 }
 
 /// The names of the outputs of the same kind as `like`, for a message.
-fn names(known: &[Output], like: Output) -> String {
+fn names_of_kind(known: &[Output], like: Output) -> String {
     let same_kind = |output: &&Output| match (like, output) {
         (Output::Features { cut: requested, .. }, Output::Features { cut, .. }) => requested == *cut,
         (

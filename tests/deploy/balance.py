@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""HAProxy with deploy/haproxy/haproxy.cfg in front of two real servers, under open-loop load, in two acts: both servers are
-restarted one after the other, and not a request may fail; one is killed, and only the requests in flight on it may be lost.
+"""Tests HAProxy with deploy/haproxy/haproxy.cfg in front of two real servers, under open-loop load. First, both servers
+are restarted one after the other: no request may fail. Then one is killed: only the requests in flight on it may fail.
 
     balance.py BINARY [--seconds 40] [--rate 100]
 """
@@ -21,13 +21,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 from common import DEPLOY, PHOTO, Server, check, free_port, request, running, tool, wait_for
 
-# When it began and ended, on time.monotonic()'s clock, and what came: a status, or what went wrong.
-Sent = collections.namedtuple("Sent", "began ended outcome")
+# A request: its start and end on the clock of time.monotonic(), and its outcome, a status or an error.
+SentRequest = collections.namedtuple("SentRequest", "start end outcome")
 
 
-class Load:
-    """Requests that are due at random times, whatever becomes of those before; each on a connection of its own, as strangers'
-    are."""
+class OpenLoop:
+    """Sends requests at random times, independent of the earlier ones, each on a new connection, as independent clients
+    do."""
 
     def __init__(self, port, rate):
         self.port, self.rate = port, rate
@@ -44,12 +44,12 @@ class Load:
                 pool.submit(self.send)
 
     def send(self):
-        began = time.monotonic()
+        start = time.monotonic()
         try:
             outcome = request(self.port, "POST", "/v1/classify", self.photo)[0]
         except (OSError, http.client.HTTPException) as error:
             outcome = repr(error)
-        self.sent.append(Sent(began, time.monotonic(), outcome))
+        self.sent.append(SentRequest(start, time.monotonic(), outcome))
 
     def __enter__(self):
         self.thread.start()
@@ -63,8 +63,8 @@ class Load:
         return [sent for sent in self.sent if sent.outcome != 200]
 
 
-def state(statistics, name):
-    """What HAProxy thinks of a server: its status, and requests in flight on it."""
+def server_state(statistics, name):
+    """Returns HAProxy's status of a server and the number of requests in flight on it."""
     with socket.socket(socket.AF_UNIX) as s:
         s.connect(statistics)
         s.sendall(b"show stat\n")
@@ -77,11 +77,11 @@ def state(statistics, name):
 def main():
     parser = argparse.ArgumentParser(description="Restarts and kills servers behind HAProxy.")
     parser.add_argument("binary")
-    parser.add_argument("--seconds", type=float, default=40, help="of load in the first act")
-    parser.add_argument("--rate", type=float, default=100, help="requests a second")
+    parser.add_argument("--seconds", type=float, default=40, help="duration of the load during the restarts")
+    parser.add_argument("--rate", type=float, default=100, help="requests per second")
     arguments = parser.parse_args()
     haproxy = tool("haproxy", "Debian: haproxy")
-    # Two share the machine that also makes the load.
+    # Two servers share the machine with the load generator.
     options = ["--cores=1", "--no-calibration"]
     servers = {name: Server(arguments.binary, arguments=options) for name in "ab"}
     ports = {"": free_port(), "_GRPC": free_port(), "_METRICS": free_port()}
@@ -90,7 +90,7 @@ def main():
     environment |= {f"GHOSTSERVE_{name.upper()}": f"127.0.0.1:{server.port}" for name, server in servers.items()}
     try:
         with tempfile.TemporaryDirectory() as folder:
-            # So that this can ask what HAProxy thinks; the file itself is what users get.
+            # Adds a statistics socket to the configuration that users get.
             statistics = f"{folder}/statistics"
             extra = f"{folder}/extra.cfg"
             with open(extra, "w") as file:
@@ -100,51 +100,53 @@ def main():
                 port = ports[""]
                 wait_for("HAProxy", lambda: request(port, "GET", "/readyz")[0] == 200, 20)
                 for name in servers:
-                    wait_for(f"server {name} behind it", lambda: state(statistics, name)[0] == "UP", 20)
-                check(request(port, "GET", "/metrics")[0] == 404, "clients do not get the figures")
-                check(b"haproxy_server_status" in request(ports["_METRICS"], "GET", "/metrics")[1], "Prometheus gets HAProxy's")
-                rolling_restart(servers, statistics, port, arguments)
-                kill(servers["a"], statistics, port, arguments)
+                    wait_for(f"server {name} behind it", lambda: server_state(statistics, name)[0] == "UP", 20)
+                check(request(port, "GET", "/metrics")[0] == 404, "clients do not get the metrics")
+                metrics = request(ports["_METRICS"], "GET", "/metrics")[1]
+                check(b"haproxy_server_status" in metrics, "Prometheus gets HAProxy's metrics")
+                restart_all(servers, statistics, port, arguments)
+                kill_one(servers["a"], statistics, port, arguments)
     finally:
         for server in servers.values():
             server.stop()
 
 
-def rolling_restart(servers, statistics, port, arguments):
+def restart_all(servers, statistics, port, arguments):
     start = time.monotonic()
-    with Load(port, arguments.rate) as load:
+    with OpenLoop(port, arguments.rate) as load:
         time.sleep(2)
         for name, server in servers.items():
             server.restart()
-            wait_for(f"server {name} to be back", lambda: state(statistics, name)[0] == "UP", 20)
+            wait_for(f"server {name} to be back", lambda: server_state(statistics, name)[0] == "UP", 20)
             time.sleep(2)
         time.sleep(max(0, arguments.seconds - (time.monotonic() - start)))
     failures = load.failures()
     seconds = time.monotonic() - start
     print(f"rolling restart: {len(load.sent)} requests in {seconds:.0f} s, {len(failures)} failed")
     check(not failures, f"no request may fail: {failures[:5]}")
-    check(len(load.sent) > 0.8 * arguments.rate * seconds, "the load was what was asked for")
+    check(len(load.sent) > 0.8 * arguments.rate * seconds, "the load generator reached the requested rate")
 
 
-def kill(server, statistics, port, arguments):
-    with Load(port, arguments.rate) as load:
+def kill_one(server, statistics, port, arguments):
+    with OpenLoop(port, arguments.rate) as load:
         time.sleep(3)
         killed = time.monotonic()
         server.process.send_signal(signal.SIGKILL)
         server.process.wait()
-        gone = time.monotonic()
-        wait_for("HAProxy to notice", lambda: state(statistics, "a")[0] == "DOWN", 10, pause=0.05)
+        ended = time.monotonic()
+        wait_for("HAProxy to notice", lambda: server_state(statistics, "a")[0] == "DOWN", 10, pause=0.05)
         noticed = time.monotonic()
         time.sleep(5)
     failures = load.failures()
-    in_flight = [sent for sent in load.sent if sent.began <= gone and sent.ended >= killed]
+    in_flight = [sent for sent in load.sent if sent.start <= ended and sent.end >= killed]
     print(
-        f"kill -9: {len(load.sent)} requests, {len(failures)} failed of {len(in_flight)} in flight at that moment; noticed after "
-        f"{noticed - killed:.1f} s"
+        f"kill -9: {len(load.sent)} requests, {len(failures)} failed of {len(in_flight)} in flight at that moment; "
+        f"noticed after {noticed - killed:.1f} s"
     )
     for lost in failures:
-        check(lost in in_flight, f"only what was in flight may be lost, not what came {lost.began - gone:.3f} s later: {lost}")
-    check(not [lost for lost in failures if lost.began > noticed], "nothing is lost once it is noticed")
+        later = lost.start - ended
+        check(lost in in_flight, f"only requests in flight may fail, not one that started {later:.3f} s later: {lost}")
+    check(not [lost for lost in failures if lost.start > noticed], "no request is lost after HAProxy has noticed")
 
 
 if __name__ == "__main__":

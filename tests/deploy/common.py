@@ -1,4 +1,4 @@
-"""What the checks of deploy/ share: a server as a process, requests, waiting. Only Python's own library."""
+"""Shared by the checks of deploy/: a server process, requests, waiting. Needs only Python's standard library."""
 
 import http.client
 import os
@@ -34,7 +34,7 @@ def free_port():
 
 
 def wait_for(what, condition, seconds, pause=0.2):
-    """Waits until `condition` gives something true, and gives that; what it raises counts as not yet."""
+    """Waits until `condition` returns a true value, and returns that. Network errors count as false."""
     end, last = time.monotonic() + seconds, None
     while time.monotonic() < end:
         try:
@@ -48,7 +48,7 @@ def wait_for(what, condition, seconds, pause=0.2):
 
 
 def request(port, method, path, body=None, headers=None, timeout=15):
-    """Status and body."""
+    """Makes a request. Returns the status and the body."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
     try:
         connection.request(method, path, body, headers or {})
@@ -59,7 +59,7 @@ def request(port, method, path, body=None, headers=None, timeout=15):
 
 
 class Server:
-    """`ghostserve serve` on a port."""
+    """A process of `ghostserve serve` on a port."""
 
     def __init__(self, binary, port=None, arguments=()):
         self.binary, self.port, self.arguments = binary, port or free_port(), list(arguments)
@@ -72,9 +72,9 @@ class Server:
         wait_for("the server", lambda: request(self.port, "GET", "/readyz")[0] == 200, 60)
 
     def restart(self):
-        """As an orchestrator does it: SIGTERM, the server drains, another one takes its place."""
+        """Restarts as an orchestrator does: SIGTERM, wait for the server to drain, start a new one."""
         self.process.send_signal(signal.SIGTERM)
-        check(self.process.wait(40) == 0, "a drained server ends well")
+        check(self.process.wait(40) == 0, "a drained server exits with status 0")
         self.start()
 
     def stop(self):
@@ -85,7 +85,7 @@ class Server:
 
 @contextmanager
 def running(command, **kwargs):
-    """A process that is gone afterwards."""
+    """Runs a process and ends it afterwards."""
     process = subprocess.Popen(command, **kwargs)
     try:
         yield process
@@ -98,7 +98,7 @@ def running(command, **kwargs):
 
 
 def tool(name, package):
-    """A program that must be there: a check that is skipped in silence is none."""
+    """Returns the path of a program. Fails if it is missing: a check must not be skipped silently."""
     for folder in [str(Path(sys.executable).parent), *os.environ["PATH"].split(os.pathsep), "/usr/sbin"]:
         if os.access(os.path.join(folder, name), os.X_OK):
             return os.path.join(folder, name)
@@ -106,5 +106,5 @@ def tool(name, package):
 
 
 def metric_names(text):
-    """The names of the series in Prometheus' text format."""
+    """Returns the names of the series in Prometheus' text format."""
     return set(re.findall(r"^([a-z_]+)(?:\{| )", text, re.MULTILINE))

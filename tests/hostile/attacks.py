@@ -377,7 +377,9 @@ ATTACKS = {
     "gif-coded": attack(
         "32 complete GIFs of 50 megapixels", lambda: [form([bombs.gif_coded()] * 32)], posts(), DECODED_GROWTH
     ),
-    "gif-zero": attack("GIFs with a zero side", lambda: [image(f) for f in bombs.gif_zeros()], posts(), allowed=REFUSED),
+    "gif-zero": attack(
+        "GIFs with a side of zero", lambda: [image(f) for f in bombs.gif_zeros()], posts(), allowed=REFUSED
+    ),
     "png-1bit": file("50 megapixels of one bit", bombs.png_1bit, growth=DECODED_GROWTH),
     "png-rgba16": file("50 megapixels of 64 bits", bombs.png_rgba16, growth=DECODED_GROWTH),
     "png-interlaced": file("50 megapixels in seven passes", bombs.png_interlaced, growth=DECODED_GROWTH),

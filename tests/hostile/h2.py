@@ -111,8 +111,8 @@ def header_block(path):
 
 
 class Connection:
-    """A connection to the server. With `reads` false it never acknowledges data: the server may send only 65,535 bytes of
-    answers."""
+    """A connection to the server. With `reads` false it never acknowledges data, so that the server may send only
+    65,535 bytes of answers."""
 
     def __init__(self, port, source="127.0.0.1", reads=True, timeout=20):
         self.reads, self.timeout = reads, timeout

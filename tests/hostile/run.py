@@ -2,10 +2,10 @@
 """Attacks servers that it starts itself. For each attack it checks the latency and the failures of an ordinary client,
 the server's memory, and that the server works afterwards.
 
-    run.py BINARY [--seconds 4] [--only NAME ...] [--list] [--json FILE]
+    run.py BINARY [--seconds 4 | --quick] [--only NAME ...] [--list] [--json FILE]
 
 The attackers come from 127.0.0.2 and ordinary clients from 127.0.0.1. The attackers stand for other machines, so they
-run in a process of the lowest priority, which takes no processor time from the server. PHOTOS names a folder of
+run in a process of the lowest priority, which gets the processor time that the server leaves. PHOTOS names a folder of
 photographs for the ordinary client. GHOSTSERVE_ONNXRUNTIME names the folder of ONNX Runtime, by default .runtime.
 """
 
@@ -35,16 +35,16 @@ import common
 from attacks import ATTACKS, CLASSIFY, FEATURES, MAPS, SAFETENSORS, AttackedServer
 from common import PHOTO, ROOT, request, running
 
-# Limits. The ratio of the p99 under attack to the p99 without is checked only if the p99 under attack exceeds MIN_P99_MS:
-# a ratio of two small numbers means nothing.
+# Limits. The ratio of the p99 under attack to the p99 without is checked only if the former exceeds MIN_P99_MS: a ratio
+# of two small numbers means nothing.
 MAX_RATIO = 3
 MIN_P99_MS = 60
 # Largest share of failed requests of an ordinary client.
 MAX_FAILED = 0.01
 # Memory growth at which the server is killed to protect the machine, megabytes.
 STOP_GROWTH = 4000
-# Longest time that /livez may take during the attack and after it, seconds. In a burst of connections the probe may lose
-# its first SYN, which the system repeats after a second.
+# Longest time that /livez may take during the attack and after it, seconds. In a burst of connections the probe may
+# lose its first SYN, which the system repeats after a second.
 MAX_LIVEZ = 1.5
 
 # Requests per second of the ordinary client.
@@ -251,8 +251,9 @@ def request_maps(server):
         return type(error).__name__
 
 
-def measure(binary, name, attack, seconds):
-    """Makes one attack on a new server. Returns a row of the table."""
+def measure(binary, name, attack, seconds, baselines):
+    """Makes one attack on a new server. Returns a row of the table. `baselines` has what an ordinary client sees without
+    an attack, by whether the model has inputs of 224 pixels; None measures it for this attack."""
     prepared = attack.prepare()
     seconds = max(seconds, attack.seconds)
     server = Server(binary, model_224() if attack.model else None)
@@ -264,13 +265,18 @@ def measure(binary, name, attack, seconds):
             # Sessions for these inputs stay in memory: they must not count as growth.
             for path in (FEATURES, MAPS):
                 server.status(path, photo, {"accept": SAFETENSORS})
-        with ordinary_client(binary, server.port, BASELINE_SECONDS) as result:
-            baseline = result()
+        baseline = baselines.get(attack.model) if baselines is not None else None
+        if baseline is None:
+            with ordinary_client(binary, server.port, BASELINE_SECONDS) as result:
+                baseline = result()
+            if baselines is not None:
+                baselines[attack.model] = baseline
         server.reset_peak()
         before = server.memory()[0]
         with ordinary_client(binary, server.port, seconds, warm_up=1) as result:
             time.sleep(0.3)
-            with Attackers(attack, prepared, server, seconds + 60) as attackers, ServerMonitor(server, before) as monitor:
+            attackers, monitor = Attackers(attack, prepared, server, seconds + 60), ServerMonitor(server, before)
+            with attackers, monitor:
                 attacked = result()
                 maps = [request_maps(server) for _ in range(3)] if attack.maps else []
         alive = server.alive()
@@ -288,10 +294,12 @@ def measure(binary, name, attack, seconds):
         failures.append(f"memory grew by {growth:.0f} MB")
     if math.isinf(attacked.p99):
         failures.append("no ordinary request was answered")
-    elif ratio > MAX_RATIO and attacked.p99 > MIN_P99_MS:
-        failures.append(f"p99 is {ratio:.1f} times as long")
+    slow = []
+    if ratio > MAX_RATIO and attacked.p99 > MIN_P99_MS and not math.isinf(attacked.p99):
+        slow.append(f"p99 is {ratio:.1f} times as long")
     if alive and monitor.slowest > MAX_LIVEZ:
-        failures.append(f"/livez took {monitor.slowest:.1f} s")
+        slow.append(f"/livez took {monitor.slowest:.1f} s")
+    failures += slow
     if attacked.failed > (0 if attack.strict else MAX_FAILED * attacked.requests):
         others = {outcome: count for outcome, count in attacked.outcomes.items() if outcome != "200"}
         failures.append(f"ordinary clients got {others}")
@@ -314,6 +322,7 @@ def measure(binary, name, attack, seconds):
         "ordinary_failed": attacked.failed,
         "panics": panics,
         "failures": failures,
+        "slow": slow,
     }
 
 
@@ -370,6 +379,7 @@ def main():
     parser = argparse.ArgumentParser(description="Attacks servers that it starts itself.")
     parser.add_argument("binary", nargs="?")
     parser.add_argument("--seconds", type=int, default=4, help="duration of each attack")
+    parser.add_argument("--quick", action="store_true", help="attacks of 2 seconds; one baseline for all attacks on a model")
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=ATTACKS)
     parser.add_argument("--list", action="store_true", help="print the attacks and end")
     parser.add_argument("--json", metavar="FILE")
@@ -389,8 +399,16 @@ def main():
     os.environ.setdefault("GHOSTSERVE_ONNXRUNTIME", str(ROOT / ".runtime/onnxruntime"))
     CACHE.mkdir(exist_ok=True)
     start, rows = time.monotonic(), []
+    binary, seconds, baselines = os.path.abspath(arguments.binary), arguments.seconds, None
+    if arguments.quick:
+        seconds, baselines = 2, {}
     for name in arguments.only or ATTACKS:
-        rows.append(measure(os.path.abspath(arguments.binary), name, ATTACKS[name], arguments.seconds))
+        row = measure(binary, name, ATTACKS[name], seconds, baselines)
+        # Another process on the machine can slow one attack down. Whatever else fails, fails.
+        if row["slow"] and row["slow"] == row["failures"]:
+            print(f"{name}: {'; '.join(row['failures'])}; measured again", file=sys.stderr, flush=True)
+            row = measure(binary, name, ATTACKS[name], seconds, None)
+        rows.append(row)
         print(f"{name}: {'; '.join(rows[-1]['failures']) or 'ok'}", file=sys.stderr, flush=True)
     print(line(list(COLUMNS.items())))
     for row in rows:

@@ -1,5 +1,6 @@
-//! Clients that try to use up what others need: memory, threads, connections, places. Each attack is cheap to make and was found to
-//! work once. `tests/hostile` plays them, and more, against the release build and measures what another client sees.
+//! Clients that try to exhaust shared resources: memory, threads, connections, request slots. Each attack is cheap, and
+//! each worked once. `tests/hostile` runs these and more against the release build and measures what another client
+//! sees.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -19,11 +20,11 @@ use tonic_types::StatusExt;
 use crate::images::{JPEG, png_of_zeros};
 use crate::server::{TestServer, answer, code};
 
-/// Messages as bytes, whatever is in them.
+/// A codec that passes messages through as bytes, valid or not.
 #[derive(Clone, Copy, Default)]
-struct Raw;
+struct RawCodec;
 
-impl Codec for Raw {
+impl Codec for RawCodec {
     type Encode = Vec<u8>;
     type Decode = Vec<u8>;
     type Encoder = Self;
@@ -38,7 +39,7 @@ impl Codec for Raw {
     }
 }
 
-impl Encoder for Raw {
+impl Encoder for RawCodec {
     type Item = Vec<u8>;
     type Error = Status;
 
@@ -48,7 +49,7 @@ impl Encoder for Raw {
     }
 }
 
-impl Decoder for Raw {
+impl Decoder for RawCodec {
     type Item = Vec<u8>;
     type Error = Status;
 
@@ -64,14 +65,14 @@ async fn grpc(server: &TestServer) -> tonic::client::Grpc<Channel> {
     client
 }
 
-/// Makes a call with a message that need not be one.
+/// Calls a unary method. The bytes of `message` need not be a valid message.
 async fn call(server: &TestServer, method: &'static str, message: Vec<u8>) -> Result<Vec<u8>, Status> {
     let mut client = grpc(server).await;
-    let answer = client.unary(Request::new(message), PathAndQuery::from_static(method), Raw).await;
+    let answer = client.unary(Request::new(message), PathAndQuery::from_static(method), RawCodec).await;
     answer.map(tonic::Response::into_inner)
 }
 
-/// A client of the server with an address of its own.
+/// A client that connects from 127.0.0.`last`: another address than that of the default client.
 fn client_at(last: u8) -> reqwest::Client {
     reqwest::Client::builder().local_address(IpAddr::from([127, 0, 0, last])).build().unwrap()
 }
@@ -85,7 +86,7 @@ const CLASSIFY: &str = "/ghostserve.v1.InferenceService/Classify";
 const FEATURES: &str = "/ghostserve.v1.InferenceService/ExtractFeatures";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn messages_of_nothing_but_empty_fields_are_refused_before_they_are_decoded() {
+async fn messages_with_millions_of_empty_fields_are_refused_before_decoding() {
     let server = TestServer::start().await;
     let before = server.metric("process_resident_memory_bytes").await;
     for (method, field, expected) in [
@@ -109,7 +110,7 @@ async fn messages_of_nothing_but_empty_fields_are_refused_before_they_are_decode
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_method_that_only_asks_takes_small_messages() {
+async fn methods_without_images_accept_only_small_messages() {
     let server = TestServer::start().await;
     // A name of 100 kB.
     let message = [&[0x0a, 0xa0, 0x8d, 0x06][..], &[b'x'; 100_000]].concat();
@@ -119,15 +120,16 @@ async fn a_method_that_only_asks_takes_small_messages() {
     }
 }
 
-/// A message may say the same again and again, and be much longer than what it means. All of it counts, and is given back.
+/// Protobuf lets a message repeat a scalar field, so its encoding may be much longer than its content. The server
+/// counts all encoded bytes and must release them.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_gives_back_what_its_messages_took() {
+async fn a_stream_releases_the_memory_of_its_messages() {
     let server = TestServer::start().await;
     let mut client = grpc(&server).await;
     let (mut sender, messages) = futures::channel::mpsc::channel(1);
     let path = PathAndQuery::from_static("/ghostserve.v1.InferenceService/ClassifyStream");
-    let mut answers = client.streaming(Request::new(messages), path, Raw).await.unwrap().into_inner();
-    // The id, a thousand times a kilobyte; no images.
+    let mut answers = client.streaming(Request::new(messages), path, RawCodec).await.unwrap().into_inner();
+    // The field `id` of 1 kB, a thousand times; no images.
     let id = [&[0x0a, 0x80, 0x08][..], &[b'x'; 1024]].concat();
     for _ in 0..3 {
         futures::SinkExt::send(&mut sender, id.repeat(1000)).await.unwrap();
@@ -139,7 +141,7 @@ async fn a_stream_gives_back_what_its_messages_took() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn json_of_many_small_things_is_refused_while_it_is_read() {
+async fn json_with_too_many_elements_is_refused_during_parsing() {
     let server = TestServer::start().await;
     let before = server.metric("process_resident_memory_bytes").await;
     let many = |one: &str| vec![one; 500_000].join(",");
@@ -163,7 +165,7 @@ async fn json_of_many_small_things_is_refused_while_it_is_read() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_tensor_of_more_texts_than_its_shape_says_is_refused_while_it_is_cut() {
+async fn a_bytes_tensor_with_more_elements_than_its_shape_is_refused_while_it_is_split() {
     let server = TestServer::start().await;
     let json =
         r#"{"inputs":[{"name":"image","shape":[1,1],"datatype":"BYTES","parameters":{"binary_data_size":8000000}}]}"#;
@@ -177,14 +179,14 @@ async fn a_tensor_of_more_texts_than_its_shape_says_is_refused_while_it_is_cut()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn images_of_no_size_are_damaged_images() {
+async fn images_of_zero_width_or_height_are_undecodable() {
     let server = TestServer::start().await;
     let gif = |canvas: (u16, u16), frame: (u16, u16)| {
         let mut file = b"GIF89a".to_vec();
         for side in [canvas.0, canvas.1] {
             file.extend(side.to_le_bytes());
         }
-        // A table of two colours, then a frame with one code to clear and one to end.
+        // A palette of two colours, then a frame whose only codes are clear and end.
         file.extend([0x80, 0, 0, 0, 0, 0, 255, 255, 255, b',', 0, 0, 0, 0]);
         for side in [frame.0, frame.1] {
             file.extend(side.to_le_bytes());
@@ -200,14 +202,15 @@ async fn images_of_no_size_are_damaged_images() {
     }
 }
 
-/// Requests with large images of one client wait, or are refused; other requests are not.
+/// Requests with large images wait or are refused; other requests are answered without delay.
 #[tokio::test(flavor = "multi_thread")]
-async fn large_images_keep_nobody_else_waiting() {
+async fn large_images_do_not_delay_other_requests() {
     let server = TestServer::start().await;
     let large = png_of_zeros(7000, 7000);
     assert!(large.len() < 200_000, "{}", large.len());
     let server = Arc::new(server);
-    // Each sends its next request when the one before is answered: how many of them wait at a time depends on the machine.
+    // Each attacker sends its next request after the answer to the previous one. How many wait at a time depends on
+    // the machine.
     let attackers: Vec<_> = (0..4)
         .map(|_| {
             let (server, large) = (Arc::clone(&server), large.clone());
@@ -215,27 +218,27 @@ async fn large_images_keep_nobody_else_waiting() {
                 loop {
                     let part = |i: usize| (i.to_string(), Part::bytes(large.clone()).file_name("x.png"));
                     let form = (0..8).map(part).fold(Form::new(), |form, (name, part)| form.part(name, part));
-                    // Answered or refused: both are an attack.
+                    // The attack goes on whether the request is answered or refused.
                     let _ = server.post("/v1/classify").multipart(form).send().await;
                 }
             })
         })
         .collect();
-    // The request for the metrics, and at least one with large images.
+    // The metrics request itself, and at least one with large images.
     server.reaches("ghostserve_http_requests_in_flight", 2.0).await;
     for _ in 0..20 {
         let start = Instant::now();
         assert_eq!(server.classify("", JPEG).await.0, 200);
         assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
     }
-    // Nobody waits for what becomes of them.
+    // The answers to the attackers do not matter.
     attackers.iter().for_each(tokio::task::JoinHandle::abort);
     server.settles("ghostserve_images_in_flight{model=\"ghostnetv2-cifar10\"}", 0.0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_fills_the_line_of_large_images_is_refused_and_another_is_not() {
-    // Places for four large images, two of them for one client.
+async fn a_client_over_its_share_of_large_images_is_refused_and_another_is_served() {
+    // Four slots for large images, of which one client gets two.
     let server = TestServer::with(|c| {
         c.load.max_images_in_flight = 16;
         c.request.max_images_per_request = 16;
@@ -245,8 +248,8 @@ async fn a_client_that_fills_the_line_of_large_images_is_refused_and_another_is_
     let part = |i: usize| (i.to_string(), Part::bytes(large.clone()).file_name("x.png"));
     let form = (0..8).map(part).fold(Form::new(), |form, (name, part)| form.part(name, part));
     let greedy = tokio::spawn(server.post("/v1/classify").multipart(form).send());
-    let refused = "ghostserve_client_share_refusals_total{resource=\"large_images\"}";
-    server.settles(refused, 6.0).await;
+    let refusals = "ghostserve_client_share_refusals_total{resource=\"large_images\"}";
+    server.settles(refusals, 6.0).await;
     let other = client_at(3).post(server.url("/v1/classify")).body(large.clone()).send().await.unwrap();
     assert_eq!(other.status(), 200);
     let (status, results) = answer(greedy.await.unwrap().unwrap()).await;
@@ -256,14 +259,14 @@ async fn a_client_that_fills_the_line_of_large_images_is_refused_and_another_is_
     assert_eq!(codes.iter().filter(|code| **code == Some("overloaded")).count(), 6, "{codes:?}");
 }
 
-/// Fill bytes at the end of a cut JPEG used to be gone over again for every few bits that were missing.
+/// The decoder once scanned the fill bytes at the end of a truncated JPEG again for every few missing bits.
 #[test]
-fn a_cut_jpeg_with_a_long_tail_is_refused_at_once() {
-    // One row of blocks 16,384 pixels wide, whose end the decoder looks for after all of it.
+fn a_truncated_jpeg_with_many_fill_bytes_is_refused_at_once() {
+    // One row of blocks, 16,384 pixels wide. The decoder looks for the end of the scan after the whole row.
     let mut file = b"\xff\xd8\xff\xdb\0\x43\0".to_vec();
     file.extend([1; 64]);
     file.extend(b"\xff\xc0\0\x0b\x08\0\x08\x40\0\x01\x01\x11\0");
-    // Zeros are a code of sixteen bits: for DC a difference of fifteen bits, for AC a coefficient of as many.
+    // Sixteen zero bits are the only code: for DC a difference of 11 bits, for AC a coefficient of 10 bits.
     for table in [0x00, 0x10] {
         file.extend([0xff, 0xc4, 0, 20, table]);
         file.extend([0; 15]);
@@ -276,12 +279,12 @@ fn a_cut_jpeg_with_a_long_tail_is_refused_at_once() {
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
 }
 
-/// Codes that only clear the table, in a GIF of one pixel: seconds of work with nothing to show for it.
+/// A GIF of one pixel whose LZW codes only clear the table: reading them takes seconds and produces no pixel.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_small_image_that_takes_seconds_is_given_up() {
+async fn a_small_image_that_takes_seconds_to_decode_is_refused() {
     let server = TestServer::with(|c| c.time.request_timeout = Duration::from_secs(30)).await;
     let mut file = b"GIF89a\x01\0\x01\0\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\x01\0\x01\0\0\x0b".to_vec();
-    // Two codes of twelve bits in three bytes: 0x800 is to clear.
+    // Two 12-bit codes in three bytes; 0x800 is the clear code.
     let codes = [0x00, 0x08, 0x80].repeat(85);
     for _ in 0..36_000 {
         file.push(255);
@@ -293,7 +296,7 @@ async fn a_small_image_that_takes_seconds_is_given_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_body_below_the_least_rate_is_refused_long_before_the_time_for_bodies() {
+async fn a_body_below_the_minimum_rate_is_refused_long_before_the_body_timeout() {
     let server = TestServer::start().await;
     let mut stream = TcpStream::connect(server.address).await.unwrap();
     let start = Instant::now();
@@ -312,12 +315,12 @@ async fn a_body_below_the_least_rate_is_refused_long_before_the_time_for_bodies(
     };
     let answer = String::from_utf8_lossy(&answer[..length]);
     assert!(answer.starts_with("HTTP/1.1 408") && answer.contains("too slowly"), "{answer}");
-    // Two seconds of grace, one in which what still comes is read and dropped.
+    // Two seconds of grace, and one second in which the rest of the body is read and discarded.
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_address_does_not_get_all_places_for_requests() {
+async fn one_address_cannot_take_all_request_slots() {
     let server = TestServer::with(|c| c.load.max_requests_in_flight = 4).await;
     let mut open = Vec::new();
     for _ in 0..2 {
@@ -325,7 +328,7 @@ async fn one_address_does_not_get_all_places_for_requests() {
         stream.write_all(b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n").await.unwrap();
         open.push(stream);
     }
-    // The third is the one that asks.
+    // The third is the metrics request itself.
     server.settles("ghostserve_http_requests_in_flight", 3.0).await;
     let (status, problem) = server.classify("", JPEG).await;
     assert_eq!(status, 429);
@@ -338,7 +341,7 @@ async fn one_address_does_not_get_all_places_for_requests() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_address_does_not_get_all_connections() {
+async fn one_address_cannot_take_all_connections() {
     let server = TestServer::with(|c| c.load.max_connections = 4).await;
     let other = client_at(2);
     let address = server.address;
@@ -355,10 +358,10 @@ async fn one_address_does_not_get_all_connections() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_that_nobody_reads_is_dropped_with_its_memory() {
+async fn an_unread_answer_is_dropped_and_its_memory_released() {
     let server = TestServer::start().await;
     let socket = TcpSocket::new_v4().unwrap();
-    // What the systems' buffers take is as good as read.
+    // Bytes in the socket buffers count as read, so the receive buffer is small.
     socket.set_recv_buffer_size(4096).unwrap();
     let mut stream = socket.connect(server.address).await.unwrap();
     let path = "/v1/features?size=640&levels=c1,c2,c3,c4,c5";
@@ -371,21 +374,21 @@ async fn an_answer_that_nobody_reads_is_dropped_with_its_memory() {
     assert!(server.metric("ghostserve_feature_bytes").await > 0.0);
     let start = Instant::now();
     while server.metric("ghostserve_http_connection_timeouts_total{phase=\"response\"}").await < 1.0 {
-        assert!(start.elapsed() < Duration::from_secs(30), "nobody cut it off");
+        assert!(start.elapsed() < Duration::from_secs(30), "the connection was not closed in time");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     server.settles("ghostserve_feature_bytes", 0.0).await;
-    // The connection is closed behind what was sent.
+    // The connection is closed after the bytes that were already sent.
     let rest = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut Vec::new())).await;
     assert!(rest.is_ok());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_process_past_its_memory_sheds_while_it_works_and_never_for_ever() {
-    // More than any process takes.
+async fn a_process_over_its_memory_limit_sheds_only_while_requests_are_in_flight() {
+    // One byte: every process is over this limit.
     let server = TestServer::with(|c| c.load.max_memory = Some(1)).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
-    // Nothing is in flight: refusing would free nothing.
+    // Nothing is in flight, so a refusal would free no memory.
     assert_eq!(server.classify("", JPEG).await.0, 200);
     let requests: Vec<_> = (0..40).map(|_| tokio::spawn(server.post("/v1/classify").body(JPEG).send())).collect();
     let (mut answered, mut shed) = (0, 0);
@@ -403,7 +406,7 @@ async fn a_process_past_its_memory_sheds_while_it_works_and_never_for_ever() {
 }
 
 #[test]
-fn the_made_png_is_one() {
+fn png_of_zeros_makes_a_valid_png() {
     let file = png_of_zeros(70, 50);
     assert_eq!(probe(&file, ImageLimits::default()).unwrap().info().width, 70);
     assert!(probe(&file, ImageLimits::default()).and_then(decode).is_ok());

@@ -19,33 +19,33 @@ const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
 const SHED: &str = "HTTP/1.1 429 Too Many Requests\r\nretry-after: 1\r\ncontent-length: 2\r\n\r\n{}";
 const SHED_AND_CLOSE: &str = "HTTP/1.1 503 Busy\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 
-/// What the fake does with a request, by its number.
+/// What the fake server does with one request.
 #[derive(Clone, Copy)]
-enum Does {
-    /// Reads all of it and answers so.
+enum Reaction {
+    /// Reads the whole request and sends this answer.
     Answer(&'static str),
-    /// Answers when it has the head, and closes with the body unread.
+    /// Sends this answer after the head, and closes with the body unread.
     Early(&'static str),
     /// Closes without an answer.
     Close,
-    /// Answers after a while; with one connection, everything else waits.
+    /// Answers after this time; with one connection, all other requests wait.
     Stall(Duration),
 }
 
-/// A server whose answers are decided by the number of the request.
-async fn fake(does: fn(usize) -> Does) -> SocketAddr {
+/// Starts a server that handles request number `n` as `reaction_to(n)` says.
+async fn fake(reaction_to: fn(usize) -> Reaction) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let count = Arc::new(AtomicUsize::new(0));
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            tokio::spawn(serve(stream, does, Arc::clone(&count)));
+            tokio::spawn(serve(stream, reaction_to, Arc::clone(&count)));
         }
     });
     address
 }
 
-async fn serve(mut stream: TcpStream, does: fn(usize) -> Does, count: Arc<AtomicUsize>) {
+async fn serve(mut stream: TcpStream, reaction_to: fn(usize) -> Reaction, count: Arc<AtomicUsize>) {
     let mut bytes = Vec::new();
     loop {
         let head = loop {
@@ -56,8 +56,8 @@ async fn serve(mut stream: TcpStream, does: fn(usize) -> Does, count: Arc<Atomic
                 return;
             }
         };
-        let does = does(count.fetch_add(1, Ordering::Relaxed));
-        if let Does::Early(answer) = does {
+        let reaction = reaction_to(count.fetch_add(1, Ordering::Relaxed));
+        if let Reaction::Early(answer) = reaction {
             let _ = stream.write_all(answer.as_bytes()).await;
             return;
         }
@@ -70,10 +70,10 @@ async fn serve(mut stream: TcpStream, does: fn(usize) -> Does, count: Arc<Atomic
             }
         }
         bytes.drain(..whole);
-        match does {
-            Does::Answer(answer) => stream.write_all(answer.as_bytes()).await.unwrap(),
-            Does::Close | Does::Early(_) => return,
-            Does::Stall(time) => {
+        match reaction {
+            Reaction::Answer(answer) => stream.write_all(answer.as_bytes()).await.unwrap(),
+            Reaction::Close | Reaction::Early(_) => return,
+            Reaction::Stall(time) => {
                 tokio::time::sleep(time).await;
                 stream.write_all(OK.as_bytes()).await.unwrap();
             }
@@ -94,13 +94,13 @@ fn settings() -> RunSettings {
     }
 }
 
-/// One run against a fake, on a thread as the program's.
-async fn run(does: fn(usize) -> Does, workload: Workload, settings: RunSettings) -> RunMeasurement {
+/// One run against a fake server, on a single-threaded runtime as in the program.
+async fn run(reaction_to: fn(usize) -> Reaction, workload: Workload, settings: RunSettings) -> RunMeasurement {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("image");
     std::fs::write(&path, vec![7; 600_000]).unwrap();
     let images = ImageSet::read(&[path]).unwrap();
-    let address = fake(does).await;
+    let address = fake(reaction_to).await;
     let target = LoadTarget::parse(&format!("fake=http://{address}/classify")).unwrap();
     let task = move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -124,11 +124,14 @@ async fn run(does: fn(usize) -> Does, workload: Workload, settings: RunSettings)
     report.targets[0].series[0].rounds[0].clone()
 }
 
+/// Time that the stalling server waits before it answers.
+const STALL: Duration = Duration::from_millis(300);
+
 const CLOSED: Workload = Workload::ClosedLoop { connections: 4 };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn answers_are_counted_by_status_and_refusals_apart() {
-    let found = run(|n| Does::Answer(if n % 2 == 0 { OK } else { SHED }), CLOSED, settings()).await;
+async fn answers_are_counted_by_status_and_refusals_separately() {
+    let found = run(|n| Reaction::Answer(if n % 2 == 0 { OK } else { SHED }), CLOSED, settings()).await;
     let counts: Vec<u16> = found.statuses.keys().copied().collect();
     assert_eq!((counts, found.errors.len()), (vec![200, 429], 0));
     assert_eq!(found.success.count(), found.statuses[&200]);
@@ -139,19 +142,19 @@ async fn answers_are_counted_by_status_and_refusals_apart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_early_refusal_is_an_answer_even_if_the_body_could_not_be_sent() {
-    let does = |n| if n % 2 == 0 { Does::Answer(OK) } else { Does::Early(SHED_AND_CLOSE) };
-    let found = run(does, CLOSED, settings()).await;
+async fn an_early_refusal_counts_as_an_answer_even_if_the_body_could_not_be_sent() {
+    let reaction_to = |n| if n % 2 == 0 { Reaction::Answer(OK) } else { Reaction::Early(SHED_AND_CLOSE) };
+    let found = run(reaction_to, CLOSED, settings()).await;
     let early = found.statuses.get(&503).copied().unwrap_or(0);
     assert!(early > 5, "{:?}", found.statuses);
-    // The system may have thrown an answer away that was not read in time; most must arrive.
+    // The system may discard an answer that was not read in time; most answers must arrive.
     let reset = found.errors.values().sum::<u64>();
     assert!(reset * 2 <= early, "{:?} {:?}", found.statuses, found.errors);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn connections_that_are_closed_are_errors_and_are_opened_again() {
-    let found = run(|n| if n % 3 == 2 { Does::Close } else { Does::Answer(OK) }, CLOSED, settings()).await;
+async fn closed_connections_count_as_errors_and_are_opened_again() {
+    let found = run(|n| if n % 3 == 2 { Reaction::Close } else { Reaction::Answer(OK) }, CLOSED, settings()).await;
     assert!(found.errors[&RequestErrorKind::Reset] > 3, "{:?}", found.errors);
     assert!(found.success.count() > found.errors[&RequestErrorKind::Reset]);
     assert!(found.connections_opened > 4);
@@ -159,29 +162,29 @@ async fn connections_that_are_closed_are_errors_and_are_opened_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_json_is_an_error_where_json_is_asked_for() {
-    let does = |n| Does::Answer(if n == 0 { OK } else { "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nno" });
-    let found = run(does, CLOSED, settings()).await;
+async fn an_answer_that_is_not_json_is_an_error_where_json_is_expected() {
+    let reaction_to = |n| Reaction::Answer(if n == 0 { OK } else { "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nno" });
+    let found = run(reaction_to, CLOSED, settings()).await;
     assert_eq!((found.success.count(), found.errors.len()), (0, 1));
     assert!(found.errors[&RequestErrorKind::Body] > 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_that_a_stall_kept_from_being_sent_count_from_when_they_were_due() {
-    // One connection, and one stall that begins inside the window: a tester that waits politely would see one slow answer.
-    let stall = Duration::from_millis(300);
-    let does: fn(usize) -> Does = |n| if n == 20 { Does::Stall(Duration::from_millis(300)) } else { Does::Answer(OK) };
+async fn requests_delayed_by_a_stall_are_timed_from_when_they_were_due() {
+    // One connection, and one stall that begins inside the measured window. A load tester that waited for the stall to
+    // end would see one slow answer.
+    let reaction_to: fn(usize) -> Reaction = |n| if n == 20 { Reaction::Stall(STALL) } else { Reaction::Answer(OK) };
     let settings = RunSettings { max_connections: 1, duration: Duration::from_millis(900), ..settings() };
-    let found = run(does, Workload::OpenLoop { arrival_rate: 100.0 }, settings).await;
-    let slow: u64 = found.success.buckets().iter().filter(|(time, _)| *time > stall / 3).map(|(_, count)| count).sum();
+    let found = run(reaction_to, Workload::OpenLoop { arrival_rate: 100.0 }, settings).await;
+    let slow: u64 = found.success.buckets().iter().filter(|(time, _)| *time > STALL / 3).map(|(_, count)| count).sum();
     assert!(slow >= 8, "{slow} of {} requests were slow", found.success.count());
     assert!(found.queued >= 8);
-    assert!(found.success.max() >= stall * 9 / 10);
+    assert!(found.success.max() >= STALL * 9 / 10);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_program_writes_its_reports_and_keeps_its_promises() {
-    let address = fake(|_| Does::Answer(OK)).await;
+async fn the_program_writes_its_reports_and_fails_when_an_expectation_is_not_met() {
+    let address = fake(|_| Reaction::Answer(OK)).await;
     let folder = tempfile::tempdir().unwrap();
     let (json, html) = (folder.path().join("r.json"), folder.path().join("r.html"));
     let bench = |args: &[&str]| {
@@ -208,7 +211,7 @@ async fn the_program_writes_its_reports_and_keeps_its_promises() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("expected a p99 of at most"));
 }
 
-/// One target's measurement over a closed loop.
+/// Measures one target in a closed loop.
 async fn measured(target: &str, style: RequestFormat) -> Result<RunMeasurement, String> {
     let (target, settings) = (LoadTarget::parse(target).unwrap(), settings());
     tokio::task::spawn_blocking(move || {
@@ -228,7 +231,7 @@ async fn measured(target: &str, style: RequestFormat) -> Result<RunMeasurement, 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn calls_are_measured_alone_and_in_a_mix() {
+async fn grpc_calls_are_measured_alone_and_mixed_with_http() {
     let server = crate::server::TestServer::start().await;
     let calls = "ghostserve_grpc_requests_total{code=\"OK\",method=\"/ghostserve.v1.InferenceService/Classify\"}";
     let requests = "ghostserve_http_requests_total{route=\"/v1/classify\",status=\"200\"}";
@@ -241,24 +244,24 @@ async fn calls_are_measured_alone_and_in_a_mix() {
     let mixed = measured(&mix, RequestFormat::default()).await.unwrap();
     assert!(mixed.success.count() > 10 && mixed.failures() == 0, "{:?}", mixed.first_errors);
     assert!(server.metric(calls).await > before + 5.0 && server.metric(requests).await > 5.0);
-    // Refusals are refusals.
+    // A target that cannot be measured is refused before the run.
     let form = RequestFormat { multipart: Some("file".to_owned()), ..RequestFormat::default() };
     assert!(measured(&grpc, form).await.unwrap_err().contains("--multipart"));
     let late = RequestFormat { headers: vec!["grpc-timeout: 1n".to_owned()], ..RequestFormat::default() };
     let refused = measured(&grpc, late).await.unwrap_err();
     assert!(refused.contains("504"), "{refused}");
-    let lost = measured(&format!("{grpc}/no.Service/Method"), RequestFormat::default()).await.unwrap_err();
-    assert!(lost.contains("501"), "{lost}");
+    let unknown_method = measured(&format!("{grpc}/no.Service/Method"), RequestFormat::default()).await.unwrap_err();
+    assert!(unknown_method.contains("501"), "{unknown_method}");
 }
 
 #[test]
-fn a_target_that_does_not_work_is_not_measured() {
+fn a_target_that_cannot_be_reached_is_not_measured() {
     let bench = |url: &str| {
         let output = Command::new(env!("CARGO_BIN_EXE_ghostserve")).args(["bench", url]).output().unwrap();
         assert_eq!(output.status.code(), Some(1));
         String::from_utf8(output.stderr).unwrap()
     };
-    // A port that was free a moment ago.
+    // A port that was free a moment ago, so that no server listens on it.
     let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let error = bench(&format!("http://{address}/"));
     assert!(error.contains("cannot connect") && error.contains("is the server running?"), "{error}");

@@ -1,4 +1,4 @@
-//! `POST /v1/classify`: the three kinds of input, the parameters, and what an answer holds.
+//! `POST /v1/classify`: the three kinds of input, the parameters, and what an answer contains.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -6,7 +6,7 @@ use image::ImageFormat;
 use reqwest::multipart::{Form, Part};
 use serde_json::{Value, json};
 
-use crate::images::{JPEG, picture, png};
+use crate::images::{JPEG, drawn_image, png};
 use crate::server::{TestServer, answer, code};
 
 fn predictions(json: &Value, index: usize) -> &Vec<Value> {
@@ -14,7 +14,7 @@ fn predictions(json: &Value, index: usize) -> &Vec<Value> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_raw_image_is_answered_in_full() {
+async fn a_raw_image_gets_a_complete_answer() {
     let server = TestServer::start().await;
     let response = server.post("/v1/classify").body(JPEG).header("x-request-id", "my-id.1").send().await.unwrap();
     assert_eq!(response.headers()["x-request-id"], "my-id.1");
@@ -45,7 +45,7 @@ async fn a_raw_image_is_answered_in_full() {
 async fn the_content_type_does_not_have_to_be_right_for_a_raw_image() {
     let server = TestServer::start().await;
     let (_, expected) = server.classify("", JPEG).await;
-    // The third is what curl says when it is not told otherwise.
+    // The third is curl's default.
     for kind in ["image/png", "application/octet-stream", "application/x-www-form-urlencoded", "IMAGE/JPEG; q=1"] {
         let response = server.post("/v1/classify").body(JPEG).header("content-type", kind).send().await.unwrap();
         assert_eq!(answer(response).await, (200, expected.clone()), "{kind}");
@@ -69,7 +69,7 @@ async fn raw_multipart_and_json_give_the_same_answer() {
 #[tokio::test(flavor = "multi_thread")]
 async fn thirty_two_images_come_back_in_order() {
     let server = TestServer::start().await;
-    let files: Vec<_> = (0..32).map(|seed| picture(40 + seed, 50, seed, ImageFormat::Png)).collect();
+    let files: Vec<_> = (0..32).map(|seed| drawn_image(40 + seed, 50, seed, ImageFormat::Png)).collect();
     let mut form = Form::new();
     for (i, file) in files.iter().enumerate() {
         form = form.part(format!("file{i}"), Part::bytes(file.clone()).file_name(format!("{i}.png")));
@@ -81,14 +81,14 @@ async fn thirty_two_images_come_back_in_order() {
         let (_, alone) = server.classify("", file).await;
         for (a, b) in predictions(&json, i).iter().zip(predictions(&alone, 0)) {
             assert_eq!(a["class"], b["class"], "image {i}");
-            // The batch's size changes the order of additions, nothing more.
+            // The batch size changes only the order of additions.
             assert!((a["probability"].as_f64().unwrap() - b["probability"].as_f64().unwrap()).abs() < 1e-4);
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bad_image_costs_none_of_its_neighbours() {
+async fn a_bad_image_does_not_affect_the_others_of_its_request() {
     let server = TestServer::start().await;
     let good = STANDARD.encode(JPEG);
     let images = [&good[..], &STANDARD.encode(&JPEG[..JPEG.len() / 2]), "%%%", "", &STANDARD.encode(b"text"), &good];
@@ -112,7 +112,7 @@ async fn a_bad_image_costs_none_of_its_neighbours() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn if_every_image_is_bad_the_request_fails_as_the_first_did() {
+async fn a_request_with_only_bad_images_fails_with_the_first_error() {
     let server = TestServer::start().await;
     let images = [STANDARD.encode(b"text"), STANDARD.encode(&JPEG[..200])];
     let response = server.post("/v1/classify").json(&json!({"images": images})).send().await.unwrap();
@@ -120,7 +120,7 @@ async fn if_every_image_is_bad_the_request_fails_as_the_first_did() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn parameters_do_what_they_say() {
+async fn top_k_and_min_confidence_limit_the_predictions() {
     let server = TestServer::start().await;
     let (_, json) = server.classify("?top_k=10", JPEG).await;
     let all = predictions(&json, 0);
@@ -139,7 +139,7 @@ async fn parameters_do_what_they_say() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn parameters_that_cannot_be_meant_are_refused_with_a_reason() {
+async fn invalid_parameters_are_refused_with_a_reason() {
     let server = TestServer::start().await;
     for (query, words) in [
         ("?top_k=0", "between 1 and the model's 10 classes"),
@@ -163,7 +163,7 @@ async fn parameters_that_cannot_be_meant_are_refused_with_a_reason() {
 async fn a_deadline_that_has_passed_is_a_504_and_the_image_is_dropped() {
     // One worker, kept busy by many images, so that the last one has to wait.
     let server = TestServer::with(|c| c.execution.workers = Some(1)).await;
-    let file = STANDARD.encode(picture(600, 600, 1, ImageFormat::Png));
+    let file = STANDARD.encode(drawn_image(600, 600, 1, ImageFormat::Png));
     let busy = server.post("/v1/classify").json(&json!({"images": vec![file; 32]}));
     let busy = tokio::spawn(busy.send());
     tokio::time::sleep(std::time::Duration::from_millis(30)).await;
@@ -177,9 +177,9 @@ async fn a_deadline_that_has_passed_is_a_504_and_the_image_is_dropped() {
 async fn the_orientation_in_the_metadata_is_applied() {
     let server = TestServer::start().await;
     let upright = include_bytes!("../goldens/images/jpeg-orientation-1.jpg");
-    let lying = include_bytes!("../goldens/images/jpeg-orientation-6.jpg");
+    let rotated = include_bytes!("../goldens/images/jpeg-orientation-6.jpg");
     let (_, a) = server.classify("", &upright[..]).await;
-    let (_, b) = server.classify("", &lying[..]).await;
+    let (_, b) = server.classify("", &rotated[..]).await;
     assert_eq!(a["results"][0]["image"], b["results"][0]["image"]);
     assert_eq!(predictions(&a, 0)[0]["class"], predictions(&b, 0)[0]["class"]);
 }

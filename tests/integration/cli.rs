@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use image::ImageFormat;
 
-use crate::images::{JPEG, picture, png_header, png_profile_bomb};
+use crate::images::{JPEG, drawn_image, png_header, png_profile_bomb};
 
 fn ghostserve() -> Command {
     Command::new(env!("CARGO_BIN_EXE_ghostserve"))
@@ -37,7 +37,7 @@ fn inspect_prints_the_published_counts() {
 }
 
 #[test]
-fn inspect_draws_where_attention_sits_and_what_was_padded() {
+fn inspect_shows_attention_and_padding() {
     let (ok, out, _) = run(&["inspect", "ghostnetv2_100", "--block", "16"]);
     let row = out.lines().find(|l| l.starts_with("blocks.2.0")).unwrap();
     assert!(ok && row.contains("DFC5") && row.ends_with("72+8*  24+8"), "{row}");
@@ -107,13 +107,13 @@ fn classify_needs_no_server_and_one_bad_file_does_not_stop_the_others() {
 }
 
 #[test]
-fn eval_counts_by_class_and_names_what_it_cannot_use() {
+fn eval_counts_by_class_and_names_unusable_files_and_folders() {
     let folder = tempfile::tempdir().unwrap();
     for (class, images) in [("cat", 3), ("ship", 2)] {
         std::fs::create_dir(folder.path().join(class)).unwrap();
         for i in 0..images {
             let file = folder.path().join(class).join(format!("{i}.png"));
-            std::fs::write(file, picture(32, 32, i, ImageFormat::Png)).unwrap();
+            std::fs::write(file, drawn_image(32, 32, i, ImageFormat::Png)).unwrap();
         }
     }
     let path = folder.path().to_str().unwrap();
@@ -122,7 +122,7 @@ fn eval_counts_by_class_and_names_what_it_cannot_use() {
     let report: serde_json::Value = serde_json::from_str(&out).unwrap();
     assert_eq!(report["all"]["images"], 5);
     assert_eq!(report["classes"][3]["images"], 3);
-    // Both classes got the same pictures: no more than three of the five can be right.
+    // Both classes have the same images, so at most three of the five can be right.
     assert!(report["all"]["top1"].as_u64().unwrap() <= 3);
 
     std::fs::write(folder.path().join("cat/broken.jpg"), &JPEG[..500]).unwrap();
@@ -135,7 +135,7 @@ fn eval_counts_by_class_and_names_what_it_cannot_use() {
 }
 
 #[test]
-fn settings_that_contradict_each_other_are_refused_by_flag() {
+fn invalid_settings_are_refused_with_the_name_of_their_flag() {
     for (arguments, words) in [
         (&["--workers", "0"][..], "--workers must be at least 1"),
         (&["--max-images-in-flight", "4"], "--max-images-per-request"),
@@ -151,11 +151,11 @@ fn settings_that_contradict_each_other_are_refused_by_flag() {
     }
 }
 
-/// A server in a process of its own, killed if the test fails.
+/// A server in its own process, killed if the test fails.
 pub(crate) struct Process(Child);
 
 impl Process {
-    /// Starts it on a free port and returns it with its address and the rest of its log.
+    /// Starts the server on a free port. Returns it with its address and the rest of its log.
     pub(crate) fn start(extra: &[&str]) -> (Self, String, impl Iterator<Item = String> + use<>) {
         let mut child = ghostserve()
             .args(["serve", "--listen", "127.0.0.1:0", "--log-format", "json", "--drain-grace", "200ms"])
@@ -169,7 +169,7 @@ impl Process {
         (Self(child), ready["address"].as_str().unwrap().to_owned(), lines)
     }
 
-    /// Has it drain and end, which it must do well.
+    /// Makes the server drain and exit. The exit status must be success.
     pub(crate) fn stop(mut self) {
         self.signal("TERM");
         let status = self.0.wait().unwrap();
@@ -200,7 +200,7 @@ fn post(address: &str, body: &[u8]) -> String {
 }
 
 #[test]
-fn serve_health_and_sigterm() {
+fn serve_answers_health_checks_and_drains_on_sigterm() {
     let (mut process, address, log) = Process::start(&[]);
     let health = |check| run(&["health", "--listen", &address, "--check", check]);
     assert_eq!(health("ready"), (true, "ok\n".into(), String::new()));
@@ -228,13 +228,13 @@ fn serve_health_and_sigterm() {
 }
 
 #[test]
-fn signals_that_mean_something_else_do_not_stop_it() {
+fn unrelated_signals_do_not_stop_the_server() {
     let (mut process, address, log) = Process::start(&[]);
     for signal in ["HUP", "USR1", "USR2", "ALRM"] {
         process.signal(signal);
         assert!(post(&address, JPEG).starts_with("HTTP/1.1 200"), "{signal}");
     }
-    // A quit is as good as any other way to stop it.
+    // SIGQUIT stops the server as SIGTERM does.
     process.signal("QUIT");
     let status = process.0.wait().unwrap();
     assert!(status.success(), "{status}");
@@ -242,7 +242,7 @@ fn signals_that_mean_something_else_do_not_stop_it() {
     assert!(log.iter().any(|line| line.contains("SIGHUP") && line.contains("nothing to reload")), "{log:?}");
 }
 
-/// The most memory that a process has had, bytes.
+/// Peak resident memory of a process, bytes.
 #[cfg(target_os = "linux")]
 fn peak_memory(process: &Process) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", process.0.id())).unwrap();
@@ -252,25 +252,25 @@ fn peak_memory(process: &Process) -> u64 {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn bombs_do_not_raise_the_peak_of_memory() {
+fn decompression_bombs_do_not_raise_peak_memory() {
     let (process, address, _log) = Process::start(&[]);
     assert!(post(&address, JPEG).starts_with("HTTP/1.1 200"));
     let before = peak_memory(&process);
     assert!(post(&address, &png_header(16_384, 16_384)).starts_with("HTTP/1.1 413"));
-    // Here the size is honest and the metadata is not; the picture itself is fine.
+    // The declared size is true and the pixels are valid; only the colour profile is a bomb.
     assert!(post(&address, &png_profile_bomb()).starts_with("HTTP/1.1 200"));
     let growth = peak_memory(&process) - before;
     assert!(growth < 50_000_000, "grew by {growth} bytes");
 }
 
 #[test]
-fn every_flag_is_an_environment_variable_too() {
+fn every_flag_has_an_environment_variable() {
     let (_, help, _) = run(&["serve", "--help"]);
     let flags = help.lines().filter_map(|line| line.trim().strip_prefix("--")).filter(|l| !l.starts_with("help"));
     let mut count = 0;
     for flag in flags {
         let name = flag.split([' ', '=']).next().unwrap();
-        // Where OpenTelemetry has a name for what every service is told, that one is read.
+        // OpenTelemetry names the variables of settings that every service has.
         let variable = match name {
             "otlp-endpoint" | "otlp-protocol" => format!("OTEL_EXPORTER_{}", name.to_uppercase().replace('-', "_")),
             "service-name" => "OTEL_SERVICE_NAME".to_owned(),

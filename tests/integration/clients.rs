@@ -1,7 +1,8 @@
-//! The snippets of docs/clients.md, run as they stand there, and a detection head on the server's feature maps.
+//! The snippets of docs/clients.md, run as printed there, and a detection head on the server's feature maps.
 //!
-//! They need a Python with `tests/clients/requirements.txt` (GHOSTSERVE_CLIENTS_PYTHON names it; continuous integration always
-//! has one), and those with PyTorch in them `requirements-torch.txt`; what has not its packages is skipped, and says so.
+//! The snippets need a Python with the packages of `tests/clients/requirements.txt`. GHOSTSERVE_CLIENTS_PYTHON names
+//! it; continuous integration always has one. Snippets with PyTorch also need `requirements-torch.txt`. A test whose
+//! packages are missing is skipped, and says so.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,21 +12,21 @@ use crate::server::TestServer;
 
 const MANUAL: &str = include_str!("../../docs/clients.md");
 
-/// A Python that has what the snippets import.
+/// A Python with the packages that the snippets import.
 pub(crate) fn python() -> Option<PathBuf> {
     let named = std::env::var_os("GHOSTSERVE_CLIENTS_PYTHON").map(PathBuf::from);
     let python = named.clone().unwrap_or_else(|| "python3".into());
-    let has = imports(&python, "numpy, requests, safetensors, schemathesis, tritonclient.grpc, tritonclient.http");
+    let has = can_import(&python, "numpy, requests, safetensors, schemathesis, tritonclient.grpc, tritonclient.http");
     assert!(has || named.is_none(), "{} lacks tests/clients/requirements.txt", python.display());
     has.then_some(python)
 }
 
-fn imports(python: &Path, modules: &str) -> bool {
+fn can_import(python: &Path, modules: &str) -> bool {
     let output = Command::new(python).args(["-c", &format!("import {modules}")]).output();
     output.is_ok_and(|output| output.status.success())
 }
 
-/// The Python blocks of the manual, and the text that follows each.
+/// The Python blocks of the manual, each with the output that follows it.
 fn snippets() -> Vec<(&'static str, &'static str)> {
     let blocks = MANUAL.split("```python\n").skip(1);
     blocks
@@ -38,19 +39,19 @@ fn snippets() -> Vec<(&'static str, &'static str)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_manuals_snippets_print_what_it_says() {
+async fn the_snippets_of_the_manual_print_the_documented_output() {
     let Some(python) = python() else {
         println!("SKIPPED: no Python with tests/clients/requirements.txt; `make test-clients` makes one");
         return;
     };
-    let torch = imports(&python, "torch");
+    let torch = can_import(&python, "torch");
     let server = TestServer::start().await;
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("photo.jpg"), JPEG).unwrap();
-    let snippets = snippets();
-    assert_eq!(snippets.len(), 7);
-    let mut run = 0;
-    for (code, expected) in snippets {
+    let examples = snippets();
+    assert_eq!(examples.len(), 7);
+    let mut examples_run = 0;
+    for (code, expected) in examples {
         if code.contains("torch") && !torch {
             println!("SKIPPED: a snippet that imports torch, which {} lacks", python.display());
             continue;
@@ -63,13 +64,13 @@ async fn the_manuals_snippets_print_what_it_says() {
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "{code}\n{err}");
         assert_eq!(out, expected, "{code}");
-        run += 1;
+        examples_run += 1;
     }
-    assert!(run >= 5);
+    assert!(examples_run >= 5);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tritons_clients_get_what_classify_gives() {
+async fn tritons_clients_get_the_answers_of_classify() {
     let Some(python) = python() else {
         println!("SKIPPED: no Python with tests/clients/requirements.txt; `make test-clients` makes one");
         return;
@@ -87,8 +88,8 @@ async fn tritons_clients_get_what_classify_gives() {
 }
 
 #[test]
-fn a_head_on_the_servers_maps_gives_what_it_gives_on_timms() {
-    let python = python().filter(|python| imports(python, "torch, timm"));
+fn a_detection_head_gives_the_same_on_the_servers_maps_and_on_timms() {
+    let python = python().filter(|python| can_import(python, "torch, timm"));
     let Some(python) = python else {
         println!("SKIPPED: no Python with tests/clients/requirements-torch.txt; `make test-clients TORCH=1` makes one");
         return;

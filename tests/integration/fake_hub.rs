@@ -1,4 +1,4 @@
-//! A model hub on a port of this machine, as well or badly behaved as a test wants it, and somebody who pulls from it.
+//! A model hub on a local port that answers as a test defines, and a user who pulls models from it.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -9,18 +9,18 @@ use std::time::Duration;
 use ghostserve_hub::{
     Hub, HubError, HubSettings, Proxies, PullEvent, PullReport, PullRequest, Reference, TransferLimits,
 };
-use ghostserve_manifest::Digest;
+use ghostserve_manifest::{Digest, to_hex};
 use serde_json::{Value, json};
 use sha1::Digest as _;
 
 pub(crate) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
-/// A request's first line and headers, names in lower case.
+/// The request line and headers of a request; header names are in lower case.
 #[derive(Clone, Debug)]
 pub(crate) struct Request {
     pub(crate) line: String,
     pub(crate) headers: Vec<(String, String)>,
-    /// How many requests for weights came before it.
+    /// Number of requests for weights that came before this request.
     pub(crate) earlier: usize,
 }
 
@@ -33,8 +33,8 @@ impl Request {
         self.headers.iter().find(|(n, _)| n == name).map(|(_, value)| &value[..])
     }
 
-    /// Where a `Range` starts.
-    pub(crate) fn from(&self) -> Option<usize> {
+    /// First byte that the `Range` header requests.
+    pub(crate) fn range_start(&self) -> Option<usize> {
         self.header("range")?.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok()
     }
 
@@ -47,22 +47,22 @@ impl Request {
     }
 }
 
-/// Answers until the test's process ends; remembers every request.
+/// A hub that answers until the test process ends and records every request.
 pub(crate) struct FakeHub {
     pub(crate) address: SocketAddr,
     seen: Arc<Mutex<Vec<Request>>>,
 }
 
 impl FakeHub {
-    /// One connection a request, each on a thread of its own.
+    /// Starts the hub. Every connection carries one request and has its own thread.
     pub(crate) fn start(answer: impl Fn(&Request, &mut TcpStream) + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (seen, answer) = (Arc::new(Mutex::new(Vec::<Request>::new())), Arc::new(answer));
-        let all = seen.clone();
+        let requests = seen.clone();
         std::thread::spawn(move || {
             for mut stream in listener.incoming().map_while(Result::ok) {
-                let (seen, answer) = (all.clone(), answer.clone());
+                let (seen, answer) = (requests.clone(), answer.clone());
                 std::thread::spawn(move || {
                     let Some(mut request) = Request::read(&stream) else { return };
                     {
@@ -90,7 +90,7 @@ impl FakeHub {
     }
 }
 
-/// The head of an answer; `headers` end with a line break each. Clients that have left are no error.
+/// Sends the head of a response. Each of `headers` ends with a line break. A client that has left is not an error.
 pub(crate) fn head(stream: &mut TcpStream, status: &str, headers: &str) {
     let _ = write!(stream, "HTTP/1.1 {status}\r\nConnection: close\r\n{headers}\r\n");
 }
@@ -100,7 +100,7 @@ pub(crate) fn reply(stream: &mut TcpStream, status: &str, headers: &str, body: &
     let _ = stream.write_all(body);
 }
 
-/// A repository with a network.
+/// A repository with one network.
 #[derive(Clone)]
 pub(crate) struct Repository {
     pub(crate) config: Value,
@@ -109,25 +109,26 @@ pub(crate) struct Repository {
 }
 
 impl Repository {
-    /// As timm's are. The description tells the truth.
+    /// A repository like timm's, with a correct description.
     pub(crate) fn new(weights: Vec<u8>) -> Self {
         let config = json!({"architecture": "ghostnetv2_100", "num_classes": 1000, "global_pool": "avg",
-            "pretrained_cfg": {"tag": "in1k", "input_size": [3, 224, 224], "interpolation": "bicubic", "crop_pct": 0.875,
-                "crop_mode": "center", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}});
+            "pretrained_cfg": {"tag": "in1k", "input_size": [3, 224, 224], "interpolation": "bicubic",
+                "crop_pct": 0.875, "crop_mode": "center", "mean": [0.485, 0.456, 0.406],
+                "std": [0.229, 0.224, 0.225]}});
         let text = config.to_string();
-        let mut git = sha1::Sha1::new();
-        git.update(format!("blob {}\0{text}", text.len()));
-        let git: String = git.finalize().iter().map(|b| format!("{b:02x}")).collect();
+        let mut sha1 = sha1::Sha1::new();
+        sha1.update(format!("blob {}\0{text}", text.len()));
+        let blob_id = to_hex(&sha1.finalize());
         let sha256 = Digest::of(&weights).as_str().trim_start_matches("sha256:").to_owned();
         let description = json!({"sha": COMMIT, "cardData": {"license": "apache-2.0"}, "siblings": [
-            {"rfilename": "config.json", "size": text.len(), "blobId": git},
+            {"rfilename": "config.json", "size": text.len(), "blobId": blob_id},
             {"rfilename": "model.safetensors", "size": weights.len(), "blobId": COMMIT,
              "lfs": {"sha256": sha256, "size": weights.len(), "pointerSize": 134}}]});
         Self { config, weights, description }
     }
 
-    /// Weights that are no weights: for what looks at bytes only.
-    pub(crate) fn of_bytes() -> Self {
+    /// A repository whose weights are arbitrary bytes, for tests that do not parse them.
+    pub(crate) fn with_arbitrary_bytes() -> Self {
         Self::new((0..300_000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect())
     }
 
@@ -136,7 +137,7 @@ impl Repository {
             reply(stream, "200 OK", "", self.description.to_string().as_bytes());
         } else if request.line.contains("/config.json") {
             reply(stream, "200 OK", "", self.config.to_string().as_bytes());
-        } else if let Some(from) = request.from() {
+        } else if let Some(from) = request.range_start() {
             let total = self.weights.len();
             let range = format!("Content-Range: bytes {from}-{}/{total}\r\n", total - 1);
             reply(stream, "206 Partial Content", &range, &self.weights[from..]);
@@ -146,7 +147,7 @@ impl Repository {
     }
 }
 
-/// A user with a hub, a cache and a place for models.
+/// A user with a hub, a cache and a folder for models.
 pub(crate) struct User {
     pub(crate) settings: HubSettings,
     home: tempfile::TempDir,
@@ -185,11 +186,12 @@ impl User {
         Hub::new(self.settings.clone())?.pull(&request, &observer)
     }
 
-    /// Pulls in vain, and returns the message. Nothing may look like a model, and nothing wrong like a whole file.
-    pub(crate) fn refused(&self) -> String {
+    /// Pulls, which must fail, and returns the error message. Asserts that the pull left no model folder and no
+    /// complete file in the cache.
+    pub(crate) fn pull_error(&self) -> String {
         let error = self.pull().unwrap_err().to_string();
-        let left: Vec<_> = std::fs::read_dir(self.home.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
-        assert!(left.iter().all(|name| name == "cache"), "{left:?}");
+        let remaining: Vec<_> = std::fs::read_dir(self.home.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert!(remaining.iter().all(|name| name == "cache"), "{remaining:?}");
         assert!(self.blobs().iter().all(|b| !b.starts_with("sha256-") || b.ends_with(".part")), "{:?}", self.blobs());
         error
     }
@@ -199,6 +201,7 @@ impl User {
         blobs.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
     }
 
+    /// Number of partial downloads in the cache.
     pub(crate) fn parts(&self) -> usize {
         self.blobs().iter().filter(|name| name.ends_with(".part")).count()
     }

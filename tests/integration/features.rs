@@ -1,11 +1,10 @@
-//! `POST /v1/features` and `POST /v1/attention`: the numbers against timm, the forms, the geometry, bad requests.
+//! `POST /v1/features` and `POST /v1/attention`: values compared with timm, formats, geometry, bad requests.
 //!
-//! Reference: timm 1.0.31 on synthetic weights, for pictures of 8-bit pixels that both sides draw alike and that need no
-//! resize (`tests/goldens/make_network.py`). Tolerance: 1e-3 of the largest value of a map in f32; in f16, half precision's
-//! rounding (2⁻¹¹ of each value) more. Gates and probabilities, which are at most 1: 1e-3.
+//! Reference: timm 1.0.31 on synthetic weights, for 8-bit images that both sides draw alike and that need no resize
+//! (`tests/goldens/make_network.py`). Tolerance: 1e-3 of the largest value of a map in f32; in f16, additionally the
+//! rounding of half precision (2⁻¹¹ of each value). Gates and probabilities, which are at most 1: 1e-3.
 
 use std::collections::BTreeMap;
-use std::io::Cursor;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -16,26 +15,21 @@ use image::{ImageFormat, Rgb, RgbImage};
 use reqwest::multipart::{Form, Part};
 use serde_json::{Value, json};
 
-use crate::images::{JPEG, png};
+use crate::images::{JPEG, encode, png};
 use crate::server::{TestServer, answer, code};
 use crate::support::random_model;
 
 const TOLERANCE: f32 = 1e-3;
 
-fn file(picture: &RgbImage) -> Vec<u8> {
-    let mut bytes = Cursor::new(Vec::new());
-    picture.write_to(&mut bytes, ImageFormat::Png).unwrap();
-    bytes.into_inner()
-}
-
-/// The picture that `make_network.py` draws.
+/// The image that `photograph` in `make_network.py` draws, as a PNG file.
 fn photograph(width: u32, height: u32) -> Vec<u8> {
-    file(&RgbImage::from_fn(width, height, |x, y| {
+    let image = RgbImage::from_fn(width, height, |x, y| {
         Rgb([0, 1, 2].map(|c| ((x * 5 + y * 3 + c * 85 + (x / 16) * (y / 16) * 37) % 256) as u8))
-    }))
+    });
+    encode(&image, ImageFormat::Png)
 }
 
-/// Shape and elements by name, and the metadata, of a safetensors file.
+/// A safetensors file: the metadata, and shape and elements of each tensor by name.
 struct Tensors {
     metadata: BTreeMap<String, String>,
     tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
@@ -79,7 +73,7 @@ fn largest(values: &[f32]) -> f32 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn maps_embeddings_gates_and_scores_are_timms() {
+async fn maps_embeddings_gates_and_scores_equal_timms() {
     let folder = tempfile::tempdir().unwrap();
     random_model(folder.path());
     let model = folder.path().to_str().unwrap().to_owned();
@@ -92,12 +86,13 @@ async fn maps_embeddings_gates_and_scores_are_timms() {
     let golden = |name: &str| goldens.read(name, &goldens.shape(name, &[]).unwrap()).unwrap();
     let mut compared = 0;
     for (width, height) in [(224, 224), (416, 320), (640, 640)] {
-        let picture = photograph(width, height);
+        let image = photograph(width, height);
         for (cut, dtype) in [("deepest", "f32"), ("timm", "f32"), ("deepest", "f16")] {
             let path = format!(
-                "/v1/features?levels=c1,c2,c3,c4,c5,embedding&cut={cut}&size={width}x{height}&fit=stretch&dtype={dtype}&top_k=1"
+                "/v1/features?levels=c1,c2,c3,c4,c5,embedding&cut={cut}&size={width}x{height}&fit=stretch\
+                 &dtype={dtype}&top_k=1"
             );
-            let found = read_safetensors(&get(&server, &path, SAFETENSORS, picture.clone()).await);
+            let found = read_safetensors(&get(&server, &path, SAFETENSORS, image.clone()).await);
             assert_eq!(found.tensors.len(), 6);
             for (name, (shape, data)) in &found.tensors {
                 let (golden_name, step) = match &name[..] {
@@ -127,7 +122,7 @@ async fn maps_embeddings_gates_and_scores_are_timms() {
         }
         for layer in ["3.0", "8.3"] {
             let path = format!("/v1/attention?layer={layer}&size={width}x{height}&fit=stretch");
-            let found = read_safetensors(&get(&server, &path, SAFETENSORS, picture.clone()).await);
+            let found = read_safetensors(&get(&server, &path, SAFETENSORS, image.clone()).await);
             let expected = golden(&format!("{width}x{height}.attention.{layer}"));
             let found: Vec<f32> = found.tensors["attention"].1.iter().step_by(97).copied().collect();
             assert_eq!(expected.len(), found.len());
@@ -157,7 +152,7 @@ fn unzip(bytes: &[u8]) -> BTreeMap<String, Vec<u8>> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_form_holds_the_same() {
+async fn json_safetensors_and_npz_contain_the_same_values() {
     let server = TestServer::start().await;
     for dtype in ["f32", "f16"] {
         let path = format!("/v1/features?levels=c4,embedding&normalize=true&dtype={dtype}");
@@ -211,7 +206,7 @@ async fn answers_with_tensors_are_not_compressed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_pass_gives_features_and_the_classification() {
+async fn one_run_gives_features_and_the_classification() {
     let server = TestServer::start().await;
     let (_, expected) = server.classify("?top_k=3", JPEG).await;
     let (status, found) = answer(server.post("/v1/features?levels=c5&top_k=3").body(JPEG).send().await.unwrap()).await;
@@ -225,11 +220,11 @@ async fn one_pass_gives_features_and_the_classification() {
     }
     assert_eq!(server.metric("ghostserve_batch_size_count{model=\"ghostnetv2-cifar10\"}").await, 2.0, "one run each");
     let (_, without) = answer(server.post("/v1/features").body(JPEG).send().await.unwrap()).await;
-    assert_eq!(without["results"][0].get("predictions"), None, "nobody asked");
+    assert_eq!(without["results"][0].get("predictions"), None, "none were requested");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bad_image_leaves_its_neighbours_their_rows() {
+async fn a_bad_image_gets_no_row_and_the_others_keep_their_order() {
     let server = TestServer::start().await;
     let mut form = Form::new();
     for (i, bytes) in [png(1), b"no image".to_vec(), png(2)].into_iter().enumerate() {
@@ -252,20 +247,22 @@ async fn a_bad_image_leaves_its_neighbours_their_rows() {
     assert_eq!(code(answer(bad).await), (415, "unsupported_image_format".into()));
 }
 
-/// Puts a marker into a photograph, sees where a feature map changes, and maps that back.
+/// Draws a marker into a photograph, finds the cells of a feature map that change, and maps them back to the
+/// photograph.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_place_on_a_map_maps_back_to_the_photograph() {
+async fn the_geometry_maps_feature_cells_back_to_the_photograph() {
     let server = TestServer::start().await;
     let marker = [150u32, 200, 250, 260];
     let draw = |marked: bool| {
-        file(&RgbImage::from_fn(400, 460, |x, y| {
+        let image = RgbImage::from_fn(400, 460, |x, y| {
             let inside = (marker[0]..marker[2]).contains(&x) && (marker[1]..marker[3]).contains(&y);
             if marked && inside { Rgb([255, 40, 0]) } else { Rgb([90, 100, 110]) }
-        }))
+        });
+        encode(&image, ImageFormat::Png)
     };
     for fit in ["crop", "letterbox", "stretch"] {
         for size in ["320", "416x320", "640"] {
-            // timm's first level sees three by three pixels: the sharpest there is.
+            // A cell of timm's first level depends on 3×3 pixels, fewer than at any other level.
             let path = format!("/v1/features?levels=c1&cut=timm&size={size}&fit={fit}");
             let (_, with) = answer(server.post(&path).body(draw(true)).send().await.unwrap()).await;
             let (_, without) = answer(server.post(&path).body(draw(false)).send().await.unwrap()).await;
@@ -292,13 +289,13 @@ async fn a_place_on_a_map_maps_back_to_the_photograph() {
             let geometry = &with["results"][0]["geometry"];
             for (i, (edge, expected)) in edges.into_iter().zip(marker).enumerate() {
                 let of = |name: &str| geometry[name][i % 2].as_f64().unwrap();
-                let place = (edge as f64 * stride - of("offset")) / of("scale");
-                // A cell is two pixels of the input, and sees one beyond.
+                let position = (edge as f64 * stride - of("offset")) / of("scale");
+                // A cell covers two pixels of the input and depends on one beyond them.
                 let allowed = (stride + 1.0) / of("scale");
-                let off = (place - f64::from(expected)).abs();
+                let distance = (position - f64::from(expected)).abs();
                 assert!(
-                    off <= allowed,
-                    "{fit} {size} edge {i}: {place}, expected {expected} ± {allowed:.1}; {geometry}"
+                    distance <= allowed,
+                    "{fit} {size} edge {i}: {position}, expected {expected} ± {allowed:.1}; {geometry}"
                 );
             }
         }
@@ -306,20 +303,20 @@ async fn a_place_on_a_map_maps_back_to_the_photograph() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pictures_of_maps_and_of_attention_can_be_looked_at() {
+async fn maps_and_attention_are_rendered_as_png_images() {
     let server = TestServer::start().await;
-    let picture = |bytes: Vec<u8>| image::load_from_memory_with_format(&bytes, ImageFormat::Png).unwrap().into_rgb8();
+    let decoded = |bytes: Vec<u8>| image::load_from_memory_with_format(&bytes, ImageFormat::Png).unwrap().into_rgb8();
     // 112 maps of 4×4 in 11 columns and 11 rows, each pixel 12 wide.
-    let tiles = picture(get(&server, "/v1/features?levels=c4", "image/png", JPEG).await);
+    let tiles = decoded(get(&server, "/v1/features?levels=c4", "image/png", JPEG).await);
     assert_eq!(tiles.dimensions(), (11 * 50 + 2, 11 * 50 + 2));
     assert!(tiles.pixels().map(|p| p.0).collect::<std::collections::BTreeSet<_>>().len() > 50);
-    let overlay = picture(get(&server, "/v1/attention", "image/png", JPEG).await);
+    let overlay = decoded(get(&server, "/v1/attention", "image/png", JPEG).await);
     assert_eq!(overlay.dimensions(), (320, 320));
-    // Browsers say that they like pictures.
+    // The `Accept` header of browsers includes images.
     let browser = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,image/png,*/*;q=0.8";
     let response = server.post("/v1/attention").header("accept", browser).body(JPEG).send().await.unwrap();
     assert_eq!(response.headers()["content-type"], "image/png");
-    for (path, why) in [
+    for (path, words) in [
         ("/v1/features?levels=c3,c4", "one level"),
         ("/v1/features?levels=embedding", "one level"),
         ("/v1/features?levels=c3&top_k=2", "predictions"),
@@ -328,12 +325,12 @@ async fn pictures_of_maps_and_of_attention_can_be_looked_at() {
         let response = server.post(path).header("accept", "image/png").body(JPEG).send().await.unwrap();
         let (status, problem) = answer(response).await;
         assert_eq!((status, &problem["code"]), (400, &json!("invalid_parameter")), "{path}");
-        assert!(problem["detail"].as_str().unwrap().contains(why), "{problem}");
+        assert!(problem["detail"].as_str().unwrap().contains(words), "{problem}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn attention_tells_its_layers() {
+async fn attention_lists_its_layers() {
     let server = TestServer::start().await;
     let (status, json) = answer(server.post("/v1/attention").body(JPEG).send().await.unwrap()).await;
     assert_eq!(status, 200);
@@ -354,9 +351,9 @@ async fn attention_tells_its_layers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bad_requests_get_the_problem_that_says_what_to_do() {
+async fn bad_requests_get_a_problem_that_says_what_to_do() {
     let server = TestServer::with(|config| config.features.max_feature_pixels = 320 * 320).await;
-    for (path, status, what, says) in [
+    for (path, status, problem_code, words) in [
         ("/v1/features?levels=c6", 400, "invalid_parameter", "c1 to c5"),
         ("/v1/features?levels=", 400, "invalid_parameter", "c1 to c5"),
         ("/v1/features?levels=c3,c3", 400, "invalid_parameter", "twice"),
@@ -381,8 +378,8 @@ async fn bad_requests_get_the_problem_that_says_what_to_do() {
         ("/v1/attention?levels=c3", 400, "invalid_parameter", "unknown field"),
     ] {
         let (found, problem) = answer(server.post(path).body(JPEG).send().await.unwrap()).await;
-        assert_eq!((found, &problem["code"]), (status, &json!(what)), "{path}: {problem}");
-        assert!(problem["detail"].as_str().unwrap().contains(says), "{path}: {problem}");
+        assert_eq!((found, &problem["code"]), (status, &json!(problem_code)), "{path}: {problem}");
+        assert!(problem["detail"].as_str().unwrap().contains(words), "{path}: {problem}");
     }
     let response = server.post("/v1/features").header("accept", "text/html").body(JPEG).send().await.unwrap();
     let (status, problem) = answer(response).await;
@@ -414,7 +411,7 @@ async fn memory_for_maps_is_bounded() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sessions_make_room_for_each_other() {
+async fn sessions_replace_each_other_when_the_limit_is_reached() {
     let server = TestServer::with(|config| {
         config.features.feature_sessions = 1;
         config.execution.workers = Some(1);
@@ -427,18 +424,18 @@ async fn sessions_make_room_for_each_other() {
     }
     assert_eq!(server.classify("", JPEG).await.0, 200);
     let series = "ghostserve_sessions_opened_total{model=\"ghostnetv2-cifar10\"}";
-    assert_eq!(server.metric(series).await, 5.0, "none was kept");
+    assert_eq!(server.metric(series).await, 5.0, "none was reused");
     for levels in ["c5", "c4,c5", "c5,c4", "c4,c5"] {
         let path = format!("/v1/features?levels={levels}&size=64");
         assert_eq!(server.post(&path).body(JPEG).send().await.unwrap().status(), 200);
     }
-    assert_eq!(server.metric(series).await, 6.0, "the first was there, and the order does not matter");
+    assert_eq!(server.metric(series).await, 6.0, "the first existed already, and the order of levels does not matter");
     assert_eq!(server.metric("ghostserve_worker_restarts_total{model=\"ghostnetv2-cifar10\"}").await, 0.0);
 }
 
-/// The time that a session takes to make counts once, not for each who waits for it.
+/// The time to create a session counts once in the predicted wait, not once for each waiting request.
 #[tokio::test(flavor = "multi_thread")]
-async fn many_can_ask_for_a_new_size_at_once() {
+async fn many_requests_for_a_new_size_are_admitted_at_once() {
     let server = TestServer::with(|config| config.load.max_wait = std::time::Duration::from_millis(400)).await;
     for size in [96, 128, 160] {
         let path = format!("/v1/features?levels=c5&size={size}");
@@ -448,7 +445,7 @@ async fn many_can_ask_for_a_new_size_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_model_tells_what_there_is() {
+async fn the_model_description_lists_levels_and_attention_layers() {
     let server = TestServer::start().await;
     let (_, model) = answer(server.get("/v1/models/ghostnetv2-cifar10").await).await;
     let features = &model["features"];
@@ -460,7 +457,7 @@ async fn the_model_tells_what_there_is() {
     assert_eq!(features["attention"].as_array().unwrap().len(), 14);
 }
 
-/// A thousand requests put together at random, some right, most wrong somewhere.
+/// Sends a thousand requests with random combinations of parameters, some valid and most not.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_combination_of_parameters_is_an_internal_error() {
     let server = TestServer::with(|config| config.features.feature_sessions = 2).await;

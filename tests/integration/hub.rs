@@ -1,4 +1,4 @@
-//! Pulling from a hub that behaves, and from hubs that do not.
+//! Pulling models from a correct hub and from faulty ones.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -10,9 +10,9 @@ use serde_json::json;
 
 use crate::fake_hub::{COMMIT, FakeHub, Repository, Request, User, head, reply};
 
-/// A hub that behaves but for requests for weights.
+/// A correct hub, except that `weights` answers the requests for weights.
 fn hub_with(weights: impl Fn(&Repository, &Request, &mut TcpStream) + Send + Sync + 'static) -> FakeHub {
-    let repository = Repository::of_bytes();
+    let repository = Repository::with_arbitrary_bytes();
     FakeHub::start(move |request, stream| {
         if request.is_for_weights() {
             weights(&repository, request, stream)
@@ -31,7 +31,7 @@ fn a_folder_is_written_once_and_verified() {
     let hub = good_hub();
     let mut user = User::of(&hub.url());
     let pulled = user.pull().unwrap();
-    let expected = Repository::of_bytes().weights;
+    let expected = Repository::with_arbitrary_bytes().weights;
     assert_eq!((pulled.outcome, &pulled.commit[..], pulled.size), (FolderOutcome::Written, COMMIT, 300_000));
     assert_eq!(user.weights(), expected);
 
@@ -48,7 +48,7 @@ fn a_folder_is_written_once_and_verified() {
     assert!(hub.weights_requests()[0].line.contains(&format!("/me/net-in1k/resolve/{COMMIT}/model.safetensors")));
     assert!(user.saw("Started") && user.saw("Position(300000)") && user.saw("Finished"));
 
-    // Again: the branch is asked for, the files are not. Offline: nothing is.
+    // A second pull requests the branch but no files. Offline, it requests nothing.
     assert_eq!(user.pull().unwrap().outcome, FolderOutcome::Unchanged);
     let before = hub.seen().len();
     user.settings.offline = true;
@@ -57,18 +57,18 @@ fn a_folder_is_written_once_and_verified() {
     assert_eq!(user.weights(), expected);
     assert_eq!((hub.weights_requests().len(), hub.seen().len()), (1, before));
 
-    // A cache that has been damaged is not believed: offline it is told, online it is mended.
+    // A damaged file in the cache is detected: offline this is an error, online the file is downloaded again.
     let blob = user.blobs().into_iter().find(|name| name.starts_with("sha256-")).unwrap();
     std::fs::remove_dir_all(user.folder()).unwrap();
     std::fs::write(user.settings.cache.join("blobs").join(blob), "rubbish").unwrap();
-    assert!(user.refused().contains("model.safetensors of me/net-in1k is not in the cache"));
+    assert!(user.pull_error().contains("model.safetensors of me/net-in1k is not in the cache"));
     user.settings.offline = false;
     user.pull().unwrap();
     assert_eq!(user.weights(), expected);
 }
 
 #[test]
-fn a_folder_with_something_else_is_not_touched_without_force() {
+fn a_folder_with_other_content_is_not_touched_without_force() {
     let user = User::of(&good_hub().url());
     std::fs::create_dir(user.folder()).unwrap();
     std::fs::write(user.folder().join(MANIFEST_FILE), "mine").unwrap();
@@ -78,11 +78,11 @@ fn a_folder_with_something_else_is_not_touched_without_force() {
     assert_eq!(std::fs::read(user.folder().join(MANIFEST_FILE)).unwrap(), b"mine");
     assert_eq!(user.pull_with("me/net-in1k", None, true).unwrap().outcome, FolderOutcome::Replaced);
     assert_eq!(user.pull().unwrap().outcome, FolderOutcome::Unchanged);
-    assert!(user.folder().join("notes.txt").is_file(), "what is not the model's stays");
+    assert!(user.folder().join("notes.txt").is_file(), "files that are not the model's stay");
 }
 
 #[test]
-fn a_download_that_breaks_off_goes_on_where_it_stopped() {
+fn an_interrupted_download_resumes_where_it_stopped() {
     let hub = hub_with(|repository, request, stream| match request.earlier {
         0 => {
             head(stream, "200 OK", "Content-Length: 300000\r\nETag: \"one\"\r\n");
@@ -92,15 +92,15 @@ fn a_download_that_breaks_off_goes_on_where_it_stopped() {
     });
     let user = User::of(&hub.url());
     user.pull().unwrap();
-    assert_eq!(user.weights(), Repository::of_bytes().weights);
+    assert_eq!(user.weights(), Repository::with_arbitrary_bytes().weights);
     let requests = hub.weights_requests();
-    assert_eq!(requests.iter().map(Request::from).collect::<Vec<_>>(), [None, Some(100_000)]);
+    assert_eq!(requests.iter().map(Request::range_start).collect::<Vec<_>>(), [None, Some(100_000)]);
     assert_eq!(requests[1].header("if-range"), Some("\"one\""));
     assert!(user.saw("Retrying"));
 }
 
 #[test]
-fn a_later_pull_goes_on_too_and_mends_a_damaged_part() {
+fn a_later_pull_resumes_and_repairs_a_damaged_part() {
     let hub = hub_with(|repository, request, stream| match request.earlier {
         0..3 => {
             head(stream, "200 OK", "Content-Length: 300000\r\n");
@@ -109,58 +109,58 @@ fn a_later_pull_goes_on_too_and_mends_a_damaged_part() {
         _ => repository.answer(request, stream),
     });
     let user = User::of(&hub.url());
-    let error = user.refused();
+    let error = user.pull_error();
     assert!(error.contains("gave up after 3 attempts") && error.contains("pull again"), "{error}");
     assert_eq!(user.parts(), 1);
     let part = user.blobs().into_iter().find(|name| name.ends_with(".part")).unwrap();
     std::fs::write(user.settings.cache.join("blobs").join(part), [7; 50_000]).unwrap();
     user.pull().unwrap();
-    assert_eq!(user.weights(), Repository::of_bytes().weights);
-    let from: Vec<_> = hub.weights_requests()[3..].iter().map(Request::from).collect();
-    assert_eq!(from, [Some(50_000), None], "gone on with, found to be wrong, fetched from the start");
+    assert_eq!(user.weights(), Repository::with_arbitrary_bytes().weights);
+    let from: Vec<_> = hub.weights_requests()[3..].iter().map(Request::range_start).collect();
+    assert_eq!(from, [Some(50_000), None], "resumed, found to be damaged, downloaded from the start");
 }
 
 #[test]
-fn a_server_without_ranges_is_asked_from_the_start() {
+fn a_download_without_range_support_starts_again() {
     for second in ["200 OK", "206 Partial Content", "416 Range Not Satisfiable"] {
         let hub = hub_with(move |repository, request, stream| match request.earlier {
             0 => {
                 head(stream, "200 OK", "Content-Length: 300000\r\n");
                 stream.write_all(&repository.weights[..100_000]).unwrap();
             }
-            // A 206 that begins elsewhere than asked is no continuation.
+            // A 206 that begins at another byte than requested does not continue the file.
             1 => reply(stream, second, "Content-Range: bytes 0-299999/300000\r\n", &repository.weights),
             _ => repository.answer(request, stream),
         });
         let user = User::of(&hub.url());
         user.pull().unwrap();
-        assert_eq!(user.weights(), Repository::of_bytes().weights, "{second}");
-        assert_eq!(hub.weights_requests()[1].from(), Some(100_000));
+        assert_eq!(user.weights(), Repository::with_arbitrary_bytes().weights, "{second}");
+        assert_eq!(hub.weights_requests()[1].range_start(), Some(100_000));
     }
 }
 
 #[test]
-fn a_changed_byte_is_found_and_nothing_is_kept() {
+fn a_changed_byte_is_detected_and_the_file_is_discarded() {
     let hub = hub_with(|repository, _, stream| {
         let mut weights = repository.weights.clone();
         weights[12_345] ^= 1;
         reply(stream, "200 OK", "", &weights);
     });
     let user = User::of(&hub.url());
-    let error = user.refused();
+    let error = user.pull_error();
     assert!(error.contains("model.safetensors is damaged: expected sha256:"), "{error}");
     assert_eq!((user.parts(), hub.weights_requests().len()), (0, 1));
 
-    // The configuration too, by git's digest.
-    let mut repository = Repository::of_bytes();
+    // The configuration is verified too, by its git digest.
+    let mut repository = Repository::with_arbitrary_bytes();
     repository.config["num_classes"] = 1001.into();
     let hub = FakeHub::start(move |request, stream| repository.answer(request, stream));
-    let error = User::of(&hub.url()).refused();
+    let error = User::of(&hub.url()).pull_error();
     assert!(error.contains("config.json is damaged: expected git object"), "{error}");
 }
 
 #[test]
-fn bodies_of_another_size_than_declared_are_cut_off() {
+fn bodies_of_another_size_than_declared_are_refused() {
     let endless = hub_with(|_, _, stream| {
         head(stream, "200 OK", "Transfer-Encoding: chunked\r\n");
         while stream.write_all(&[b"10000\r\n", &[0; 65536][..], b"\r\n"].concat()).is_ok() {}
@@ -170,26 +170,26 @@ fn bodies_of_another_size_than_declared_are_cut_off() {
     });
     for hub in [endless, longer] {
         let user = User::of(&hub.url());
-        let error = user.refused();
+        let error = user.pull_error();
         assert!(error.contains("expected 300000 bytes, found more"), "{error}");
         assert_eq!((user.parts(), hub.weights_requests().len()), (0, 1));
     }
     let shorter = hub_with(|repository, request, stream| {
-        let from = request.from().unwrap_or(0).min(200_000);
+        let from = request.range_start().unwrap_or(0).min(200_000);
         let range = format!("Content-Range: bytes {from}-199999/300000\r\n");
-        let status = if request.from().is_some() { "206 Partial Content" } else { "200 OK" };
+        let status = if request.range_start().is_some() { "206 Partial Content" } else { "200 OK" };
         reply(stream, status, &range, &repository.weights[from..200_000]);
     });
-    let error = User::of(&shorter.url()).refused();
+    let error = User::of(&shorter.url()).pull_error();
     assert!(error.contains("it ended after 200000 of 300000 bytes"), "{error}");
 
     let mut user = User::of(&good_hub().url());
     user.settings.limits.max_file_size = 1000;
-    assert!(user.refused().contains("expected at most 1000 bytes, found 300000"));
+    assert!(user.pull_error().contains("expected at most 1000 bytes, found 300000"));
 }
 
 #[test]
-fn a_token_goes_to_the_hub_and_not_to_where_it_redirects() {
+fn the_token_is_sent_to_the_hub_but_not_to_redirect_targets() {
     let storage = good_hub();
     let url = storage.url();
     let hub = hub_with(move |_, request, stream| {
@@ -201,37 +201,37 @@ fn a_token_goes_to_the_hub_and_not_to_where_it_redirects() {
     let mut user = User::of(&hub.url());
     user.settings.token = Token::new("hf_secret");
     user.pull().unwrap();
-    assert_eq!(user.weights(), Repository::of_bytes().weights);
+    assert_eq!(user.weights(), Repository::with_arbitrary_bytes().weights);
     assert!(hub.seen().iter().all(|r| r.header("authorization") == Some("Bearer hf_secret")), "{:?}", hub.seen());
     assert_eq!(storage.seen().len(), 1);
     assert!(!format!("{:?}", storage.seen()).contains("secret"));
 }
 
 #[test]
-fn redirections_end_and_stay_with_http() {
+fn redirections_are_limited_in_number_and_to_http() {
     for (location, words) in [
         ("/resolve/again", "more than 5 redirections"),
         ("ftp://127.0.0.1/x?signature=1", "no http(s) address: `ftp://127.0.0.1/x`"),
         ("file:///etc/passwd", "no http(s) address"),
     ] {
         let hub = hub_with(move |_, _, stream| reply(stream, "302 Found", &format!("Location: {location}\r\n"), b""));
-        let error = User::of(&hub.url()).refused();
+        let error = User::of(&hub.url()).pull_error();
         assert!(error.contains(words), "{error}");
         assert!(hub.weights_requests().len() <= 6);
     }
     let other = hub_with(|_, _, stream| reply(stream, "200 OK", "X-Repo-Commit: another\r\n", b""));
-    let error = User::of(&other.url()).refused();
+    let error = User::of(&other.url()).pull_error();
     assert!(error.contains("expected x-repo-commit: 0123"), "{error}");
 }
 
 #[test]
-fn a_server_that_stalls_is_left() {
+fn a_stalled_download_is_retried() {
     let hub = hub_with(|repository, request, stream| {
         if request.earlier == 0 {
             head(stream, "200 OK", "Content-Length: 300000\r\n");
             stream.write_all(&repository.weights[..1000]).unwrap();
         }
-        // The second never even begins.
+        // The second request gets no response before the timeout.
         if request.earlier < 2 {
             std::thread::sleep(Duration::from_secs(10));
         }
@@ -242,12 +242,15 @@ fn a_server_that_stalls_is_left() {
     let start = Instant::now();
     user.pull().unwrap();
     assert!(start.elapsed() < Duration::from_secs(5));
-    assert_eq!(hub.weights_requests().iter().map(Request::from).collect::<Vec<_>>(), [None, Some(1000), Some(1000)]);
-    assert_eq!(user.weights(), Repository::of_bytes().weights);
+    assert_eq!(
+        hub.weights_requests().iter().map(Request::range_start).collect::<Vec<_>>(),
+        [None, Some(1000), Some(1000)]
+    );
+    assert_eq!(user.weights(), Repository::with_arbitrary_bytes().weights);
 }
 
 #[test]
-fn a_refusal_says_what_to_do_and_is_not_repeated() {
+fn a_refusal_says_what_to_do_and_is_not_retried() {
     for (status, header, words) in [
         ("404 Not Found", "", "the hub has no me/net-in1k@main"),
         ("401 Unauthorized", "", "check the name, or set HF_TOKEN"),
@@ -256,17 +259,17 @@ fn a_refusal_says_what_to_do_and_is_not_repeated() {
         ("429 Too Many Requests", "Retry-After: 3600\r\n", "asks to come back in 3600 s"),
     ] {
         let hub = FakeHub::start(move |_, stream| reply(stream, status, header, b""));
-        let error = User::of(&hub.url()).refused();
+        let error = User::of(&hub.url()).pull_error();
         assert!(error.contains(words), "{status}: {error}");
         assert_eq!(hub.seen().len(), 1, "{status}");
     }
     let hub = FakeHub::start(|_, stream| reply(stream, "503 Service Unavailable", "", b""));
-    assert!(User::of(&hub.url()).refused().contains("the answer was 503 (gave up after 3 attempts"));
+    assert!(User::of(&hub.url()).pull_error().contains("the answer was 503 (gave up after 3 attempts"));
     assert_eq!(hub.seen().len(), 3);
 }
 
 #[test]
-fn a_hub_in_trouble_is_asked_again_when_it_says() {
+fn a_failing_hub_is_retried_after_the_time_it_names() {
     let hub = hub_with(|repository, request, stream| match request.earlier {
         0 => reply(stream, "500 Internal Server Error", "", b""),
         1 => reply(stream, "429 Too Many Requests", "Retry-After: 1\r\n", b""),
@@ -280,8 +283,8 @@ fn a_hub_in_trouble_is_asked_again_when_it_says() {
 }
 
 #[test]
-fn descriptions_that_cannot_be_meant_are_refused() {
-    let good = Repository::of_bytes().description;
+fn invalid_descriptions_are_refused() {
+    let good = Repository::with_arbitrary_bytes().description;
     let with = |pointer: &str, value: serde_json::Value| {
         let mut description = good.clone();
         *description.pointer_mut(pointer).unwrap() = value;
@@ -296,7 +299,7 @@ fn descriptions_that_cannot_be_meant_are_refused() {
         (with("/siblings/1/lfs/size", json!(u64::MAX)), "expected at most 4294967296 bytes"),
         (with("/siblings/0", json!({"rfilename": "x"})), "no file config.json"),
     ] {
-        let repository = Repository::of_bytes();
+        let repository = Repository::with_arbitrary_bytes();
         let hub = FakeHub::start(move |request, stream| {
             if request.line.contains("/api/") {
                 reply(stream, "200 OK", "", description.as_bytes());
@@ -304,25 +307,25 @@ fn descriptions_that_cannot_be_meant_are_refused() {
                 repository.answer(request, stream);
             }
         });
-        let error = User::of(&hub.url()).refused();
+        let error = User::of(&hub.url()).pull_error();
         assert!(error.contains(words), "{words}: {error}");
         assert!(hub.weights_requests().is_empty(), "{words}");
     }
-    assert!(User::of("hub.example").refused().contains("endpoint: expected an http:// or https:// address"));
+    assert!(User::of("hub.example").pull_error().contains("endpoint: expected an http:// or https:// address"));
 }
 
 #[test]
-fn offline_nothing_is_sent() {
+fn offline_no_request_is_sent() {
     let hub = good_hub();
     let mut user = User::of(&hub.url());
     user.settings.offline = true;
-    let error = user.refused();
+    let error = user.pull_error();
     assert!(error.contains("me/net-in1k@main is not in the cache") && error.contains("--offline"), "{error}");
     assert!(hub.seen().is_empty());
 }
 
 #[test]
-fn two_pulls_at_once_fetch_once() {
+fn two_simultaneous_pulls_download_once() {
     let hub = hub_with(|repository, request, stream| {
         std::thread::sleep(Duration::from_millis(500));
         repository.answer(request, stream);
@@ -332,15 +335,15 @@ fn two_pulls_at_once_fetch_once() {
         let pulls: Vec<_> = (0..2).map(|_| scope.spawn(|| user.pull().unwrap())).collect();
         pulls.into_iter().for_each(|pull| drop(pull.join().unwrap()));
     });
-    assert_eq!(user.weights(), Repository::of_bytes().weights);
+    assert_eq!(user.weights(), Repository::with_arbitrary_bytes().weights);
     assert_eq!(hub.weights_requests().len(), 1);
     assert!(user.saw("Waiting"));
 }
 
 #[test]
-fn a_proxy_is_used_but_for_hosts_that_are_excepted() {
+fn a_proxy_is_used_except_for_excluded_hosts() {
     let hub = good_hub();
-    // Tunnels to whatever it is asked for, and notes that.
+    // Opens a tunnel to the requested address and records the request.
     let proxy = FakeHub::start(|request, stream| {
         let Some(target) = request.line.strip_prefix("CONNECT ").and_then(|l| l.split(' ').next()) else { return };
         let mut upstream = TcpStream::connect(target).unwrap();

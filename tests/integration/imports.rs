@@ -104,7 +104,9 @@ fn imports() -> Table {
     let mut found = Table::new();
     for path in files {
         let (module, code) = (module_of(&path), code(&path));
-        let modules = names_after(&code, "crate::").into_iter().chain(names_after(&code, "ghostserve::"));
+        // The binary sees the library from outside.
+        let prefix = if module == "main" { "ghostserve::" } else { "crate::" };
+        let modules = names_after(&code, prefix).into_iter();
         let crates = names_after(&code, "ghostserve_").into_iter().map(|name| format!("ghostserve-{name}"));
         let all = found.entry(module.clone()).or_default();
         all.extend(modules.chain(crates).filter(|name| *name != module && !name.is_empty()));

@@ -1,8 +1,9 @@
-//! What users rely on, tested from outside: the networks' numbers, the pixels, the HTTP interface over real sockets, and
-//! the program itself. One binary, a module for each surface.
+//! Integration tests: the networks' values, the decoded pixels, the HTTP and gRPC interfaces over real sockets, and the
+//! program itself. One binary, with one module for each subject.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod attacks;
+mod bad_requests;
 mod bench;
 mod classify;
 mod cli;
@@ -10,22 +11,21 @@ mod clients;
 mod fake_hub;
 mod features;
 mod grpc;
-mod hostile;
 mod hub;
 mod images;
 mod imports;
-mod inference;
 mod models;
 mod network;
+mod oip_rest;
 mod openapi;
 mod openvino;
 mod pixels;
-mod pull;
-mod scaled;
+mod pull_command;
+mod scaled_decoding;
 mod scheduling;
 mod server;
 mod shutdown;
-mod slow;
+mod slow_clients;
 #[path = "../../benches/support/mod.rs"]
 mod support;
 mod traces;
@@ -35,7 +35,7 @@ use std::sync::OnceLock;
 
 use ghostserve::runtime::{LIBRARY_ENV, Runtime};
 
-/// ONNX Runtime, which a process can load once. `make runtime` fetches it.
+/// ONNX Runtime, which a process can load only once. `make runtime` downloads it.
 pub(crate) fn runtime() -> Runtime {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     let load = || {

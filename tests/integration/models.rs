@@ -1,4 +1,4 @@
-//! Models: what is told about them, and model folders good and bad.
+//! Models: their descriptions, and valid and invalid model folders.
 
 use std::path::Path;
 
@@ -6,9 +6,10 @@ use ghostserve::model::{EMBEDDED_MODEL, ModelFolder};
 use ghostserve::server::{Server, StartError};
 use ghostserve_ghostnet::graph::{Conv2d, Graph, Tensor};
 use ghostserve_manifest::Digest;
+use image::{ImageFormat, Rgb, RgbImage};
 use serde_json::{Value, json};
 
-use crate::images::JPEG;
+use crate::images::{JPEG, encode};
 use crate::runtime;
 use crate::server::{TestServer, answer, code, config};
 
@@ -22,7 +23,7 @@ async fn the_default_model_is_described() {
 
     let (_, model) = answer(server.get("/v1/models/ghostnetv2-cifar10").await).await;
     assert_eq!(model["architecture"], "ghostnetv2_100");
-    // ImageNet's 6,156,908 less 990 outputs of 1280 weights and a bias.
+    // ImageNet's 6,156,908 minus 990 outputs, each with 1280 weights and a bias.
     assert_eq!(model["parameters"], 6_156_908 - 990 * 1281);
     assert_eq!(model["input"]["size"], json!([64, 64]));
     assert_eq!(model["input"]["source"], 32);
@@ -35,7 +36,7 @@ async fn the_default_model_is_described() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn health_and_metrics_can_have_a_listener_of_their_own() {
+async fn health_and_metrics_can_have_their_own_listener() {
     let server = TestServer::with(|c| c.addresses.admin_addr = Some(([127, 0, 0, 1], 0).into())).await;
     assert_eq!(server.classify("", JPEG).await.0, 200);
     for path in ["/metrics", "/livez", "/readyz"] {
@@ -63,8 +64,8 @@ async fn every_stage_is_measured() {
     assert_eq!(server.metric("ghostserve_batch_size_sum{model=\"ghostnetv2-cifar10\"}").await, 3.0);
 }
 
-/// Writes a model folder.
-pub(crate) fn folder(manifest: &str, labels: &str, file: &str, weights: &[u8]) -> tempfile::TempDir {
+/// Writes a model folder. In the manifest, `DIGEST` stands for the digest of the weights.
+pub(crate) fn write_model_folder(manifest: &str, labels: &str, file: &str, weights: &[u8]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let manifest = manifest.replace("DIGEST", Digest::of(weights).as_str());
     for (name, bytes) in [("manifest.toml", manifest.as_bytes()), ("labels.txt", labels.as_bytes()), (file, weights)] {
@@ -73,6 +74,7 @@ pub(crate) fn folder(manifest: &str, labels: &str, file: &str, weights: &[u8]) -
     folder
 }
 
+/// Manifest of an ONNX classifier that is not one of our networks.
 pub(crate) const FOREIGN: &str = r#"
 id = "colours"
 [network]
@@ -89,12 +91,12 @@ std = [1.0, 1.0, 1.0]
 file = "labels.txt"
 "#;
 
-/// A network that says which of red, green and blue there is most of: 20 times each channel's mean, and `all` times the sum
-/// of all three, which softmax takes out again.
-pub(crate) fn colours_over(all: f32) -> Vec<u8> {
+/// A network that classifies an image by its strongest channel: red, green or blue. A score is 20 times the channel's
+/// mean, plus `offset` times the sum of all three means, which softmax cancels.
+pub(crate) fn colour_network(offset: f32) -> Vec<u8> {
     let mut graph = Graph::new("colours");
     let x = graph.input("pixels", &[3, 8, 8]).unwrap();
-    let data = (0..9).map(|i| if i % 4 == 0 { 20.0 + all } else { all }).collect();
+    let data = (0..9).map(|i| if i % 4 == 0 { 20.0 + offset } else { offset }).collect();
     let weight = Tensor { shape: vec![3, 3, 1, 1], data };
     let conv = Conv2d { weight, bias: None, stride: 1, padding: [0, 0], dilation: 1, groups: 1 };
     let x = graph.conv2d("scale", &x, conv).unwrap();
@@ -104,22 +106,17 @@ pub(crate) fn colours_over(all: f32) -> Vec<u8> {
     graph.into_onnx(&[])
 }
 
-fn colours() -> Vec<u8> {
-    colours_over(0.0)
-}
-
-fn colour(rgb: [u8; 3]) -> Vec<u8> {
-    let mut bytes = std::io::Cursor::new(Vec::new());
-    image::RgbImage::from_pixel(30, 20, image::Rgb(rgb)).write_to(&mut bytes, image::ImageFormat::Png).unwrap();
-    bytes.into_inner()
+/// A PNG image of one colour.
+fn one_colour(rgb: [u8; 3]) -> Vec<u8> {
+    encode(&RgbImage::from_pixel(30, 20, Rgb(rgb)), ImageFormat::Png)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_foreign_onnx_classifier_is_served_from_a_folder() {
-    let folder = folder(FOREIGN, "n1\tred\nn2\tgreen\nn3\tblue\n", "model.onnx", &colours());
+    let folder = write_model_folder(FOREIGN, "n1\tred\nn2\tgreen\nn3\tblue\n", "model.onnx", &colour_network(0.0));
     let server = TestServer::with(|c| c.model = folder.path().to_str().unwrap().to_owned()).await;
     for (rgb, label) in [([250, 0, 0], "red"), ([0, 250, 9], "green"), ([9, 0, 250], "blue")] {
-        let (status, json) = server.classify("", colour(rgb)).await;
+        let (status, json) = server.classify("", one_colour(rgb)).await;
         assert_eq!(status, 200);
         let best = &json["results"][0]["predictions"][0];
         assert_eq!(best["label"], label);
@@ -142,19 +139,19 @@ async fn start_error(folder: &Path) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_model_folder_that_is_wrong_says_what_and_where() {
+async fn the_error_of_an_invalid_model_folder_says_what_is_wrong_and_where() {
     let labels = "red\ngreen\nblue\n";
-    let good = colours();
+    let good = colour_network(0.0);
 
-    let two = folder(FOREIGN, "red\ngreen\n", "model.onnx", &good);
+    let two = write_model_folder(FOREIGN, "red\ngreen\n", "model.onnx", &good);
     let error = start_error(two.path()).await;
     assert!(error.contains("2 scores an image") && error.contains("scores"), "{error}");
 
-    let size = folder(&FOREIGN.replace("[8, 8]", "[4, 8]"), labels, "model.onnx", &good);
+    let size = write_model_folder(&FOREIGN.replace("[8, 8]", "[4, 8]"), labels, "model.onnx", &good);
     let error = start_error(size.path()).await;
     assert!(error.contains("Nx3x4x8") && error.contains("pixels"), "{error}");
 
-    let changed = folder(FOREIGN, labels, "model.onnx", &good);
+    let changed = write_model_folder(FOREIGN, labels, "model.onnx", &good);
     std::fs::write(changed.path().join("model.onnx"), &good[1..]).unwrap();
     let error = start_error(changed.path()).await;
     assert!(
@@ -162,19 +159,19 @@ async fn a_model_folder_that_is_wrong_says_what_and_where() {
         "{error}"
     );
 
-    let garbage = folder(FOREIGN, labels, "model.onnx", b"\x08garbage that is no model");
+    let garbage = write_model_folder(FOREIGN, labels, "model.onnx", b"\x08garbage that is no model");
     let error = start_error(garbage.path()).await;
     assert!(error.contains("model.onnx") && error.contains("ONNX"), "{error}");
 
-    let unknown = folder(&FOREIGN.replace("\"onnx\"", "\"resnet50\""), labels, "model.onnx", &good);
+    let unknown = write_model_folder(&FOREIGN.replace("\"onnx\"", "\"resnet50\""), labels, "model.onnx", &good);
     let error = start_error(unknown.path()).await;
     assert!(error.contains("ghostnetv2_100") && error.contains("`resnet50`"), "{error}");
 
-    // Another architecture's name over weights that are not its own.
+    // The weights belong to another architecture than the manifest names.
     let other = FOREIGN.replace("\"onnx\"", "\"ghostnetv2_130\"").replace("model.onnx", "weights.safetensors");
     let weights =
         std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("models/ghostnetv2-cifar10/weights.safetensors"));
-    let wrong = folder(
+    let wrong = write_model_folder(
         &other.replace("[8, 8]", "[64, 64]").replace("resize = 8", "resize = 64"),
         labels,
         "weights.safetensors",

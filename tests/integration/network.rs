@@ -1,7 +1,7 @@
-//! The networks' numbers against the reference implementation, in both forms of the graph.
+//! The networks' outputs compared with the reference implementation, in both forms of the graph.
 //!
-//! Reference: timm 1.0.31 in PyTorch, fp32, and for the ablations our own PyTorch reference, which equals timm's where timm
-//! has the network (`tests/goldens/make_network.py`); on synthetic weights that both sides make from the keys alone.
+//! Reference: timm 1.0.31 in PyTorch, fp32, and for the ablations our own PyTorch reference, which equals timm where
+//! timm has the network (`tests/goldens/make_network.py`). Both sides generate the synthetic weights from the keys alone.
 //! Tolerance: 1e-4 absolute on logits, whose standard deviation is about 1, on embeddings and gates; on feature maps,
 //! whose values reach 44, 1e-4 of the largest value where that is more than 1. fp32 itself is 6e-6 from fp64 on logits.
 
@@ -36,7 +36,7 @@ impl Goldens {
     }
 }
 
-/// Both forms, where the processor has both.
+/// The plain form, and the blocked form if ONNX Runtime has one for this processor.
 fn forms() -> Vec<Form> {
     let blocked = native_block().map(Form::Blocked);
     if blocked.is_none() {
@@ -45,30 +45,31 @@ fn forms() -> Vec<Form> {
     std::iter::once(Form::Plain).chain(blocked).collect()
 }
 
-fn network(name: &str) -> Network {
+fn published_network(name: &str) -> Network {
     Network::new(preset(name).unwrap()).unwrap()
 }
 
-fn graph(network: &Network, size: [usize; 2], outputs: &[Output], form: Form) -> OnnxSource {
+fn onnx_graph(network: &Network, size: [usize; 2], outputs: &[Output], form: Form) -> OnnxSource {
     let target = Target { size: Size { height: size[0], width: size[1] }, outputs, form };
     OnnxSource::Memory(network.lower(&Synthetic, &target).unwrap().graph.into_onnx(&[]).into())
 }
 
 fn run(network: &Network, input: [usize; 4], outputs: &[Output], form: Form) -> Vec<NamedTensor> {
-    let graph = graph(network, [input[2], input[3]], outputs, form);
-    // The first rows of the two-image input that the goldens were made with.
+    let graph = onnx_graph(network, [input[2], input[3]], outputs, form);
+    // The goldens are made with an input of two images; this takes its first images.
     let two = synthetic_tensor("input", &[2, input[1], input[2], input[3]]);
     runtime().run_once(&graph, input, &two[..input.iter().product()]).unwrap()
 }
 
-fn worst(expected: &[f32], found: &[f32]) -> f32 {
+/// Largest absolute difference, relative to the largest expected value if that is more than 1.
+fn largest_difference(expected: &[f32], found: &[f32]) -> f32 {
     assert_eq!(expected.len(), found.len());
     let scale = expected.iter().fold(1.0f32, |max, v| max.max(v.abs()));
     expected.iter().zip(found).map(|(e, f)| (e - f).abs()).fold(0.0, f32::max) / scale
 }
 
-fn agrees(what: &str, expected: &[f32], found: &[f32]) {
-    let worst = worst(expected, found);
+fn assert_agrees(what: &str, expected: &[f32], found: &[f32]) {
+    let worst = largest_difference(expected, found);
     println!("{what}: largest difference {worst:.2e}");
     assert!(worst <= TOLERANCE, "{what}: {worst}");
 }
@@ -83,8 +84,8 @@ fn logits_of_every_published_network_agree_with_timm() {
             continue;
         }
         for form in forms() {
-            let found = run(&network(name), [2, 3, 224, 224], &[Output::Logits], form);
-            agrees(&format!("{name} {form:?}"), &goldens.get(&format!("{name}.logits")), &found[0].data);
+            let found = run(&published_network(name), [2, 3, 224, 224], &[Output::Logits], form);
+            assert_agrees(&format!("{name} {form:?}"), &goldens.get(&format!("{name}.logits")), &found[0].data);
         }
     }
 }
@@ -93,26 +94,26 @@ fn logits_of_every_published_network_agree_with_timm() {
 fn sessions_of_fixed_batch_sizes_agree_with_timm() {
     let expected = Goldens::read().get("ghostnetv2_100.64.logits");
     for form in forms() {
-        let graph = graph(&network("ghostnetv2_100"), [64, 64], &[Output::Logits], form);
+        let graph = onnx_graph(&published_network("ghostnetv2_100"), [64, 64], &[Output::Logits], form);
         let spec =
             SessionSpec { input: [64, 64], classes: 1000, max_batch: 4, threads: 1, backend: Backend::default() };
         let mut session = runtime().session(&graph.into(), spec).unwrap();
         assert_eq!(session.batch_sizes(), [4, 2, 1]);
         let input = synthetic_tensor("input", &[2, 3, 64, 64]);
         let (a, b) = input.split_at(input.len() / 2);
-        // Every way of putting batches together: 1, 2, 2 + 1, 4, 4 + 2 + 1.
+        // Every combination of the batch sizes: 1, 2, 2 + 1, 4, 4 + 2 + 1.
         for rows in [&[a][..], &[a, b], &[b, a, b], &[a, b, b, a], &[a, a, b, b, a, b, a]] {
             let found = session.run_rows(rows).unwrap();
             for (row, found) in rows.iter().zip(&found) {
                 let expected = if *row == a { &expected[..1000] } else { &expected[1000..] };
-                assert!(worst(expected, found) <= TOLERANCE, "{form:?}, {} rows", rows.len());
+                assert!(largest_difference(expected, found) <= TOLERANCE, "{form:?}, {} rows", rows.len());
             }
             assert_eq!(found.len(), rows.len());
         }
     }
 }
 
-/// Elements 0, 97, 194, … of the flattened maps are in the goldens.
+/// Elements 0, 97, 194, … of the flattened maps: those that the goldens contain.
 fn sample(maps: &NamedTensor) -> Vec<f32> {
     maps.data.iter().step_by(97).copied().collect()
 }
@@ -133,13 +134,13 @@ fn features_embeddings_and_attention_agree_with_timm() {
         ("mobilenetv2_100", [224, 224], ""),
         ("ghostnetv2_100", [320, 416], ".320x416"),
     ] {
-        let network = network(name);
+        let network = published_network(name);
         let outputs = network.outputs();
         for form in forms() {
             for found in run(&network, [1, 3, height, width], &outputs, form) {
                 let output = found.name.parse::<Output>().unwrap();
-                let told = network.shapes(Size { height, width }).of(output).unwrap();
-                assert_eq!(told.shape, found.shape[1..], "{name} {output}");
+                let predicted = network.shapes(Size { height, width }).of(output).unwrap();
+                assert_eq!(predicted.shape, found.shape[1..], "{name} {output}");
                 let golden = match found.name.split('.').collect::<Vec<_>>()[..] {
                     ["embedding"] => format!("{name}{tag}.embedding"),
                     ["timm", level] => format!("{name}{tag}.features.timm.{level}"),
@@ -151,9 +152,9 @@ fn features_embeddings_and_attention_agree_with_timm() {
                 }
                 if let Some(shape) = shapes.get(&golden) {
                     assert_eq!(&found.shape, shape, "{golden}");
-                    agrees(&format!("{golden} {form:?}"), &goldens.get(&golden), &sample(&found));
+                    assert_agrees(&format!("{golden} {form:?}"), &goldens.get(&golden), &sample(&found));
                 } else {
-                    agrees(&format!("{golden} {form:?}"), &goldens.get(&golden), &found.data);
+                    assert_agrees(&format!("{golden} {form:?}"), &goldens.get(&golden), &found.data);
                 }
                 compared += 1;
             }
@@ -164,7 +165,7 @@ fn features_embeddings_and_attention_agree_with_timm() {
 }
 
 #[test]
-fn every_knob_of_the_ablations_agrees_with_the_reference() {
+fn every_ablation_agrees_with_the_reference() {
     #[derive(serde::Deserialize)]
     struct Variant {
         input: [usize; 4],
@@ -185,14 +186,14 @@ fn every_knob_of_the_ablations_agrees_with_the_reference() {
             assert_eq!(cost, Cost { parameters, macs }, "{name}");
         }
         let expected = goldens.get(&format!("variant.{name}.logits"));
-        // With every output selected, the logits must not change either.
+        // The logits must not change when every output is selected.
         let all = network.outputs();
         for form in forms() {
             let found = run(&network, input, &[Output::Logits], form);
-            agrees(&format!("{name} {form:?}"), &expected, &found[0].data);
+            assert_agrees(&format!("{name} {form:?}"), &expected, &found[0].data);
             let found = run(&network, input, &all, form);
             let logits = found.iter().find(|t| t.name == "logits").unwrap();
-            agrees(&format!("{name} {form:?}, all outputs"), &expected, &logits.data);
+            assert_agrees(&format!("{name} {form:?}, all outputs"), &expected, &logits.data);
             assert_eq!(found.len(), all.len(), "{name}");
         }
     }
@@ -204,7 +205,8 @@ fn both_forms_have_the_same_outputs() {
         println!("SKIPPED: the blocked form: ONNX Runtime has none for this processor");
         return;
     }
-    // Every output of a network in which every knob is turned, and of one where the layouts do not line up by themselves.
+    // Every output of a network that combines all options, and of networks whose layouts do not line up without
+    // conversions.
     for name in ["everything", "mobile_both", "after_bicubic_odd", "after_nearest"] {
         let path = format!("{}/tests/goldens/variants/{name}.toml", env!("CARGO_MANIFEST_DIR"));
         let network = Network::new(Config::parse(&std::fs::read_to_string(path).unwrap()).unwrap()).unwrap();
@@ -213,20 +215,20 @@ fn both_forms_have_the_same_outputs() {
         let [plain, blocked] = [forms()[0], forms()[1]].map(|form| run(&network, input, &outputs, form));
         for (plain, blocked) in plain.iter().zip(&blocked) {
             assert_eq!((&plain.name, &plain.shape), (&blocked.name, &blocked.shape), "{name}");
-            let worst = worst(&plain.data, &blocked.data);
+            let worst = largest_difference(&plain.data, &blocked.data);
             assert!(worst <= TOLERANCE, "{name} {}: {worst}", plain.name);
         }
     }
 }
 
 #[test]
-fn a_blocked_graph_that_does_not_prove_itself_is_not_used() {
+fn a_blocked_graph_that_disagrees_or_does_not_load_is_not_used() {
     let Some(block) = native_block() else {
         println!("SKIPPED: the blocked form: ONNX Runtime has none for this processor");
         return;
     };
-    let network = network("ghostnetv2_100");
-    let source = |form| graph(&network, [64, 64], &[Output::Logits], form);
+    let network = published_network("ghostnetv2_100");
+    let source = |form| onnx_graph(&network, [64, 64], &[Output::Logits], form);
     let other_weights = || {
         let size = Size { height: 64, width: 64 };
         let target = Target { size, outputs: &[Output::Logits], form: Form::Blocked(block) };
@@ -242,15 +244,17 @@ fn a_blocked_graph_that_does_not_prove_itself_is_not_used() {
     assert_eq!(prepared(Some(OnnxSource::Memory((*b"garbage").into()))), "plain");
 }
 
-/// A foreign graph: its batch dimension (`dim_param: "batch"`, seven bytes of the file) replaced by other seven.
+/// A graph as other programs write it: its batch dimension (`dim_param: "batch"`, seven bytes of the file) is replaced.
 fn with_batch_dimension(replacement: [u8; 7]) -> PreparedGraph {
-    let OnnxSource::Memory(bytes) = graph(&network("ghostnetv2_100"), [64, 64], &[Output::Logits], Form::Plain) else {
+    let OnnxSource::Memory(bytes) =
+        onnx_graph(&published_network("ghostnetv2_100"), [64, 64], &[Output::Logits], Form::Plain)
+    else {
         unreachable!("graphs are made in memory")
     };
     let mut bytes = bytes.to_vec();
-    let places: Vec<_> = (0..bytes.len() - 7).filter(|&i| bytes[i..i + 7] == *b"\x12\x05batch").collect();
-    assert_eq!(places.len(), 2, "of the input and of the output");
-    places.iter().for_each(|&i| bytes[i..i + 7].copy_from_slice(&replacement));
+    let positions: Vec<_> = (0..bytes.len() - 7).filter(|&i| bytes[i..i + 7] == *b"\x12\x05batch").collect();
+    assert_eq!(positions.len(), 2, "of the input and of the output");
+    positions.iter().for_each(|&i| bytes[i..i + 7].copy_from_slice(&replacement));
     OnnxSource::Memory(bytes.into()).into()
 }
 
@@ -260,7 +264,8 @@ fn foreign_graphs_keep_their_own_batch_dimension() {
     let expected = [&golden[1000..], &golden[..1000], &golden[1000..]].concat();
     let input = synthetic_tensor("input", &[2, 3, 64, 64]);
     let (a, b) = input.split_at(input.len() / 2);
-    // Another name: one session takes every size. A size (2, then a field to skip): one session of that.
+    // With another name, one session accepts every batch size. With the size 2 (and an unknown field that fills the
+    // seven bytes), the session accepts only that size.
     for (graph, sizes) in [
         (with_batch_dimension(*b"\x12\x05count"), &[][..]),
         (with_batch_dimension([0x08, 2, 0x7a, 3, b'x', b'x', b'x']), &[2]),
@@ -271,15 +276,19 @@ fn foreign_graphs_keep_their_own_batch_dimension() {
             let mut session = runtime().session(&graph, spec).unwrap();
             assert_eq!(session.batch_sizes(), sizes);
             let found = session.run_rows(&[b, a, b]).unwrap().concat();
-            agrees(&format!("batch sizes {sizes:?} of up to {max_batch}"), &expected, &found);
+            assert_agrees(&format!("batch sizes {sizes:?} of up to {max_batch}"), &expected, &found);
         }
     }
 }
 
 #[test]
-fn sessions_can_be_made_at_the_same_time() {
-    let graph =
-        PreparedGraph::from(graph(&network("ghostnet_050"), [32, 32], &[Output::Logits], *forms().last().unwrap()));
+fn sessions_can_be_created_concurrently() {
+    let graph = PreparedGraph::from(onnx_graph(
+        &published_network("ghostnet_050"),
+        [32, 32],
+        &[Output::Logits],
+        *forms().last().unwrap(),
+    ));
     let spec = SessionSpec { input: [32, 32], classes: 1000, max_batch: 4, threads: 1, backend: Backend::default() };
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| runtime().session(&graph, spec).map(|_| ()))).collect();
@@ -288,7 +297,7 @@ fn sessions_can_be_made_at_the_same_time() {
 }
 
 #[test]
-fn counts_are_those_of_the_reference_implementation() {
+fn parameter_and_mac_counts_equal_the_reference() {
     #[derive(serde::Deserialize)]
     struct Count {
         parameters: u64,
@@ -297,13 +306,13 @@ fn counts_are_those_of_the_reference_implementation() {
     let counts: BTreeMap<String, Count> = serde_json::from_str(include_str!("../goldens/counts.json")).unwrap();
     assert!(counts.len() > 10);
     for (name, Count { parameters, macs }) in counts {
-        let cost = network(&name).cost(Size { height: 224, width: 224 });
+        let cost = published_network(&name).cost(Size { height: 224, width: 224 });
         assert_eq!(cost, Cost { parameters, macs }, "{name}");
     }
 }
 
 #[test]
-fn synthetic_weights_are_the_same_bits_as_in_python() {
+fn synthetic_weights_equal_pythons_bit_for_bit() {
     #[derive(serde::Deserialize)]
     struct Goldens {
         values: Vec<Golden>,

@@ -1,5 +1,5 @@
-//! The description at `/openapi.json` is true: of the routes, of real answers, and of what a fuzzer gets; and the page that shows it
-//! asks nobody else.
+//! The description at `/openapi.json` agrees with the routes, with real answers and with what a fuzzer gets. The page
+//! that shows it loads nothing from other hosts.
 
 use std::path::Path;
 use std::process::Command;
@@ -10,7 +10,7 @@ use crate::clients::python;
 use crate::images::{JPEG, png};
 use crate::server::TestServer;
 
-async fn document(server: &TestServer) -> Value {
+async fn fetch_document(server: &TestServer) -> Value {
     let response = server.get("/openapi.json").await;
     assert_eq!(response.headers()["content-type"], "application/json");
     response.json().await.unwrap()
@@ -28,8 +28,8 @@ fn references(value: &Value, found: &mut Vec<String>) {
     }
 }
 
-/// Holds an answer against its schema in the document.
-fn conforms(document: &Value, (method, path, status): (&str, &str, u16), answer: &Value) {
+/// Asserts that an answer conforms to its schema in the document.
+fn assert_conforms(document: &Value, method: &str, path: &str, status: u16, answer: &Value) {
     let content = &document["paths"][path][method]["responses"][status.to_string()]["content"];
     let kind = if status == 200 || path.starts_with("/v2") { "application/json" } else { "application/problem+json" };
     let schema = content[kind]["schema"].clone();
@@ -41,9 +41,9 @@ fn conforms(document: &Value, (method, path, status): (&str, &str, u16), answer:
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_route_is_described_and_every_reference_leads_somewhere() {
+async fn every_route_is_described_and_every_reference_resolves() {
     let server = TestServer::start().await;
-    let document = document(&server).await;
+    let document = fetch_document(&server).await;
     assert_eq!(document["openapi"], "3.1.0");
     let mut found = Vec::new();
     references(&document, &mut found);
@@ -55,7 +55,7 @@ async fn every_route_is_described_and_every_reference_leads_somewhere() {
     for (path, methods) in document["paths"].as_object().unwrap() {
         for (method, operation) in methods.as_object().unwrap() {
             assert!(ids.insert(operation["operationId"].as_str().unwrap().to_owned()), "{path}");
-            // What is described is there: a route that is not would be 404 with `unknown_route`, another method 405.
+            // Every described route exists: an unknown route would be 404 with `unknown_route`, another method 405.
             let real = path
                 .replace("{version}", "1")
                 .replace("{model}", "ghostnetv2-cifar10")
@@ -70,7 +70,7 @@ async fn every_route_is_described_and_every_reference_leads_somewhere() {
             );
         }
     }
-    // And what is there is described: the routes as the metrics name them.
+    // Every existing route is described; the metrics name the routes.
     let text = server.get("/metrics").await.text().await.unwrap();
     let routes =
         text.lines().filter_map(|line| line.strip_prefix("ghostserve_http_requests_total{route=\"")?.split('"').next());
@@ -80,9 +80,9 @@ async fn every_route_is_described_and_every_reference_leads_somewhere() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn real_answers_are_as_described() {
+async fn real_answers_match_their_schemas() {
     let server = TestServer::start().await;
-    let document = document(&server).await;
+    let document = fetch_document(&server).await;
     let two = json!({ "images": [base64::Engine::encode(&base64::engine::general_purpose::STANDARD, JPEG), "AAAA"] });
     for (path, query, body, status) in [
         ("/v1/classify", "?top_k=3", JPEG.to_vec(), 200),
@@ -96,13 +96,13 @@ async fn real_answers_are_as_described() {
     ] {
         let response = server.post(&format!("{path}{query}")).body(body).send().await.unwrap();
         assert_eq!(response.status(), status, "{path}{query}");
-        conforms(&document, ("post", path, status), &response.json().await.unwrap());
+        assert_conforms(&document, "post", path, status, &response.json().await.unwrap());
     }
     let mixed: Value = server.post("/v1/classify").json(&two).send().await.unwrap().json().await.unwrap();
     assert!(mixed["results"][1]["error"].is_object());
-    conforms(&document, ("post", "/v1/classify", 200), &mixed);
+    assert_conforms(&document, "post", "/v1/classify", 200, &mixed);
     let model = "ghostnetv2-cifar10";
-    for (path, asked) in [
+    for (path, url_path) in [
         ("/v1/models", "/v1/models".to_owned()),
         ("/v1/models/{id}", format!("/v1/models/{model}")),
         ("/v2", "/v2".to_owned()),
@@ -112,14 +112,14 @@ async fn real_answers_are_as_described() {
         ("/v2/models/{model}/ready", format!("/v2/models/{model}/ready")),
         ("/v2/health/ready", "/v2/health/ready".to_owned()),
     ] {
-        conforms(&document, ("get", path, 200), &server.get(&asked).await.json().await.unwrap());
+        assert_conforms(&document, "get", path, 200, &server.get(&url_path).await.json().await.unwrap());
     }
     let unknown = server.get("/v2/models/x").await;
     assert_eq!(unknown.status(), 404);
-    conforms(&document, ("get", "/v2/models/{model}", 404), &unknown.json().await.unwrap());
+    assert_conforms(&document, "get", "/v2/models/{model}", 404, &unknown.json().await.unwrap());
     let rgb = json!({"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 2, 2, 3], "data": vec![7; 12]}]});
     let answer = server.post(&format!("/v2/models/{model}/infer")).json(&rgb).send().await.unwrap();
-    conforms(&document, ("post", "/v2/models/{model}/infer", 200), &answer.json().await.unwrap());
+    assert_conforms(&document, "post", "/v2/models/{model}/infer", 200, &answer.json().await.unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -144,13 +144,13 @@ async fn a_fuzzer_finds_nothing_undocumented() {
     let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
-    // A run that tested nothing would succeed, too.
+    // A run that tests nothing succeeds too.
     assert!(text.contains("Tested: 26"), "{text}");
     assert_eq!(server.metric("ghostserve_problems_total{code=\"internal\"}").await, 0.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_page_asks_nobody_else() {
+async fn the_documentation_page_loads_nothing_from_other_hosts() {
     let server = TestServer::start().await;
     for (path, kind) in [("/docs", "text/html"), ("/docs/docs.js", "text/javascript"), ("/docs/docs.css", "text/css")] {
         let response = server.get(path).await;

@@ -1,8 +1,8 @@
-//! Pre-processing against the reference: Pillow, torchvision and timm's evaluation transform.
+//! Pre-processing compared with the reference: Pillow, torchvision and timm's evaluation transform.
 //!
 //! The reference crops are 8-bit RGB, before normalisation (`tests/goldens/make_images.py`). Tolerance: mean absolute
-//! difference of at most 0.5, largest of at most 3, of 255. The decoders agree with the reference exactly, but for CMYK in TIFF; what
-//! difference there is comes from the last bits of the resizer's fixed-point arithmetic.
+//! difference of at most 0.5, largest of at most 3, of 255. The decoders agree with the reference exactly, except for
+//! CMYK in TIFF; the other differences come from the last bits of the resizer's fixed-point arithmetic.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -12,12 +12,10 @@ use ghostserve_manifest::InputSpec;
 use image::RgbImage;
 use serde::Deserialize;
 
-const MEAN: f64 = 0.5;
-const MAX: u8 = 3;
+use crate::images::input_spec;
 
-fn spec(source: Option<usize>, resize: usize, crop: usize) -> InputSpec {
-    InputSpec { crop: [crop; 2], source, resize, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225] }
-}
+const MEAN_TOLERANCE: f64 = 0.5;
+const MAX_TOLERANCE: u8 = 3;
 
 fn crop(file: &[u8], spec: InputSpec) -> RgbImage {
     let pixels = decode(probe(file, ImageLimits::default()).unwrap()).unwrap();
@@ -52,7 +50,7 @@ struct CaseTransform {
 }
 
 #[test]
-fn every_kind_of_image_file_is_read_as_the_reference_reads_it() {
+fn every_kind_of_image_file_decodes_as_in_the_reference() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens");
     let cases: Vec<Case> = serde_json::from_str(include_str!("../goldens/cases.json")).unwrap();
     assert!(cases.len() > 50);
@@ -61,7 +59,7 @@ fn every_kind_of_image_file_is_read_as_the_reference_reads_it() {
         let bytes = std::fs::read(folder.join(&case.file)).unwrap();
         let header = match probe(&bytes, ImageLimits::default()) {
             Ok(header) => header,
-            // The TIFF library does not read palettes; the client is told so, with what to do.
+            // The TIFF library does not read palettes; the error says so, and what to do.
             Err(ImageError::UnsupportedVariant { format: Format::Tiff, detail })
                 if case.what.starts_with("palette") =>
             {
@@ -82,12 +80,13 @@ fn every_kind_of_image_file_is_read_as_the_reference_reads_it() {
         );
         for t in &case.transforms {
             let expected = image::open(folder.join(&t.expected)).unwrap().into_rgb8();
-            let found = crop(&bytes, spec(t.source, t.resize, t.crop));
+            let found = crop(&bytes, input_spec(t.source, t.resize, t.crop));
             let (mean, max) = difference(&found, &expected);
             println!("{:<40} {:<9} mean {mean:.3} max {max}", case.file, t.name);
-            // The TIFF library's CMYK conversion truncates where Pillow rounds: half a level on average, by itself.
-            let allowed = if case.what.starts_with("CMYK") && case.format == Format::Tiff { 0.6 } else { MEAN };
-            if mean > allowed || max > MAX {
+            // The TIFF library's CMYK conversion truncates where Pillow rounds: half a level on average.
+            let allowed =
+                if case.what.starts_with("CMYK") && case.format == Format::Tiff { 0.6 } else { MEAN_TOLERANCE };
+            if mean > allowed || max > MAX_TOLERANCE {
                 wrong.push(format!("{} ({}), {}: mean {mean:.3}, max {max}", case.file, case.what, t.name));
             }
         }
@@ -95,27 +94,27 @@ fn every_kind_of_image_file_is_read_as_the_reference_reads_it() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// The same over a folder of photographs, for whoever has one:
+/// The same comparison for a folder of your own photographs:
 /// `python tests/goldens/reference_photos.py PHOTOS OUT`, then this test with `GHOSTSERVE_PHOTOS=PHOTOS` and
 /// `GHOSTSERVE_PHOTOS_REFERENCE=OUT`.
 #[test]
-fn photographs_are_read_as_the_reference_reads_them() {
+fn photographs_decode_as_in_the_reference() {
     let folder = |name| std::env::var_os(name).map(PathBuf::from);
     let (Some(photos), Some(reference)) = (folder("GHOSTSERVE_PHOTOS"), folder("GHOSTSERVE_PHOTOS_REFERENCE")) else {
-        // Past the test harness, which would swallow it.
-        let why = "GHOSTSERVE_PHOTOS and GHOSTSERVE_PHOTOS_REFERENCE are not set; see the test's comment";
-        writeln!(std::io::stderr(), "SKIPPED: photographs_are_read_as_the_reference_reads_them: {why}").unwrap();
+        // To stderr directly, because the test harness captures printed text.
+        let reason = "GHOSTSERVE_PHOTOS and GHOSTSERVE_PHOTOS_REFERENCE are not set; see the test's comment";
+        writeln!(std::io::stderr(), "SKIPPED: photographs_decode_as_in_the_reference: {reason}").unwrap();
         return;
     };
     for (name, suffix, spec) in
-        [("imagenet", "rgb", spec(None, 256, 224)), ("cifar", "cifar.rgb", spec(Some(32), 64, 64))]
+        [("imagenet", "rgb", input_spec(None, 256, 224)), ("cifar", "cifar.rgb", input_spec(Some(32), 64, 64))]
     {
         let (mut worst, mut sum, mut photographs) = ((0.0f64, 0u8), 0.0, 0);
         for photo in std::fs::read_dir(&photos).unwrap().map(|entry| entry.unwrap().path()) {
             let stem = photo.file_stem().unwrap().to_string_lossy().into_owned();
             let expected = std::fs::read(reference.join(format!("{stem}.{suffix}"))).unwrap();
             let (mean, max) = difference(&crop(&std::fs::read(&photo).unwrap(), spec), &expected);
-            if mean > MEAN || max > MAX {
+            if mean > MEAN_TOLERANCE || max > MAX_TOLERANCE {
                 println!("{name}: {stem}: mean {mean:.3}, max {max}");
             }
             worst = (worst.0.max(mean), worst.1.max(max));
@@ -125,6 +124,6 @@ fn photographs_are_read_as_the_reference_reads_them() {
         assert!(photographs > 0);
         let mean = sum / f64::from(photographs);
         println!("{name}: {photographs} photographs: mean {mean:.4}; the worst: mean {:.4}, max {}", worst.0, worst.1);
-        assert!(worst.0 <= MEAN && worst.1 <= MAX);
+        assert!(worst.0 <= MEAN_TOLERANCE && worst.1 <= MAX_TOLERANCE);
     }
 }

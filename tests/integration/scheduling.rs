@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures::future::join_all;
 use serde_json::Value;
 
-use crate::images::{JPEG, picture};
+use crate::images::{JPEG, drawn_image};
 use crate::server::{TestServer, answer};
 
 const MODEL: &str = "model=\"ghostnetv2-cifar10\"";
@@ -16,7 +16,7 @@ async fn plan(server: &TestServer) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_given_is_measured_once_and_kept() {
+async fn settings_that_are_not_given_are_measured_once_and_cached() {
     let folder = tempfile::tempdir().unwrap();
     let start = || {
         TestServer::with(|c| {
@@ -46,7 +46,7 @@ async fn what_is_not_given_is_measured_once_and_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn past_the_longest_wait_requests_are_shed_and_told_when_to_come_back() {
+async fn requests_over_the_maximum_wait_are_shed_with_retry_after() {
     let server = TestServer::with(|c| c.load.max_wait = Duration::ZERO).await;
     let send = |priority: &'static str| server.post("/v1/classify").header("priority", priority).body(JPEG).send();
     let answers = join_all((0..24).map(|_| send("u=3"))).await;
@@ -70,7 +70,7 @@ async fn past_the_longest_wait_requests_are_shed_and_told_when_to_come_back() {
         server.metric(&format!("ghostserve_images_shed_total{{{MODEL},reason=\"wait\"}}")).await,
         f64::from(shed)
     );
-    // Work without hurry waits instead.
+    // Requests of low urgency wait instead.
     for response in join_all((0..24).map(|_| send("u=6"))).await {
         assert_eq!(response.unwrap().status(), 200);
     }
@@ -82,7 +82,7 @@ async fn past_the_longest_wait_requests_are_shed_and_told_when_to_come_back() {
 async fn a_deadline_that_cannot_be_met_is_refused_before_any_work() {
     let server = TestServer::start().await;
     assert_eq!(server.classify("", JPEG).await.0, 200);
-    // A row of images in front, and a deadline that is shorter than their time.
+    // 64 images are queued first, and the deadline is shorter than the time they need.
     let busy = join_all((0..64).map(|_| server.post("/v1/classify").body(JPEG).send()));
     let hurried = async {
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -95,9 +95,9 @@ async fn a_deadline_that_cannot_be_met_is_refused_before_any_work() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_that_is_known_is_neither_decoded_nor_run_again() {
+async fn a_known_file_is_neither_decoded_nor_run_again() {
     let server = TestServer::with(|c| c.load.response_cache = 1 << 20).await;
-    let other = picture(64, 48, 1, image::ImageFormat::Png);
+    let other = drawn_image(64, 48, 1, image::ImageFormat::Png);
     let outcomes = async |outcome: &str| {
         server.metric(&format!("ghostserve_response_cache_total{{{MODEL},outcome=\"{outcome}\"}}")).await
     };
@@ -111,12 +111,12 @@ async fn a_file_that_is_known_is_neither_decoded_nor_run_again() {
     assert_eq!(
         three["results"][0]["predictions"].as_array().map(Vec::len),
         Some(3),
-        "asked differently of the same scores"
+        "other parameters, the same scores"
     );
     assert_eq!(outcomes("hit").await, before + 1.0);
     assert_eq!(server.classify("", other).await.0, 200);
     assert_eq!(outcomes("miss").await, 2.0);
-    // What cannot be decoded is refused every time.
+    // A file that cannot be decoded is refused every time.
     for _ in 0..2 {
         assert_eq!(server.classify("", &JPEG[..JPEG.len() / 2]).await.0, 422);
     }

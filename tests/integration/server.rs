@@ -1,4 +1,4 @@
-//! A server in this process, on a port of its own, for the other modules.
+//! A server in this process, on its own port, and helpers that read its answers.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -24,7 +24,7 @@ pub(crate) fn config() -> Config {
     let mut config = Config::default();
     config.addresses.listen = SocketAddr::from(([127, 0, 0, 1], 0));
     config.execution.cores = Some(2);
-    // Calibration is for one server per machine, and has tests of its own.
+    // Calibration assumes one server per machine, and has its own tests.
     config.execution.no_calibration = true;
     config.load.max_wait = Duration::from_secs(10);
     config.load.max_memory = Some(0);
@@ -76,15 +76,13 @@ impl TestServer {
         let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
         value.map_or(0.0, |value| value.parse().unwrap())
     }
-}
 
-impl TestServer {
-    /// Waits until a series has a value: what a server does after its answer is not over when the answer arrives.
+    /// Waits until a series has this value. The server may still be working when its answer arrives.
     pub(crate) async fn settles(&self, series: &str, value: f64) {
         self.wait_for(series, &format!("{value}"), |found| found == value).await;
     }
 
-    /// Waits until a series is at least a value.
+    /// Waits until a series is at least this value.
     pub(crate) async fn reaches(&self, series: &str, value: f64) {
         self.wait_for(series, &format!("at least {value}"), |found| found >= value).await;
     }
@@ -102,6 +100,7 @@ impl TestServer {
     }
 }
 
+/// Status and JSON of a response. Asserts its content type, and that an error is a complete problem.
 pub(crate) async fn answer(response: reqwest::Response) -> (u16, Value) {
     let status = response.status().as_u16();
     let kind = response.headers()["content-type"].to_str().unwrap().to_owned();
@@ -116,7 +115,7 @@ pub(crate) async fn answer(response: reqwest::Response) -> (u16, Value) {
     (status, json)
 }
 
-/// Every member that RFC 9457 and the contract name is there and agrees with the response.
+/// Asserts that a problem has every member of RFC 9457 and of this API, and that they agree with the response.
 pub(crate) fn assert_problem(json: &Value, status: u16, id: &str) {
     assert_eq!(json["status"], status);
     assert_eq!(json["request_id"], id);
@@ -131,4 +130,13 @@ pub(crate) fn assert_problem(json: &Value, status: u16, id: &str) {
 pub(crate) fn code((status, json): (u16, Value)) -> (u16, String) {
     let code = json["code"].as_str().unwrap_or_else(|| panic!("no problem: {status} {json}"));
     (status, code.to_owned())
+}
+
+/// The probabilities of the first image of a classification with all ten classes, in class order.
+pub(crate) fn probabilities(json: &Value) -> Vec<f64> {
+    let mut row = vec![0.0; 10];
+    for prediction in json["results"][0]["predictions"].as_array().unwrap() {
+        row[prediction["class"].as_u64().unwrap() as usize] = prediction["probability"].as_f64().unwrap();
+    }
+    row
 }

@@ -1,4 +1,4 @@
-//! Going down: readiness first, then the listeners, and no admitted request without its answer.
+//! Shutdown: readiness fails first, then the listeners close, and every admitted request gets its answer.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -12,7 +12,7 @@ async fn readiness_fails_at_once_and_requests_are_still_served_for_the_grace_per
     let server = TestServer::with(|c| c.time.drain_grace = Duration::from_secs(2)).await;
     assert_eq!(server.get("/readyz").await.text().await.unwrap(), "ok\n");
     server.stop.stop();
-    // The stop is noticed by the server's task, not here.
+    // The server's task notices the stop a moment later.
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert_eq!(code(answer(server.get("/readyz").await).await), (503, "draining".into()));
     assert_eq!(server.get("/livez").await.status(), 200);
@@ -39,7 +39,7 @@ async fn under_load_every_admitted_request_is_answered() {
                             assert_eq!(answer(response).await.0, 200);
                             answered.fetch_add(1, Ordering::Relaxed);
                         }
-                        // Refused connections are how a closed listener looks.
+                        // The listener is closed, so connections are refused.
                         Err(error) if error.is_connect() && stopped.load(Ordering::Relaxed) => break,
                         other => {
                             println!("lost: {other:?}");
@@ -61,6 +61,6 @@ async fn under_load_every_admitted_request_is_answered() {
         client.await.unwrap();
     }
     assert!(start.elapsed() < Duration::from_secs(8));
-    assert!(answered.load(Ordering::Relaxed) > before, "served on during the grace period");
+    assert!(answered.load(Ordering::Relaxed) > before, "requests are served during the grace period");
     assert_eq!(lost.load(Ordering::Relaxed), 0);
 }

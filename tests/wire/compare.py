@@ -110,7 +110,7 @@ def http_requests():
         "/v1/models", f"/v1/models/{MODEL}", "/v1/models/other", "/v1/models?x=1", "/livez", "/readyz", "/openapi.json",
         "/docs", "/", "/v1/classify", "/v2", "/v2/health/live", "/v2/health/ready", f"/v2/models/{MODEL}",
         f"/v2/models/{MODEL}/versions/1", f"/v2/models/{MODEL}/versions/7", f"/v2/models/{MODEL}/ready",
-        f"/v2/models/{MODEL}/config", "/v2/models/other", f"/v2/models/{MODEL}.features", f"/v2/models/{MODEL}.features/config",
+        f"/v2/models/{MODEL}/config", "/v2/models/other", f"/v2/models/{MODEL}-features", f"/v2/models/{MODEL}-features/config",
         "/v2/models/stats", f"/v2/models/{MODEL}/stats",
     ]:
         yield f"GET {path}", "GET", path, {}, None
@@ -127,8 +127,8 @@ def http_requests():
         ("classes", infer, {"inputs": [tensor], "outputs": [{"name": "probabilities", "parameters": {"classification": 3}}]}, None),
         ("binary", infer, {"inputs": [binary], "parameters": {"binary_data_output": True}}, struct.pack("<I", len(JPEG)) + JPEG),
         ("pixels", infer, {"inputs": [numbers]}, None),
-        ("features", f"/v2/models/{MODEL}.features/infer", {"inputs": [tensor], "outputs": [{"name": "c5"}]}, None),
-        ("features binary", f"/v2/models/{MODEL}.features/infer", {"inputs": [tensor], "parameters": {"binary_data_output": True}}, None),
+        ("features", f"/v2/models/{MODEL}-features/infer", {"inputs": [tensor], "outputs": [{"name": "c5"}]}, None),
+        ("features binary", f"/v2/models/{MODEL}-features/infer", {"inputs": [tensor], "parameters": {"binary_data_output": True}}, None),
         ("other input", infer, {"inputs": [{**tensor, "name": "x"}]}, None),
         ("other type", infer, {"inputs": [{**tensor, "datatype": "INT64"}]}, None),
         ("other shape", infer, {"inputs": [{**tensor, "shape": [2]}]}, None),
@@ -251,11 +251,11 @@ def grpc_calls():
     yield "ready", oip + "ServerReady", b"", None
     yield "model ready", oip + "ModelReady", field(1, MODEL), None
     yield "metadata", oip + "ModelMetadata", field(1, MODEL), None
-    yield "metadata of features", oip + "ModelMetadata", field(1, MODEL + ".features"), None
+    yield "metadata of features", oip + "ModelMetadata", field(1, MODEL + "-features"), None
     yield "metadata of another", oip + "ModelMetadata", field(1, "other"), None
     yield "index", oip + "RepositoryIndex", b"", None
     yield "infer", oip + "ModelInfer", field(1, MODEL) + field(3, "7") + field(5, tensor) + raw, None
-    yield "infer features", oip + "ModelInfer", field(1, MODEL + ".features") + field(5, tensor) + raw, None
+    yield "infer features", oip + "ModelInfer", field(1, MODEL + "-features") + field(5, tensor) + raw, None
     yield "infer nothing", oip + "ModelInfer", field(1, MODEL), None
     yield "infer another type", oip + "ModelInfer", field(1, MODEL) + field(5, field(1, "image") + field(2, "INT8")), None
     yield "health", "/grpc.health.v1.Health/Check", b"", None
@@ -284,9 +284,18 @@ def metric_names(text):
 
 
 def flags(binary, command):
-    text = subprocess.run([binary, *([command] if command else []), "--help"], capture_output=True, text=True, check=True).stdout
-    found = re.findall(r"^ {2,}(-.*?)(?: {2,}.*)?$|\[(env|default|possible values): ([^\]]*)\]", text, re.MULTILINE)
-    return [" ".join(filter(None, parts)) for parts in found]
+    """Each flag with its value names, environment variable and default, in alphabetical order. Values of one word only:
+    a default of several words is prose."""
+    arguments = [binary, *([command] if command else []), "--help"]
+    text = subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
+    found = []
+    for block in re.split(r"\n(?= {2,6}-{1,2}[a-z])", text)[1:]:
+        words = re.split(r"  +|\n", block.strip())[0]
+        joined = " ".join(block.split())
+        values = re.findall(r"^ +- ([\w./-]+):? ", block, re.MULTILINE)
+        notes = re.findall(r"\[(env: \w+|default: [^\] ]+|possible values: [^\]]+)", joined)
+        found.append(" ".join([words, *values, *notes]))
+    return sorted(found)
 
 
 def record(binary):

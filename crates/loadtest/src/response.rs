@@ -278,7 +278,7 @@ mod tests {
                 assert_eq!(response.retry_after, (status == 429).then_some(7));
             }
             // Without its last byte a response is incomplete.
-            assert!(read(&text.as_bytes()[..text.len() - 1], 4).unwrap().is_none(), "{text}");
+            assert!(parse(&text.as_bytes()[..text.len() - 1], 4).unwrap().is_none(), "{text}");
         }
     }
 

@@ -1,7 +1,7 @@
 //! Checkpoints in the common forms, compared with what PyTorch itself reads from them.
 //!
 //! `tests/goldens/make_checkpoints.py` writes the files and `expected.safetensors`. Values agree bit for bit.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use ghostserve_weights::{PytorchFile, SafetensorsFile, TensorSource, WeightsError, open};
 
@@ -32,7 +32,7 @@ fn is_not_float(key: &str) -> bool {
 }
 
 #[test]
-fn every_form_has_the_tensors_that_pytorch_finds() {
+fn every_file_form_has_the_tensors_that_pytorch_finds() {
     let expected = SafetensorsFile::parse(include_bytes!("checkpoints/expected.safetensors")).unwrap();
     let mut compared = 0;
     for (name, bytes) in FILES {
@@ -60,7 +60,7 @@ fn every_form_has_the_tensors_that_pytorch_finds() {
 }
 
 #[test]
-fn the_error_of_another_type_names_it() {
+fn the_error_of_an_unsupported_type_names_it() {
     let file = PytorchFile::parse(file_bytes("types.pth")).unwrap();
     for (key, shape, found) in
         [("i64", &[][..], "I64"), ("i32", &[2], "I32"), ("bool", &[3], "BOOL"), ("u16", &[2], "U16")]

@@ -168,7 +168,7 @@ fn admit(
     let client = client_of(request.extensions());
     let slot = match method.works {
         false => None,
-        true => Some(app.requests.take(client, || app.service.retry_after())?),
+        true => Some(app.requests.acquire(client, || app.service.retry_after())?),
     };
     let (meter, time) = (Meter::new(app.bodies.body(client)), app.config.time);
     let call = Call {
@@ -190,16 +190,16 @@ fn admit(
         if method.streams { start + time.idle_timeout } else { call.deadline(start).min(start + time.body_timeout) };
     let message = if method.works { app.config.request.max_multi_body_bytes } else { MAX_METADATA_MESSAGE };
     let bounds = MessageBounds {
-        message,
+        max_bytes: message,
         schema: Arc::clone(&grpc.schema),
         message_type: method.message,
         limits: message_limits(&app.config.request, message),
-        body: time.body_timeout,
-        rate: time.min_upload_rate,
+        message_time: time.body_timeout,
+        min_rate: time.min_upload_rate,
         client,
         ingress: app.ingress.clone(),
-        idle: time.idle_timeout,
-        first,
+        idle_time: time.idle_timeout,
+        first_deadline: first,
     };
     let body = std::mem::take(request.body_mut());
     *request.body_mut() = Body::new(MeteredBody::new(body, meter, bounds, errors.clone()));

@@ -6,7 +6,10 @@ use tonic::Response;
 
 use super::Grpc;
 use super::call::Call;
-use super::messages::{geometry, image, image_error, model, model_name, prediction, priority, read_images, timing};
+use super::messages::{
+    geometry_message, image_error, image_info, model_name, model_reference, prediction_message, priority, read_images,
+    timing,
+};
 use crate::preprocess::{Fit, RequestContext};
 use crate::server::encode::{EncodeTimer, encode_features};
 use crate::server::parameters::{levels, prediction_options, tensor_name};
@@ -24,7 +27,7 @@ impl Grpc {
         call: &Call,
         mut request: v1::ExtractFeaturesRequest,
     ) -> Result<Response<v1::ExtractFeaturesResponse>, Problem> {
-        // Read.
+        // Read: the number of images is checked before the parameters.
         let files = std::mem::take(&mut request.images);
         let images = read_images(files, self.app.config.request.max_images_per_request)?;
         // Plan.
@@ -107,16 +110,16 @@ fn encode_message(plan: &FeaturePlan, extracted: &Extracted, format: ElementForm
         let outcome = match result {
             Ok(extraction) => Outcome::Features(v1::ImageFeatures {
                 row: rows.next().unwrap_or_default(),
-                image: Some(image(extraction.image)),
-                geometry: Some(geometry(extraction.geometry)),
-                predictions: extraction.predictions.iter().flatten().cloned().map(prediction).collect(),
+                image: Some(image_info(extraction.image)),
+                geometry: Some(geometry_message(extraction.geometry)),
+                predictions: extraction.predictions.iter().flatten().cloned().map(prediction_message).collect(),
             }),
             Err(error) => Outcome::Error(image_error(error)),
         };
         v1::FeaturesResult { outcome: Some(outcome) }
     };
     v1::ExtractFeaturesResponse {
-        model: Some(model(plan.model())),
+        model: Some(model_reference(plan.model())),
         results: extracted.results.iter().map(result).collect(),
         tensors: outputs.iter().zip(&plan.shapes).enumerate().map(tensor).collect(),
         timing: Some(timing(extracted.times)),

@@ -1,4 +1,4 @@
-//! `grpc.health.v1`: the state of `/readyz` for load balancers that use gRPC.
+//! `grpc.health.v1`: reports the state of `/readyz` to load balancers that use gRPC.
 
 use std::pin::Pin;
 
@@ -12,9 +12,9 @@ use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 use super::Grpc;
 use crate::server::shutdown::Phase;
 
-/// The services that have a health; the empty name stands for the whole server.
+/// Services whose health is reported. The empty name stands for the whole server.
 const SERVICES: [&str; 3] = ["", "ghostserve.v1.InferenceService", "inference.GRPCInferenceService"];
-/// How often the state is checked for a watching client.
+/// Interval at which the state is checked for a client that watches it.
 const WATCH_INTERVAL: Duration = Duration::from_millis(200);
 
 impl Grpc {
@@ -55,7 +55,7 @@ impl Health for Grpc {
                 if last != Some(status) {
                     return Some((Ok(response(status)), (grpc, service, clock, Some(status))));
                 }
-                // The last status was that it is not serving. It will not change again.
+                // The client has received `NotServing`, which is final.
                 if grpc.app.lifecycle.phase() >= Phase::Stopping {
                     return None;
                 }

@@ -9,16 +9,19 @@ use crate::server::tensors::ElementType;
 use crate::service::{Classified, Error, ImageResult, Prediction, ServedModel, StageTimes};
 use ghostserve_proto::v1;
 
-/// The priority of a message; that of the call's metadata if the message has none.
-pub(super) fn priority(of_message: v1::Priority, of_metadata: Priority) -> Priority {
-    match of_message {
-        v1::Priority::Unspecified => of_metadata,
+/// Priority of a message. If it has none, that of the call's metadata.
+pub(super) fn priority(message_priority: v1::Priority, metadata_priority: Priority) -> Priority {
+    match message_priority {
+        v1::Priority::Unspecified => metadata_priority,
         v1::Priority::Interactive => Priority::Interactive,
         v1::Priority::Background => Priority::Background,
     }
 }
 
-/// The images of a message, if their number is accepted.
+/// The images of a message.
+///
+/// # Errors
+/// There are no images, or more than `max_images`.
 pub(super) fn read_images(files: Vec<Bytes>, max_images: usize) -> Result<Vec<Result<Source, Error>>, Problem> {
     match files.len() {
         0 => Err(Error::NoImages.into()),
@@ -27,12 +30,12 @@ pub(super) fn read_images(files: Vec<Bytes>, max_images: usize) -> Result<Vec<Re
     }
 }
 
-/// A model's name; `None` stands for the default model.
+/// Name of the requested model. `None` stands for the default model.
 pub(super) fn model_name(text: &str) -> Option<&str> {
     Some(text).filter(|text| !text.is_empty())
 }
 
-pub(super) fn model(model: &ServedModel) -> v1::ModelReference {
+pub(super) fn model_reference(model: &ServedModel) -> v1::ModelReference {
     let manifest = &model.manifest;
     v1::ModelReference { id: manifest.id.clone(), digest: manifest.network.digest.to_string() }
 }
@@ -51,16 +54,16 @@ pub(super) fn image_error(error: &Error) -> v1::ImageError {
     v1::ImageError { code: error.code().as_str().to_owned(), detail: error.to_string() }
 }
 
-pub(super) fn problem(problem: &Problem) -> v1::ImageError {
+pub(super) fn problem_error(problem: &Problem) -> v1::ImageError {
     v1::ImageError { code: problem.code.as_str().to_owned(), detail: problem.detail.clone() }
 }
 
-pub(super) fn image(info: ImageInfo) -> v1::ImageInfo {
+pub(super) fn image_info(info: ImageInfo) -> v1::ImageInfo {
     let format = info.format.map(|format| format.to_string().to_ascii_lowercase()).unwrap_or_default();
     v1::ImageInfo { format, width: info.width, height: info.height }
 }
 
-pub(super) fn prediction(prediction: Prediction) -> v1::Prediction {
+pub(super) fn prediction_message(prediction: Prediction) -> v1::Prediction {
     v1::Prediction {
         class: prediction.class as u32,
         label: prediction.label.name,
@@ -71,24 +74,24 @@ pub(super) fn prediction(prediction: Prediction) -> v1::Prediction {
 
 pub(super) fn classify_response(served: &ServedModel, classified: Classified) -> v1::ClassifyResponse {
     use v1::classify_result::Outcome;
-    let result = |result: Result<ImageResult, Error>| {
+    let to_result = |result: Result<ImageResult, Error>| {
         let outcome = match result {
             Ok(result) => Outcome::Classification(v1::Classification {
-                predictions: result.predictions.into_iter().map(prediction).collect(),
-                image: Some(image(result.image)),
+                predictions: result.predictions.into_iter().map(prediction_message).collect(),
+                image: Some(image_info(result.image)),
             }),
             Err(error) => Outcome::Error(image_error(&error)),
         };
         v1::ClassifyResult { outcome: Some(outcome) }
     };
     v1::ClassifyResponse {
-        model: Some(model(served)),
+        model: Some(model_reference(served)),
         timing: Some(timing(classified.times)),
-        results: classified.results.into_iter().map(result).collect(),
+        results: classified.results.into_iter().map(to_result).collect(),
     }
 }
 
-pub(super) fn geometry(geometry: Geometry) -> v1::Geometry {
+pub(super) fn geometry_message(geometry: Geometry) -> v1::Geometry {
     let fit = match geometry.fit {
         Fit::Crop => v1::Fit::Crop,
         Fit::Letterbox => v1::Fit::Letterbox,

@@ -1,4 +1,4 @@
-//! Metadata, configuration and statistics of the Open Inference Protocol as messages.
+//! Converts metadata, configuration and statistics of the Open Inference Protocol to messages.
 
 use std::collections::HashMap;
 
@@ -7,7 +7,7 @@ use ghostserve_proto::inference as proto;
 
 impl From<oip::ModelMetadata> for proto::ModelMetadataResponse {
     fn from(metadata: oip::ModelMetadata) -> Self {
-        let tensor = |tensor: oip::TensorMetadata| proto::model_metadata_response::TensorMetadata {
+        let to_tensor = |tensor: oip::TensorMetadata| proto::model_metadata_response::TensorMetadata {
             name: tensor.name,
             datatype: tensor.datatype,
             shape: tensor.shape,
@@ -16,13 +16,13 @@ impl From<oip::ModelMetadata> for proto::ModelMetadataResponse {
             name: metadata.name,
             versions: metadata.versions,
             platform: metadata.platform,
-            inputs: metadata.inputs.into_iter().map(tensor).collect(),
-            outputs: metadata.outputs.into_iter().map(tensor).collect(),
+            inputs: metadata.inputs.into_iter().map(to_tensor).collect(),
+            outputs: metadata.outputs.into_iter().map(to_tensor).collect(),
         }
     }
 }
 
-/// The number of a data type. Enumerations have the same names in both encodings.
+/// Number of a data type. Enumerations have the same names in JSON and in gRPC.
 fn data_type(name: &str) -> i32 {
     proto::DataType::from_str_name(name).unwrap_or_default().into()
 }
@@ -32,24 +32,24 @@ impl From<oip::ModelConfig> for proto::ModelConfig {
         use proto::model_input::Format;
         use proto::model_instance_group::Kind;
         use proto::model_version_policy::{Latest, PolicyChoice};
-        let input = |input: oip::ConfigInput| proto::ModelInput {
+        let to_input = |input: oip::ConfigInput| proto::ModelInput {
             data_type: data_type(&input.data_type),
             format: Format::from_str_name(&input.format).unwrap_or_default().into(),
             name: input.name,
             dims: input.dims,
         };
-        let output = |output: oip::ConfigOutput| proto::ModelOutput {
+        let to_output = |output: oip::ConfigOutput| proto::ModelOutput {
             data_type: data_type(&output.data_type),
             name: output.name,
             dims: output.dims,
             label_filename: output.label_filename,
         };
-        let group = |group: oip::InstanceGroup| proto::ModelInstanceGroup {
+        let to_group = |group: oip::InstanceGroup| proto::ModelInstanceGroup {
             kind: Kind::from_str_name(&group.kind).unwrap_or_default().into(),
             name: group.name,
             count: group.count,
         };
-        let parameter = |(name, parameter): (String, oip::ConfigParameter)| {
+        let to_parameter = |(name, parameter): (String, oip::ConfigParameter)| {
             (name, proto::ModelParameter { string_value: parameter.string_value })
         };
         let latest = Latest { num_versions: config.version_policy.latest.num_versions };
@@ -59,9 +59,9 @@ impl From<oip::ModelConfig> for proto::ModelConfig {
             backend: config.backend,
             version_policy: Some(proto::ModelVersionPolicy { policy_choice: Some(PolicyChoice::Latest(latest)) }),
             max_batch_size: config.max_batch_size,
-            input: config.input.into_iter().map(input).collect(),
-            output: config.output.into_iter().map(output).collect(),
-            instance_group: config.instance_group.into_iter().map(group).collect(),
+            input: config.input.into_iter().map(to_input).collect(),
+            output: config.output.into_iter().map(to_output).collect(),
+            instance_group: config.instance_group.into_iter().map(to_group).collect(),
             default_model_filename: config.default_model_filename,
             dynamic_batching: Some(proto::ModelDynamicBatching {
                 preferred_batch_size: config.dynamic_batching.preferred_batch_size,
@@ -70,7 +70,7 @@ impl From<oip::ModelConfig> for proto::ModelConfig {
             model_transaction_policy: Some(proto::ModelTransactionPolicy {
                 decoupled: config.model_transaction_policy.decoupled,
             }),
-            parameters: config.parameters.into_iter().map(parameter).collect::<HashMap<_, _>>(),
+            parameters: config.parameters.into_iter().map(to_parameter).collect::<HashMap<_, _>>(),
         }
     }
 }
@@ -84,7 +84,7 @@ impl From<oip::Time> for proto::StatisticDuration {
 impl From<oip::ModelStatistics> for proto::ModelStatistics {
     fn from(statistics: oip::ModelStatistics) -> Self {
         let times = statistics.inference_stats;
-        let batch = |batch: oip::BatchStatistics| proto::InferBatchStatistics {
+        let to_batch = |batch: oip::BatchStatistics| proto::InferBatchStatistics {
             batch_size: batch.batch_size,
             compute_input: Some(batch.compute_input.into()),
             compute_infer: Some(batch.compute_infer.into()),
@@ -106,7 +106,7 @@ impl From<oip::ModelStatistics> for proto::ModelStatistics {
                 cache_hit: Some(times.cache_hit.into()),
                 cache_miss: Some(times.cache_miss.into()),
             }),
-            batch_stats: statistics.batch_stats.into_iter().map(batch).collect(),
+            batch_stats: statistics.batch_stats.into_iter().map(to_batch).collect(),
         }
     }
 }

@@ -1,8 +1,8 @@
-//! The body of a call as it comes in: held against the limits of a message and of all bodies together, and against
-//! the clock.
+//! Enforces limits on the body of a call while it arrives: the limits of one message, the memory of all bodies, and
+//! time limits.
 //!
-//! tonic reads messages, but whoever reads bodies over HTTP counts bytes before anything is made of them, and so it
-//! is here. What is wrong is told as a [`tonic::Status`], which tonic finds in the error and gives to the client.
+//! tonic reads and decodes messages. Like the HTTP endpoints, this module counts the bytes before they are decoded. An
+//! error is a [`tonic::Status`], which tonic finds in the body's error and sends to the client.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -24,18 +24,18 @@ use crate::server::pace::Pace;
 use crate::server::problem::Problem;
 use crate::service::{Code, Error};
 
-/// Before every message: whether it is compressed, and its length.
+/// Length of the prefix of every message, bytes: whether it is compressed, and its length.
 const PREFIX: usize = 5;
 
-/// The memory that a call's messages take.
+/// Counts the memory of a call's messages.
 #[derive(Clone)]
 pub(super) struct Meter(Arc<Mutex<MessageMemory>>);
 
 struct MessageMemory {
     memory: BodyMemory,
-    /// What the message that is arriving takes so far.
+    /// Memory of the incomplete message, bytes.
     arriving: usize,
-    /// What each message takes that has arrived and was not asked for yet.
+    /// Memory of each complete message that was not handed to the handler, oldest first, bytes.
     complete: VecDeque<usize>,
 }
 
@@ -61,37 +61,38 @@ impl Meter {
         messages.complete.push_back(bytes);
     }
 
-    /// What the next message of a stream takes, in the order in which they arrived. To be asked once for each.
-    pub(super) fn next_message(&self) -> usize {
+    /// Memory of the next message of a stream, in the order of arrival, bytes. Called once for each message.
+    pub(super) fn next_message_bytes(&self) -> usize {
         self.lock().complete.pop_front().unwrap_or(0)
     }
 
-    /// A message that took so much is no longer in memory.
-    pub(super) fn done_with(&self, bytes: usize) {
+    /// Returns the memory of a message that is no longer needed.
+    pub(super) fn release(&self, bytes: usize) {
         self.lock().memory.shrink(bytes);
     }
 }
 
-/// What a body may be.
+/// Limits on a call's body.
 #[derive(Clone)]
 pub(super) struct MessageBounds {
-    /// Bytes of one message.
-    pub(super) message: usize,
-    /// What a message may hold, by its type.
+    /// Maximum length of one message, bytes.
+    pub(super) max_bytes: usize,
     pub(super) schema: Arc<Schema>,
+    /// Index of the messages' type in the schema.
     pub(super) message_type: usize,
+    /// Limits on the contents of one message.
     pub(super) limits: MessageLimits,
-    /// For a message, from its first byte to its last.
-    pub(super) body: Duration,
-    /// Bytes a second at which a message must arrive.
-    pub(super) rate: u64,
-    /// Whose bytes they are, and how fast they are read.
+    /// Time limit for one message, from its first byte to its last.
+    pub(super) message_time: Duration,
+    /// Minimum rate at which a message must arrive, bytes a second.
+    pub(super) min_rate: u64,
+    /// The client that sends the body. [`Ingress`] limits the rate at which its bytes are read.
     pub(super) client: Client,
     pub(super) ingress: Ingress,
-    /// Between messages.
-    pub(super) idle: Duration,
-    /// For the first message.
-    pub(super) first: Instant,
+    /// Time limit between two messages.
+    pub(super) idle_time: Duration,
+    /// Deadline of the first message.
+    pub(super) first_deadline: Instant,
 }
 
 /// A call's body.
@@ -100,41 +101,42 @@ pub(super) struct MeteredBody {
     meter: Meter,
     bounds: MessageBounds,
     framing: Framing,
-    /// Of the message that is arriving, unless it is compressed: then it will not be decoded.
+    /// Checks the contents of the current message. `None` if it is compressed: it will not be decoded.
     walker: Option<Walker>,
     pace: Pace,
-    /// When the client will have been too slow; none while it is not waited for.
-    until: Option<Instant>,
-    /// No message has begun yet.
-    first: bool,
-    /// No more is read before: the client sends more than its share.
-    paused: Option<Instant>,
-    clock: Pin<Box<Sleep>>,
+    /// When the client is too slow. `None` while the body does not wait for it.
+    deadline: Option<Instant>,
+    /// Whether the first message has not begun.
+    before_first: bool,
+    /// When reading continues, if the client sends more than its share.
+    paused_until: Option<Instant>,
+    timer: Pin<Box<Sleep>>,
     errors: CallErrors,
 }
 
-/// Where in the sequence of messages a body is.
+/// Splits a body into prefixes and messages.
 #[derive(Default)]
 struct Framing {
     prefix: [u8; PREFIX],
-    have: usize,
-    /// Bytes of the message that are yet to come.
+    /// Number of bytes of the prefix that have arrived.
+    prefix_bytes: usize,
+    /// Bytes of the message that are still to come.
     left: usize,
 }
 
 /// A piece of a body.
 #[derive(Debug, PartialEq, Eq)]
 enum Piece<'b> {
-    /// Bytes of a prefix that is not complete.
+    /// Some bytes of a prefix that is not complete. Their number.
     Prefix(usize),
-    /// The rest of a prefix; a message of so many bytes follows.
+    /// The last `bytes` bytes of a prefix. A message of `length` bytes follows.
     Begin { bytes: usize, length: usize, compressed: bool },
     /// Bytes of a message.
     Message(&'b [u8]),
 }
 
 impl Framing {
-    /// Takes the next piece off the front of some bytes; `None` if there are none.
+    /// Removes the next piece from the front of `bytes`. `None` if `bytes` is empty.
     fn next<'b>(&mut self, bytes: &mut &'b [u8]) -> Option<Piece<'b>> {
         if bytes.is_empty() {
             return None;
@@ -145,21 +147,21 @@ impl Framing {
             *bytes = rest;
             return Some(Piece::Message(piece));
         }
-        let (piece, rest) = bytes.split_at((PREFIX - self.have).min(bytes.len()));
-        self.prefix[self.have..self.have + piece.len()].copy_from_slice(piece);
-        self.have += piece.len();
+        let (piece, rest) = bytes.split_at((PREFIX - self.prefix_bytes).min(bytes.len()));
+        self.prefix[self.prefix_bytes..self.prefix_bytes + piece.len()].copy_from_slice(piece);
+        self.prefix_bytes += piece.len();
         *bytes = rest;
-        if self.have < PREFIX {
+        if self.prefix_bytes < PREFIX {
             return Some(Piece::Prefix(piece.len()));
         }
         let [compressed, length @ ..] = self.prefix;
         self.left = u32::from_be_bytes(length) as usize;
-        self.have = 0;
+        self.prefix_bytes = 0;
         Some(Piece::Begin { bytes: piece.len(), length: self.left, compressed: compressed != 0 })
     }
 
     fn between_messages(&self) -> bool {
-        self.have == 0 && self.left == 0
+        self.prefix_bytes == 0 && self.left == 0
     }
 }
 
@@ -170,24 +172,24 @@ impl MeteredBody {
             meter,
             framing: Framing::default(),
             walker: None,
-            pace: Pace::new(bounds.rate),
-            until: Some(bounds.first),
-            first: true,
-            paused: None,
-            clock: Box::pin(sleep_until(bounds.first)),
+            pace: Pace::new(bounds.min_rate),
+            deadline: Some(bounds.first_deadline),
+            before_first: true,
+            paused_until: None,
+            timer: Box::pin(sleep_until(bounds.first_deadline)),
             bounds,
             errors,
         }
     }
 
-    /// Counts some bytes of the body, and what will be made of them. Says whether a message began in them.
+    /// Counts bytes of the body and the memory that decoding them takes. Returns whether a message began in them.
     fn check(&mut self, mut bytes: &[u8]) -> Result<bool, Problem> {
         let mut began = false;
         while let Some(piece) = self.framing.next(&mut bytes) {
             match piece {
                 Piece::Prefix(bytes) => self.meter.grow(bytes)?,
                 Piece::Begin { bytes, length, compressed } => {
-                    let limit = self.bounds.message;
+                    let limit = self.bounds.max_bytes;
                     if length > limit {
                         let detail = format!(
                             "the message has {length} bytes, more than the {limit} accepted; send fewer images"
@@ -233,10 +235,10 @@ impl HttpBody for MeteredBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, tonic::Status>>> {
         let this = &mut *self;
-        if let Some(until) = this.paused {
-            this.clock.as_mut().reset(until);
-            ready!(this.clock.as_mut().poll(cx));
-            this.paused = None;
+        if let Some(until) = this.paused_until {
+            this.timer.as_mut().reset(until);
+            ready!(this.timer.as_mut().poll(cx));
+            this.paused_until = None;
         }
         match Pin::new(&mut this.body).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
@@ -247,17 +249,17 @@ impl HttpBody for MeteredBody {
                 };
                 this.pace.received(data.len());
                 let wait = this.bounds.ingress.received(this.bounds.client, data.len());
-                this.paused = (!wait.is_zero()).then(|| Instant::now() + wait);
+                this.paused_until = (!wait.is_zero()).then(|| Instant::now() + wait);
                 if this.framing.between_messages() {
-                    this.until = None;
-                    this.first = false;
-                } else if began || this.until.is_none() {
-                    // The first message has its time from the call's beginning on. Of later ones each has its own,
-                    // whether or not frames end where messages do.
-                    if !std::mem::take(&mut this.first) {
-                        this.until = Some(Instant::now() + this.bounds.body);
+                    this.deadline = None;
+                    this.before_first = false;
+                } else if began || this.deadline.is_none() {
+                    // The time of the first message runs from the start of the call. Each later message has its own
+                    // deadline, whether or not frames end where messages do.
+                    if !std::mem::take(&mut this.before_first) {
+                        this.deadline = Some(Instant::now() + this.bounds.message_time);
                     }
-                    this.pace = Pace::new(this.bounds.rate);
+                    this.pace = Pace::new(this.bounds.min_rate);
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
@@ -266,16 +268,16 @@ impl HttpBody for MeteredBody {
                 result.map_err(|_| this.errors.status(&broken()))
             })),
             Poll::Pending => {
-                let mut until = *this.until.get_or_insert_with(|| Instant::now() + this.bounds.idle);
-                // Between messages a client owes nothing.
-                let slow = !this.framing.between_messages() && this.pace.next_due() < until;
+                let mut deadline = *this.deadline.get_or_insert_with(|| Instant::now() + this.bounds.idle_time);
+                // Between messages no minimum rate applies.
+                let slow = !this.framing.between_messages() && this.pace.next_due() < deadline;
                 if slow {
-                    until = this.pace.next_due();
+                    deadline = this.pace.next_due();
                 }
-                if this.clock.deadline() != until {
-                    this.clock.as_mut().reset(until);
+                if this.timer.deadline() != deadline {
+                    this.timer.as_mut().reset(deadline);
                 }
-                match this.clock.as_mut().poll(cx) {
+                match this.timer.as_mut().poll(cx) {
                     Poll::Pending => Poll::Pending,
                     Poll::Ready(()) if slow => this.refuse(this.pace.too_slow()),
                     Poll::Ready(()) => {
@@ -301,7 +303,7 @@ impl HttpBody for MeteredBody {
 mod tests {
     use super::*;
 
-    /// The messages in some bytes that come in pieces of a length: what each is said to be, and how much of it came.
+    /// Splits bytes that arrive in pieces of `step` bytes. For each message: declared length, and bytes received.
     fn messages(bytes: &[u8], step: usize) -> Vec<(usize, usize)> {
         let mut framing = Framing::default();
         let mut found: Vec<(usize, usize)> = Vec::new();
@@ -318,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_are_told_apart_however_they_are_cut() {
+    fn messages_are_split_for_any_length_of_the_pieces() {
         // Two messages, of three bytes and of none, and the beginning of a third.
         let bytes = [0, 0, 0, 0, 3, 1, 2, 3, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 9];
         for step in 1..=bytes.len() {
@@ -327,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_says_how_long_a_message_is_and_whether_it_is_compressed() {
+    fn a_prefix_holds_the_length_of_a_message_and_whether_it_is_compressed() {
         let mut bytes = &[1, 0, 0, 1, 0, 7][..];
         let begin = Some(Piece::Begin { bytes: 5, length: 256, compressed: true });
         let mut framing = Framing::default();

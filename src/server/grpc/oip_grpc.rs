@@ -48,7 +48,7 @@ impl Grpc {
         let request = run_by_cost(&self.app, context, cost, move || read(request, context, came)).await??;
         // Plan.
         let model = oip::find(&self.app, &name, &version)?;
-        let (plan, images) = oip::plan(&self.app, model, request)?;
+        let (plan, images) = oip::plan_infer(&self.app, model, request)?;
         // Run and encode the tensors.
         oip::infer(&self.app, plan, images).await
     }
@@ -233,9 +233,9 @@ impl GrpcInferenceService for Grpc {
                         return Some((Err(call.errors.status(&Error::Draining.into())), (grpc, call, messages)));
                     }
                 };
-                let (size, id) = (call.meter.next_message(), request.id.clone());
+                let (size, id) = (call.meter.next_message_bytes(), request.id.clone());
                 let answer = grpc.infer(&call, Instant::now(), request).await;
-                call.meter.done_with(size);
+                call.meter.release(size);
                 let answer = match answer {
                     // The memory of the maps is released before they are sent: a stream has only one answer at a time.
                     Ok(answer) => proto::ModelStreamInferResponse {

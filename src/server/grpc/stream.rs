@@ -14,7 +14,7 @@ use tonic::{Status, Streaming};
 
 use super::Grpc;
 use super::call::Call;
-use super::messages::problem;
+use super::messages::problem_error;
 use crate::server::problem::Problem;
 use crate::server::shutdown::Phase;
 use crate::service::{ClassifyPlan, Code, Error};
@@ -65,13 +65,13 @@ impl Grpc {
     async fn answer(self, call: Call, message: v1::ClassifyStreamRequest, size: usize) -> v1::ClassifyStreamResponse {
         let (came, id) = (Instant::now(), message.id);
         let outcome = self.classify_patiently(&call, came, message.request.unwrap_or_default()).await;
-        call.meter.done_with(size);
+        call.meter.release(size);
         let outcome = match outcome {
             Ok(response) => Outcome::Response(response),
             Err(error) => {
                 let metrics = &self.app.metrics;
                 metrics.problems_total.with_label_values(&[error.code.as_str()]).inc();
-                Outcome::Error(problem(&error))
+                Outcome::Error(problem_error(&error))
             }
         };
         v1::ClassifyStreamResponse { id, outcome: Some(outcome) }
@@ -130,7 +130,7 @@ impl StreamState {
                 }
                 message = self.messages.message(), if read => match message {
                     Ok(Some(message)) => {
-                        let size = self.call.meter.next_message();
+                        let size = self.call.meter.next_message_bytes();
                         let answer = self.grpc.clone().answer(self.call.clone(), message, size);
                         self.window.push(Box::pin(answer));
                     }

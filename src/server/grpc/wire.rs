@@ -1,23 +1,22 @@
 //! Checks protobuf messages while their bytes arrive, before they are decoded.
 //!
-//! Two bytes on the wire (an empty sub-message) become a struct of hundreds of bytes in memory, so a limit on a
-//! message's size is no limit on what decoding it takes. A [`Walker`] goes over the wire format with the message's
-//! descriptor beside it and counts what decoding would allocate. It works on pieces of any length and keeps nothing
-//! of them.
+//! Two bytes on the wire (an empty sub-message) become a struct of hundreds of bytes in memory, so a limit on the
+//! size of a message does not limit the memory that decoding takes. A [`Walker`] reads the wire format with the help of
+//! the message's descriptor and counts what decoding would allocate. It accepts pieces of any length and stores none.
 
 use std::collections::HashMap;
 
 use prost_types::field_descriptor_proto::{Label, Type};
 use prost_types::{DescriptorProto, FileDescriptorSet};
 
-/// The fields of every message type, by index.
+/// Fields of every message type, by the type's index.
 #[derive(Debug, Default)]
 pub(super) struct Schema {
     messages: Vec<HashMap<u32, Field>>,
     by_name: HashMap<String, usize>,
 }
 
-/// What is known of a field.
+/// Type of a field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Field {
     kind: FieldKind,
@@ -26,39 +25,39 @@ struct Field {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum FieldKind {
-    /// A number that takes so many bytes in memory; on the wire a varint, or fixed bytes.
+    /// A number: bytes in memory, and bytes on the wire (`None` for a varint).
     Number { memory: usize, fixed: Option<usize> },
-    /// Characters are copied out of the message.
+    /// Text, which decoding copies out of the message.
     String,
-    /// Bytes stay where they are.
+    /// Bytes, which decoding does not copy.
     Bytes,
-    /// A message type, by index.
+    /// A message, by the index of its type.
     Message(usize),
 }
 
-/// How much of what a message may have, with all that is nested in it.
+/// Limits on the contents of a message, including all nested messages.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct MessageLimits {
-    /// Elements of repeated `bytes` fields: images, tensors.
+    /// Maximum number of elements of repeated `bytes` fields (images, tensors).
     pub(super) blobs: usize,
-    /// Elements of repeated messages and strings, and entries of maps.
+    /// Maximum number of elements of repeated messages and strings, and of map entries.
     pub(super) items: usize,
-    /// Elements of repeated numbers.
+    /// Maximum number of elements of repeated number fields.
     pub(super) numbers: usize,
-    /// Fields that the schema does not have: a newer client may send a few.
+    /// Maximum number of fields that are not in the schema. A newer client may send a few.
     pub(super) unknown: usize,
-    /// Fields of any kind, but for elements of repeated numbers.
+    /// Maximum number of fields of any kind, except elements of repeated numbers.
     pub(super) fields: usize,
 }
 
-/// Messages in messages. The services' own types are not recursive and stay far below.
+/// Maximum nesting depth of messages. The services' types are not recursive and stay far below it.
 const MAX_DEPTH: usize = 16;
 
-/// What an element of a repeated message, a string or an entry of a map takes at most, with what a growing list
-/// reserves.
+/// Upper bound on the memory of one element of a repeated message or string, or of one map entry, bytes. It includes
+/// what a growing list reserves.
 const ITEM_BYTES: usize = 1024;
 
-/// Why a message is refused.
+/// Reason for the rejection of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum WireError {
     #[error("the message is not valid protobuf")]
@@ -80,15 +79,16 @@ pub(super) enum WireError {
 }
 
 impl Schema {
-    /// The message types of some files.
+    /// Collects the message types of the given files.
     pub(super) fn of(sets: &[FileDescriptorSet]) -> Self {
-        let mut all: Vec<(String, &DescriptorProto)> = Vec::new();
+        let mut messages: Vec<(String, &DescriptorProto)> = Vec::new();
         for file in sets.iter().flat_map(|set| &set.file) {
             let package = if file.package().is_empty() { String::new() } else { format!(".{}", file.package()) };
-            collect(&package, &file.message_type, &mut all);
+            collect_messages(&package, &file.message_type, &mut messages);
         }
-        let by_name: HashMap<String, usize> = all.iter().enumerate().map(|(i, (name, _))| (name.clone(), i)).collect();
-        let field = |field: &prost_types::FieldDescriptorProto| {
+        let by_name: HashMap<String, usize> =
+            messages.iter().enumerate().map(|(i, (name, _))| (name.clone(), i)).collect();
+        let convert = |field: &prost_types::FieldDescriptorProto| {
             let number = |memory, fixed| FieldKind::Number { memory, fixed };
             let kind = match field.r#type() {
                 Type::Bool => number(1, None),
@@ -98,42 +98,43 @@ impl Schema {
                 Type::Double | Type::Fixed64 | Type::Sfixed64 => number(8, Some(8)),
                 Type::String => FieldKind::String,
                 Type::Bytes => FieldKind::Bytes,
-                // A type that is not among the files cannot be: the compiler of `proto/` resolves names.
+                // Always present: the compiler of `proto/` has resolved all names.
                 Type::Message | Type::Group => FieldKind::Message(*by_name.get(field.type_name())?),
             };
             Some((u32::try_from(field.number()).ok()?, Field { kind, repeated: field.label() == Label::Repeated }))
         };
-        let messages = all.iter().map(|(_, message)| message.field.iter().filter_map(field).collect()).collect();
+        let messages = messages.iter().map(|(_, message)| message.field.iter().filter_map(convert).collect()).collect();
         Self { messages, by_name }
     }
 
-    /// The index of a message type, by its full name with a dot before it.
+    /// Index of the message type with the given full name, which starts with a dot.
     pub(super) fn message(&self, name: &str) -> Option<usize> {
         self.by_name.get(name).copied()
     }
 }
 
-fn collect<'a>(scope: &str, messages: &'a [DescriptorProto], all: &mut Vec<(String, &'a DescriptorProto)>) {
+/// Appends the messages and all nested ones to `found`, with their full names.
+fn collect_messages<'a>(scope: &str, messages: &'a [DescriptorProto], found: &mut Vec<(String, &'a DescriptorProto)>) {
     for message in messages {
         let name = format!("{scope}.{}", message.name());
-        collect(&name, &message.nested_type, all);
-        all.push((name, message));
+        collect_messages(&name, &message.nested_type, found);
+        found.push((name, message));
     }
 }
 
-/// Goes over one message.
+/// Checks one message while it arrives.
 #[derive(Debug)]
 pub(super) struct Walker {
     limits: MessageLimits,
-    /// The messages that are open, outermost first: type, and bytes that are left.
+    /// Messages that are not complete, outermost first: type index, and bytes still to come.
     open: Vec<(usize, usize)>,
     expected: Expected,
-    /// A varint that has begun: its bits, and how many there are.
+    /// The varint being read: its value so far, and its number of bytes so far.
     varint: (u64, u32),
     counts: MessageCounts,
 }
 
-/// What was found so far.
+/// Counts of the contents received, to compare with [`MessageLimits`].
 #[derive(Clone, Copy, Debug, Default)]
 struct MessageCounts {
     blobs: usize,
@@ -141,26 +142,27 @@ struct MessageCounts {
     numbers: usize,
     unknown: usize,
     fields: usize,
-    /// Memory beside the message's own bytes that decoding it takes.
+    /// Memory that decoding takes in addition to the message's own bytes, bytes.
     memory: usize,
 }
 
+/// What the next byte belongs to.
 #[derive(Clone, Copy, Debug)]
 enum Expected {
     /// The key of a field.
     Key,
-    /// A number as a varint, whose value does not matter.
+    /// A varint whose value is not used.
     Varint,
-    /// The length of what follows, for a field.
+    /// The length of a field's contents.
     Length(Option<Field>),
-    /// Bytes that are not looked at.
+    /// Contents that are skipped: bytes still to come.
     Skip(usize),
-    /// Packed varints of so many bytes, each of which takes some memory.
+    /// Packed varints: bytes still to come, and bytes in memory of each number.
     Packed { left: usize, memory: usize },
 }
 
 impl Walker {
-    /// For a message of a type, which has so many bytes.
+    /// Creates a walker for a message of type `message` and length `bytes`.
     pub(super) fn new(message: usize, bytes: usize, limits: MessageLimits) -> Self {
         let mut walker = Self {
             limits,
@@ -173,15 +175,15 @@ impl Walker {
         walker
     }
 
-    /// Memory that decoding takes beside the bytes that came.
+    /// Memory that decoding takes in addition to the bytes received, bytes.
     pub(super) fn memory(&self) -> usize {
         self.counts.memory
     }
 
-    /// Takes the next bytes of the message; never more than it has.
+    /// Reads the next bytes of the message, at most as many as are still to come.
     ///
     /// # Errors
-    /// The message is not to be decoded.
+    /// The message is invalid or beyond a limit, and must not be decoded.
     pub(super) fn feed(&mut self, schema: &Schema, mut bytes: &[u8]) -> Result<(), WireError> {
         while !bytes.is_empty() {
             match self.expected {
@@ -193,7 +195,7 @@ impl Walker {
                 }
                 Expected::Packed { left, memory } => {
                     let part = left.min(bytes.len());
-                    // Every number ends with a byte whose first bit is not set.
+                    // The last byte of a varint has its highest bit clear.
                     let numbers = bytes[..part].iter().filter(|byte| **byte < 0x80).count();
                     bytes = &bytes[part..];
                     self.numbers(numbers, memory)?;
@@ -229,14 +231,14 @@ impl Walker {
         Ok(())
     }
 
-    /// Takes bytes off the innermost message, whose end they may not pass.
+    /// Subtracts bytes from the innermost message. Its end may not be passed.
     fn consume(&mut self, bytes: usize) -> Result<(), WireError> {
         let (_, left) = self.open.last_mut().ok_or(WireError::Malformed)?;
         *left = left.checked_sub(bytes).ok_or(WireError::Malformed)?;
         Ok(())
     }
 
-    /// Closes messages that are complete.
+    /// Removes the complete messages from the stack.
     fn close(&mut self) -> Result<(), WireError> {
         while self.open.len() > 1 && self.open.last().is_some_and(|(_, left)| *left == 0) {
             if !matches!(self.expected, Expected::Key) || self.varint.1 > 0 {
@@ -247,7 +249,7 @@ impl Walker {
         Ok(())
     }
 
-    /// A field begins.
+    /// Handles the key of a field.
     fn key(&mut self, schema: &Schema, key: u64) -> Result<Expected, WireError> {
         let number = u32::try_from(key >> 3).ok().filter(|number| *number > 0).ok_or(WireError::Malformed)?;
         let (message, _) = self.open.last().ok_or(WireError::Malformed)?;
@@ -271,7 +273,7 @@ impl Walker {
         }
     }
 
-    /// Something of a known length begins.
+    /// Handles the length of a field's contents. `None` is a field that is not in the schema.
     fn begin(&mut self, field: Option<Field>, length: usize) -> Result<Expected, WireError> {
         let left = self.open.last().map_or(0, |(_, left)| *left);
         if length > left {
@@ -313,9 +315,10 @@ impl Walker {
         Ok(skip(length))
     }
 
+    /// Counts elements of a repeated number field.
     fn numbers(&mut self, numbers: usize, memory: usize) -> Result<(), WireError> {
         add_within(&mut self.counts.numbers, numbers, self.limits.numbers, WireError::Numbers)?;
-        // A growing list has room for as many again.
+        // A growing list may reserve twice its length.
         self.counts.memory += 2 * numbers * memory;
         Ok(())
     }
@@ -345,13 +348,13 @@ mod tests {
 
     const LIMITS: MessageLimits = MessageLimits { blobs: 8, items: 16, numbers: 1000, unknown: 4, fields: 100 };
 
-    fn schema() -> Schema {
+    fn served_schema() -> Schema {
         Schema::of(&[FileDescriptorSet::decode(DESCRIPTORS).unwrap()])
     }
 
-    /// What comes of a message in pieces of a length, and the memory that was counted.
+    /// Walks a message in pieces of a given length. Returns the memory that was counted.
     fn walk(name: &str, message: &[u8], limits: MessageLimits, piece: usize) -> Result<usize, WireError> {
-        let schema = schema();
+        let schema = served_schema();
         let mut walker = Walker::new(schema.message(name).unwrap(), message.len(), limits);
         message.chunks(piece.max(1)).try_for_each(|piece| walker.feed(&schema, piece))?;
         Ok(walker.memory())
@@ -368,7 +371,7 @@ mod tests {
             (0x32, WireError::Items(LIMITS.items)),
             (0x22, WireError::Items(LIMITS.items)),
             (0x3a, WireError::Blobs(LIMITS.blobs)),
-            // A name that is given again and again takes no memory, but time.
+            // A name that is repeated many times takes time, but no memory.
             (0x0a, WireError::Fields(LIMITS.fields)),
         ] {
             assert_eq!(infer(&[field, 0].repeat(1_000_000)), Err(expected), "{field:x}");
@@ -388,7 +391,7 @@ mod tests {
         };
         assert_eq!(infer(&packed(1000)), Ok(2 * ITEM_BYTES + 2 * 1000 * 4));
         assert_eq!(infer(&packed(1001)), Err(WireError::Numbers(1000)));
-        // Field 3 of the tensor in field 5: its shape, an element at a time.
+        // Field 3 of the tensor in field 5: its shape, with one key for each element.
         let shape = [0x18, 1].repeat(1001);
         let mut message = vec![0x2a];
         prost::encoding::encode_varint(shape.len() as u64, &mut message);
@@ -397,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_schema_does_not_have_is_bounded() {
+    fn the_number_of_unknown_fields_is_limited() {
         assert_eq!(infer(&[0xA0, 0x06, 1].repeat(4)), Ok(0));
         assert_eq!(infer(&[0xA0, 0x06, 1].repeat(5)), Err(WireError::Unknown(4)));
         assert_eq!(infer(&[0xA3, 0x06]), Err(WireError::Group));
@@ -405,7 +408,7 @@ mod tests {
 
     #[test]
     fn lengths_past_the_end_are_malformed() {
-        // A sub-message, and one in it, that are longer than what is around them.
+        // A sub-message, and one nested in it, that are longer than the enclosing message.
         for message in [&[0x2a, 5, 0][..], &[0x2a, 2, 0x0a, 9], &[0x2a, 2, 0x0a, 0x80, 0], &[0, 0], &[0x2f, 0]] {
             assert_eq!(infer(message), Err(WireError::Malformed), "{message:x?}");
         }
@@ -414,20 +417,20 @@ mod tests {
     }
 
     #[test]
-    fn structs_are_no_larger_than_they_are_counted() {
-        let growing = 2;
-        assert!(growing * size_of::<InferInputTensor>() <= ITEM_BYTES);
-        assert!(growing * size_of::<InferRequestedOutputTensor>() <= ITEM_BYTES);
-        assert!(growing * 2 * (size_of::<String>() + size_of::<InferParameter>()) <= ITEM_BYTES);
-        assert!(growing * size_of::<v1::ClassifyRequest>() <= ITEM_BYTES);
+    fn structs_are_not_larger_than_the_memory_counted_for_them() {
+        let reserved = 2;
+        assert!(reserved * size_of::<InferInputTensor>() <= ITEM_BYTES);
+        assert!(reserved * size_of::<InferRequestedOutputTensor>() <= ITEM_BYTES);
+        assert!(reserved * 2 * (size_of::<String>() + size_of::<InferParameter>()) <= ITEM_BYTES);
+        assert!(reserved * size_of::<v1::ClassifyRequest>() <= ITEM_BYTES);
     }
 
     proptest! {
         #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
-        /// Messages within the limits pass, however they are cut into pieces.
+        /// Messages within the limits pass, whatever the length of the pieces.
         #[test]
-        fn honest_messages_pass(
+        fn messages_within_the_limits_pass(
             images in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..300), 0..8),
             shape in prop::collection::vec(any::<i64>(), 0..5),
             numbers in prop::collection::vec(any::<u32>(), 0..200),
@@ -435,7 +438,11 @@ mod tests {
             name in ".{0,20}",
             piece in 1usize..400,
         ) {
-            let contents = InferTensorContents { uint_contents: numbers, fp32_contents: floats, ..InferTensorContents::default() };
+            let contents = InferTensorContents {
+                uint_contents: numbers,
+                fp32_contents: floats,
+                ..InferTensorContents::default()
+            };
             let parameter = InferParameter { parameter_choice: Some(ParameterChoice::DoubleParam(0.5)) };
             let input = InferInputTensor {
                 name: name.clone(),
@@ -454,9 +461,9 @@ mod tests {
             prop_assert!(walked.is_ok(), "{walked:?}");
         }
 
-        /// Random bytes are refused or pass; what passes is decoded without surprises, and the cut makes no difference.
+        /// The result for random bytes does not depend on the pieces, and decoding an accepted message does not panic.
         #[test]
-        fn any_bytes_are_survived(message in prop::collection::vec(any::<u8>(), 0..200), piece in 1usize..20) {
+        fn random_bytes_do_not_panic(message in prop::collection::vec(any::<u8>(), 0..200), piece in 1usize..20) {
             let walked = infer(&message);
             prop_assert_eq!(walked, walk(".inference.ModelInferRequest", &message, LIMITS, piece));
             if walked.is_err() {

@@ -1,12 +1,14 @@
-//! Chooses the format of an answer by the `Accept` header (RFC 9110, section 12.5.1).
+//! Selects the format of an answer from the `Accept` header (RFC 9110, section 12.5.1).
 
 use http::{HeaderMap, header};
 
 use crate::server::problem::Problem;
 use crate::service::Code;
 
-/// The offered format with the highest quality for the client, the first one among equals; the first of all without
-/// the header.
+/// Returns the offered format with the highest quality. Among equals, and without the header, the first one.
+///
+/// # Errors
+/// The header accepts none of the formats.
 pub(super) fn choose<F: Copy>(headers: &HeaderMap, offered: &[(&'static str, F)]) -> Result<F, Problem> {
     let names = || offered.iter().map(|(name, _)| format!("`{name}`")).collect::<Vec<_>>().join(", ");
     let values: Vec<_> = headers.get_all(header::ACCEPT).iter().filter_map(|v| v.to_str().ok()).collect();
@@ -14,7 +16,7 @@ pub(super) fn choose<F: Copy>(headers: &HeaderMap, offered: &[(&'static str, F)]
     let mut best: Option<(f32, F)> = None;
     for (name, format) in offered {
         let quality = if ranges.is_empty() { 1.0 } else { quality_of(name, &ranges) };
-        if quality > best.map_or(0.0, |(best, _)| best) {
+        if quality > best.map_or(0.0, |(best_quality, _)| best_quality) {
             best = Some((quality, *format));
         }
     }
@@ -37,7 +39,8 @@ impl<'a> MediaRange<'a> {
         Some(Self { kind, quality: quality.unwrap_or(1.0) })
     }
 
-    /// How specific it is about a media type; `None` if it does not match.
+    /// How specifically the range matches a media type: 0 for all types, 1 for a group, 2 for the type. `None` if it
+    /// does not match.
     fn specificity(&self, name: &str) -> Option<u8> {
         let group = name.split('/').next().unwrap_or_default();
         match self.kind {
@@ -48,7 +51,7 @@ impl<'a> MediaRange<'a> {
     }
 }
 
-/// The quality of a media type. The most specific range decides.
+/// Quality of a media type, from the most specific range that matches it. 0 if none matches.
 fn quality_of(name: &str, ranges: &[MediaRange<'_>]) -> f32 {
     let matching = ranges.iter().filter_map(|range| Some((range.specificity(name)?, range.quality)));
     matching.max_by_key(|(specificity, _)| *specificity).map_or(0.0, |(_, quality)| quality)
@@ -63,12 +66,12 @@ mod tests {
 
     const OFFERED: [(&str, u8); 3] = [("application/json", 0), ("application/x-npz", 1), ("image/png", 2)];
 
-    fn of(accept: &'static str) -> Option<u8> {
+    fn selected(accept: &'static str) -> Option<u8> {
         choose(&HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static(accept))]), &OFFERED).ok()
     }
 
     #[test]
-    fn the_format_of_the_highest_quality_is_chosen_and_the_first_among_equals() {
+    fn the_first_format_with_the_highest_quality_is_selected() {
         assert_eq!(choose(&HeaderMap::new(), &OFFERED).ok(), Some(0));
         for (accept, format) in [
             ("*/*", Some(0)),
@@ -82,7 +85,7 @@ mod tests {
             ("text/html", None),
             ("image/png;q=0", None),
         ] {
-            assert_eq!(of(accept), format, "{accept}");
+            assert_eq!(selected(accept), format, "{accept}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `GET /v1/models`, `GET /v1/models/{id}`: the served models.
+//! `GET /v1/models` and `GET /v1/models/{id}` describe the served models.
 
 use axum::Json;
 use axum::extract::{Path, RawQuery, State};
@@ -27,7 +27,7 @@ struct Summary {
     architecture: String,
     digest: String,
     classes: usize,
-    /// Whether it answers requests without a model's name.
+    /// Whether the model is used for requests that name no model.
     default: bool,
 }
 
@@ -36,15 +36,16 @@ struct Summary {
 pub(super) struct Details {
     #[serde(flatten)]
     summary: Summary,
-    /// Known for built-in architectures, not for foreign ONNX files.
+    /// Number of parameters; absent for models given as ONNX files.
     #[serde(skip_serializing_if = "Option::is_none")]
     parameters: Option<u64>,
+    /// Multiply-accumulate operations for one image; absent for models given as ONNX files.
     #[serde(skip_serializing_if = "Option::is_none")]
     macs: Option<u64>,
     input: InputSpec,
     interpolation: &'static str,
     labels: Vec<Label>,
-    /// Outputs for `/v1/features` and `/v1/attention`; absent for foreign ONNX files.
+    /// Outputs of `/v1/features` and `/v1/attention`; absent for models given as ONNX files.
     #[serde(skip_serializing_if = "Option::is_none")]
     features: Option<FeatureDetails>,
     plan: ModelPlan,
@@ -53,11 +54,11 @@ pub(super) struct Details {
 #[derive(Serialize, JsonSchema)]
 struct FeatureDetails {
     levels: Vec<Level>,
-    /// Number of elements.
+    /// Number of elements of the embedding.
     embedding: usize,
-    /// At the model's own input size.
+    /// Layers with attention, for the model's default input size.
     attention: Vec<Layer>,
-    /// Maximum of width times height of the input.
+    /// Maximum width times height of the input.
     max_pixels: usize,
 }
 
@@ -72,7 +73,7 @@ struct Level {
 fn feature_details(features: &Features, [height, width]: [usize; 2]) -> FeatureDetails {
     let (network, size) = (&features.network, Size { height, width });
     let shapes = network.shapes(size);
-    let level = |output: Output| {
+    let to_level = |output: Output| {
         let Output::Features { cut, level } = output else { return None };
         let shape = shapes.of(output)?;
         Some(Level {
@@ -83,7 +84,7 @@ fn feature_details(features: &Features, [height, width]: [usize; 2]) -> FeatureD
         })
     };
     FeatureDetails {
-        levels: network.outputs().into_iter().filter_map(level).collect(),
+        levels: network.outputs().into_iter().filter_map(to_level).collect(),
         embedding: network.features(),
         attention: attention_layers(network, size),
         max_pixels: features.limits.max_feature_pixels,
@@ -102,13 +103,13 @@ fn summary(app: &App, model: &ServedModel) -> Summary {
     }
 }
 
-/// Summaries of all models.
+/// Returns the summaries of all models.
 pub(super) async fn list(State(app): State<App>, RawQuery(query): RawQuery) -> Result<Json<Listing>, Problem> {
     no_parameters(query.as_deref())?;
     Ok(Json(Listing { models: app.service.models().map(|model| summary(&app, model)).collect() }))
 }
 
-/// The details of one model.
+/// Returns the details of one model.
 pub(super) async fn show(
     State(app): State<App>,
     Path(id): Path<String>,

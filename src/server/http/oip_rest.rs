@@ -212,7 +212,7 @@ async fn infer(
     let parse = move || body::parse(&bytes, json_length, context, start);
     let (request, binary_outputs) = parse_body(&app, json, context, parse).await?;
     // Plan what the body says: outputs and parameters.
-    let (plan, images) = oip::plan(&app, model, request)?;
+    let (plan, images) = oip::plan_infer(&app, model, request)?;
     // Run, and encode the tensors.
     let mut answer = oip::infer(&app, plan, images).await?;
     drop(body);

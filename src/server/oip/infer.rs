@@ -95,15 +95,15 @@ fn encode_scores(model: &ServedModel, rows: &[Arc<Scored>], classification: usiz
     let mut data = Vec::with_capacity(rows.len() * labels.len() * 4);
     let classes = classification.min(labels.len());
     for row in rows {
-        let probabilities = probabilities(row.scores.clone(), kind);
+        let row = probabilities(row.scores.clone(), kind);
         if classes == 0 {
-            probabilities.iter().for_each(|p| data.extend_from_slice(&p.to_le_bytes()));
+            row.iter().for_each(|p| data.extend_from_slice(&p.to_le_bytes()));
             continue;
         }
-        for class in top(&probabilities, classes, 0.0) {
+        for class in top(&row, classes, 0.0) {
             let mut text = String::new();
             // Writing to a `String` does not fail.
-            let _ = write!(text, "{:.6}:{class}:{}", probabilities[class], labels[class].name);
+            let _ = write!(text, "{:.6}:{class}:{}", row[class], labels[class].name);
             data.extend_from_slice(&(text.len() as u32).to_le_bytes());
             data.extend_from_slice(text.as_bytes());
         }

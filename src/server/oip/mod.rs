@@ -1,5 +1,5 @@
 //! The Open Inference Protocol, version 2, for both of its encodings: the served models under the protocol's names
-//! ([`metadata()`]), and inference on tensors ([`plan()`], [`infer()`]). `http/oip_rest.rs` and `grpc/oip_grpc.rs`
+//! ([`metadata()`]), and inference on tensors ([`plan_infer()`], [`infer()`]). `http/oip_rest.rs` and `grpc/oip_grpc.rs`
 //! read and write the encodings.
 //!
 //! A model with feature maps is two of the protocol's models: the classifier under its own name, with one input and
@@ -18,7 +18,7 @@ pub(super) use metadata::{
     ModelStatistics, ServerMetadata, StatisticsAnswer, TensorMetadata, Time, config, index, metadata, server,
     statistics,
 };
-pub(super) use plan::{InferRequest, Parameter, RequestedOutput, plan};
+pub(super) use plan::{InferRequest, Parameter, RequestedOutput, plan_infer};
 pub(super) use tensors::{Elements, InputTensor, texts_of};
 
 use std::sync::Arc;

@@ -75,7 +75,7 @@ pub(super) struct MapsPlan {
 }
 
 /// Plans a request to a model, and takes the images out of it.
-pub(in crate::server) fn plan(
+pub(in crate::server) fn plan_infer(
     app: &App,
     model: NamedModel,
     mut request: InferRequest,

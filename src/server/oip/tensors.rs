@@ -44,8 +44,7 @@ impl InputTensor {
         let wrong = || {
             invalid(format!(
                 "`{INPUT}` is BYTES [images, 1] (image files), UINT8 [images, height, width, 3] or FP32 [images, 3, \
-                    height, \
-                 width]; found {} {shape:?}",
+                 height, width]; found {} {shape:?}",
                 shortened(&datatype, 20)
             ))
         };

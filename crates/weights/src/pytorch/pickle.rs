@@ -61,8 +61,7 @@ struct PickleMachine<'a> {
 
 impl<'a> PickleMachine<'a> {
     /// Executes one opcode. Returns the result if the opcode is `STOP`.
-    ///
-    /// Longer than other functions because it is a table: one arm per opcode or group of equivalent opcodes.
+    #[expect(clippy::too_many_lines, reason = "a table with one arm per opcode, or group of equivalent opcodes")]
     fn step(&mut self) -> Result<Option<ValueId>, WeightsError> {
         let [code] = self.array()?;
         match code {

@@ -12,7 +12,7 @@ const COMPRESS_ABOVE: u64 = 1024;
 pub(in crate::server::http) struct Uncompressed;
 
 /// Compresses large answers that are neither images nor [`Uncompressed`].
-pub(super) fn compression() -> CompressionLayer<impl Predicate + Clone + Send + Sync> {
+pub(super) fn compression() -> CompressionLayer<impl Predicate + Send + Sync> {
     let compressible =
         |_: StatusCode, _: Version, _: &HeaderMap, extensions: &Extensions| extensions.get::<Uncompressed>().is_none();
     let predicate = SizeAbove::new(COMPRESS_ABOVE).and(NotForContentType::IMAGES).and(compressible);

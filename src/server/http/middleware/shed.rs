@@ -17,6 +17,6 @@ pub(in crate::server::http) fn shed_requests(routes: Router<App>, app: &App) -> 
 
 async fn shed(State(app): State<App>, client: Client, request: Request, next: Next) -> Result<Response, Problem> {
     // Held until the handler returns. While the answer is sent, other limits apply.
-    let _slot = app.requests.take(client, || app.service.retry_after())?;
+    let _slot = app.requests.acquire(client, || app.service.retry_after())?;
     Ok(next.run(request).await)
 }

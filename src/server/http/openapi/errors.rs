@@ -1,19 +1,20 @@
-//! The errors of routes that take images, in one table, and those of routes about a model.
+//! Tables of the errors that the described routes can return.
 
 use crate::service::Code;
 
-/// Routes that have the same errors.
+/// Group of routes that have the same errors.
 #[derive(Clone, Copy)]
-pub(super) enum Routes {
+pub(super) enum ImageRoutes {
     /// `/v1/classify`.
     Classify,
     /// `/v1/features` and `/v1/attention`.
     Features,
-    /// `/v2/…/infer`.
+    /// `/v2/models/{model}/infer`, with and without a version.
     Infer,
 }
 
-/// Each error, and whether it is one of [`Routes::Classify`], [`Routes::Features`] and [`Routes::Infer`].
+/// Errors of routes that take images. The columns are [`ImageRoutes::Classify`], [`ImageRoutes::Features`] and
+/// [`ImageRoutes::Infer`].
 const IMAGE_ERRORS: [(Code, [bool; 3]); 19] = {
     const YES: bool = true;
     const NO: bool = false;
@@ -40,10 +41,10 @@ const IMAGE_ERRORS: [(Code, [bool; 3]); 19] = {
     ]
 };
 
-/// The errors of routes about one model.
+/// Errors of routes that describe one model.
 pub(super) const MODEL_ERRORS: [Code; 3] = [Code::InvalidParameter, Code::InvalidRequest, Code::UnknownModel];
 
-/// The errors of routes that take images.
-pub(super) fn image_errors(routes: Routes) -> Vec<Code> {
-    IMAGE_ERRORS.iter().filter(|(_, has)| has[routes as usize]).map(|(code, _)| *code).collect()
+/// Errors of a group of routes that take images.
+pub(super) fn image_errors(routes: ImageRoutes) -> Vec<Code> {
+    IMAGE_ERRORS.iter().filter(|(_, columns)| columns[routes as usize]).map(|(code, _)| *code).collect()
 }

@@ -1,5 +1,5 @@
-//! `GET /openapi.json`, made of the types that handlers read and write and of the table of errors; and `GET /docs`,
-//! which shows it.
+//! `GET /openapi.json` describes the HTTP routes. It is generated from the types that handlers read and write and from
+//! the table of errors. `GET /docs` is a page that shows it.
 
 mod errors;
 mod operations;
@@ -24,21 +24,22 @@ use crate::server::app::App;
 use crate::server::problem::{Problem, ProblemBody};
 use operations::Operation;
 
-/// Scripts and styles of the page come from here, and so does what it asks for; nothing from anywhere else.
+/// Content security policy of the page: it loads scripts, styles and data from this server only.
 const POLICY: HeaderValue = HeaderValue::from_static(
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob: data:; \
      base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 );
+/// Files of the page: path, media type, content.
 const PAGE: [(&str, &str, &str); 3] = [
     ("/docs", "text/html; charset=utf-8", include_str!("../docs/index.html")),
     ("/docs/docs.css", "text/css; charset=utf-8", include_str!("../docs/docs.css")),
     ("/docs/docs.js", "text/javascript; charset=utf-8", include_str!("../docs/docs.js")),
 ];
 
-/// The document and the page.
+/// Routes of the document and the page.
 pub(super) fn routes(config: &Arc<Config>) -> Router<App> {
     // Maps of strings always serialise.
-    let document = Bytes::from(serde_json::to_vec(&document(config)).unwrap_or_default());
+    let document = Bytes::from(serde_json::to_vec(&build_document(config)).unwrap_or_default());
     let handler = async move |RawQuery(query): RawQuery| -> Result<Response, Problem> {
         no_parameters(query.as_deref())?;
         Ok(([(header::CONTENT_TYPE, "application/json")], document).into_response())
@@ -50,7 +51,7 @@ pub(super) fn routes(config: &Arc<Config>) -> Router<App> {
     })
 }
 
-/// Schemas for the document: of answers as references, of what is asked in place.
+/// Generates the document's schemas. Those of answers are references, those of requests are inlined.
 struct Schemas {
     answers: SchemaGenerator,
     requests: SchemaGenerator,
@@ -64,17 +65,17 @@ impl Schemas {
         Self { answers: answers.into_generator(), requests: requests.into_generator() }
     }
 
-    /// Of an answer.
+    /// Schema of an answer.
     fn answer<T: JsonSchema>(&mut self) -> Value {
         self.answers.subschema_for::<T>().to_value()
     }
 
-    /// Of a request's body.
+    /// Schema of a request's body.
     fn request<T: JsonSchema>(&mut self) -> Value {
         without_null(self.requests.subschema_for::<T>().to_value())
     }
 
-    /// The parameters in the query that a struct is read from.
+    /// Query parameters that a struct is read from.
     fn query<T: JsonSchema>(&mut self) -> Vec<Value> {
         let schema = self.requests.subschema_for::<T>().to_value();
         let properties = schema.get("properties").and_then(Value::as_object).cloned().unwrap_or_default();
@@ -87,20 +88,20 @@ impl Schemas {
     }
 }
 
-/// A parameter that is left out is not null.
+/// Removes `null` from the schema of an optional parameter: an absent parameter is not null.
 fn without_null(mut schema: Value) -> Value {
     let Some(object) = schema.as_object_mut() else { return schema };
     if let Some(Value::Array(types)) = object.get_mut("type") {
         types.retain(|kind| kind != "null");
-        if let [one] = &types[..] {
-            let one = one.clone();
-            object.insert("type".into(), one);
+        if let [single] = &types[..] {
+            let single = single.clone();
+            object.insert("type".into(), single);
         }
     }
     if let Some(Value::Array(choices)) = object.remove("anyOf") {
         let choices: Vec<_> = choices.into_iter().filter(|choice| choice["type"] != "null").collect();
         match &choices[..] {
-            [Value::Object(one)] => one.iter().for_each(|(k, v)| {
+            [Value::Object(single)] => single.iter().for_each(|(k, v)| {
                 object.entry(k.clone()).or_insert_with(|| v.clone());
             }),
             _ => drop(object.insert("anyOf".into(), Value::Array(choices))),
@@ -112,7 +113,8 @@ fn without_null(mut schema: Value) -> Value {
     schema
 }
 
-fn document(config: &Config) -> Value {
+/// Makes the document.
+fn build_document(config: &Config) -> Value {
     let mut schemas = Schemas::new();
     let mut operations = v1::operations(&mut schemas, config);
     operations.extend(v2::operations(&mut schemas, config));
@@ -130,18 +132,17 @@ fn document(config: &Config) -> Value {
         "info": {
             "title": "GhostServe",
             "version": env!("CARGO_PKG_VERSION"),
-            "description": "Classifies photographs, and hands out the feature maps behind the classes. Errors under \
-                /v1 are \
-                problem details (RFC 9457) with a stable `code`; those under /v2 are the Open Inference Protocol's.",
+            "description": "Classifies images and returns feature maps. Errors under /v1 are problem details (RFC \
+                9457) with a stable `code`. Errors under /v2 have the format of the Open Inference Protocol.",
             "license": { "name": "Apache-2.0", "identifier": "Apache-2.0" },
         },
         "servers": [{ "url": "/" }],
         "tags": [
-            { "name": "images", "description": "Photographs in, predictions or maps out." },
-            { "name": "models", "description": "What is served, and how." },
-            { "name": "inference", "description": "The Open Inference Protocol, version 2, as Triton's and KServe's \
-                clients speak it." },
-            { "name": "operations", "description": "For Prometheus, load balancers and container engines." },
+            { "name": "images", "description": "Predictions, feature maps and attention for images." },
+            { "name": "models", "description": "The served models and their execution plans." },
+            { "name": "inference", "description": "The Open Inference Protocol, version 2, for clients of Triton and \
+                KServe." },
+            { "name": "operations", "description": "Endpoints for Prometheus, load balancers and container engines." },
         ],
         "paths": paths,
         "components": { "schemas": schemas.answers.take_definitions(true) },
@@ -153,7 +154,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_optional_parameter_is_of_its_type() {
+    fn the_schema_of_an_optional_parameter_does_not_allow_null() {
         let number = json!({"type": ["integer", "null"], "minimum": 1, "default": null});
         assert_eq!(without_null(number), json!({"type": "integer", "minimum": 1}));
         let choice = json!({"description": "d", "anyOf": [{"type": "string", "enum": ["a"]}, {"type": "null"}]});

@@ -1,4 +1,4 @@
-//! What the operations of the document have in common.
+//! Operations of the document, and the parameters, headers and errors that they share.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use crate::config::ShedStatus;
 use crate::server::problem::status_and_title;
 use crate::service::Code;
 
-/// A method on a path.
+/// One operation: a method on a path.
 pub(super) struct Operation {
     pub(super) method: &'static str,
     pub(super) path: &'static str,
@@ -17,19 +17,20 @@ pub(super) struct Operation {
     pub(super) summary: &'static str,
     pub(super) description: &'static str,
     pub(super) parameters: Vec<Value>,
+    /// The request's body, if the operation has one.
     pub(super) body: Option<Value>,
-    /// The content of a success, by media type.
+    /// Content of a successful response, by media type.
     pub(super) answer: Value,
     pub(super) errors: Vec<Code>,
-    /// Of the errors' bodies, where they are not problems.
+    /// Schema of error bodies. `None` for problem details (RFC 9457).
     pub(super) error_schema: Option<Value>,
 }
 
-/// What can happen anywhere.
-const ANYWHERE: [Code; 2] = [Code::Internal, Code::DeadlineExceeded];
+/// Errors that every operation can return.
+const COMMON_ERRORS: [Code; 2] = [Code::Internal, Code::DeadlineExceeded];
 
 impl Operation {
-    /// A `GET` of JSON.
+    /// A `GET` operation that returns JSON.
     pub(super) fn get(
         path: &'static str,
         id: &'static str,
@@ -52,24 +53,25 @@ impl Operation {
         }
     }
 
+    /// Returns the operation as it appears in the document.
     pub(super) fn describe(self, shed: ShedStatus, problem: &Value) -> Value {
         let request_id = json!({
-            "description": "The client's, if it sent one that can stand in a log; else made up. It is in the \
-                server's log, too.",
+            "description": "The request's id: the client's, if it is valid, else a generated one. The server's \
+                log contains it.",
             "schema": { "type": "string" },
         });
-        let mut ok_headers = json!({ "x-request-id": request_id });
+        let mut success_headers = json!({ "x-request-id": request_id });
         if self.body.is_some() && self.tag == "images" {
-            ok_headers["server-timing"] = json!({
-                "description": "Milliseconds spent on read, decode, resize, queue, infer and encode.",
+            success_headers["server-timing"] = json!({
+                "description": "Time of the stages read, decode, resize, queue, infer and encode, milliseconds.",
                 "schema": { "type": "string" },
             });
         }
         let mut responses = Map::new();
-        responses
-            .insert("200".into(), json!({ "description": "Success.", "headers": ok_headers, "content": self.answer }));
+        let success = json!({ "description": "Success.", "headers": success_headers, "content": self.answer });
+        responses.insert("200".into(), success);
         let mut statuses: BTreeMap<u16, Vec<(&str, Code)>> = BTreeMap::new();
-        for code in self.errors.iter().chain(&ANYWHERE) {
+        for code in self.errors.iter().chain(&COMMON_ERRORS) {
             let (status, title) = status_and_title(*code, shed);
             statuses.entry(status.as_u16()).or_default().push((title, *code));
         }
@@ -80,8 +82,10 @@ impl Operation {
         for (status, codes) in statuses {
             let mut headers = json!({ "x-request-id": request_id });
             if matches!(status, 429 | 503) {
-                headers["retry-after"] = json!({ "description": "Seconds, by the present \
-                    backlog.", "schema": { "type": "integer", "minimum": 1 } });
+                headers["retry-after"] = json!({
+                    "description": "Seconds to wait before the next try, computed from the current backlog.",
+                    "schema": { "type": "integer", "minimum": 1 },
+                });
             }
             let names: Vec<_> = codes.iter().map(|(title, code)| format!("{title} (`{}`)", code.as_str())).collect();
             let content = json!({ kind: { "schema": schema } });
@@ -105,35 +109,37 @@ impl Operation {
     }
 }
 
-/// The parameters that a path has in braces.
+/// Parameters of a path, which it names in braces.
 pub(super) fn path_parameters(path: &str) -> Vec<Value> {
     let names = path.split('{').skip(1).filter_map(|rest| rest.split('}').next());
     let describe = |name: &str| match name {
-        "version" => json!({ "type": "string", "description": "Every model has one version.", "example": "1" }),
-        _ => json!({ "type": "string", "description": "A model's name.", "example": "ghostnetv2-cifar10" }),
+        "version" => json!({ "type": "string", "description": "Version. Every model has one.", "example": "1" }),
+        _ => json!({ "type": "string", "description": "Name of the model.", "example": "ghostnetv2-cifar10" }),
     };
     names.map(|name| json!({ "name": name, "in": "path", "required": true, "schema": describe(name) })).collect()
 }
 
-/// The headers that requests with images may have.
+/// Header parameters of requests with images.
 pub(super) fn headers() -> Vec<Value> {
-    let header = |name: &str, description: &str, schema: Value| json!({ "name": name, "in": "header", "description": description, "schema": schema });
+    fn header(name: &str, description: &str, schema: Value) -> Value {
+        json!({ "name": name, "in": "header", "description": description, "schema": schema })
+    }
     vec![
         header(
             "x-request-timeout-ms",
-            "How long the client is going to wait, milliseconds. The server drops the work when that is over, and \
-                says at once if \
-             it cannot be met.",
+            "Time that the client will wait for the answer, milliseconds. The server drops the request after it. A \
+             deadline that cannot be met is rejected immediately (504).",
             json!({ "type": "integer", "minimum": 1, "maximum": u32::MAX, "example": 1000 }),
         ),
         header(
             "priority",
-            "RFC 9218: an urgency of 4 to 7 (`u=5`) is background work, which goes behind everybody who waits.",
+            "Priority (RFC 9218). An urgency of 4 to 7 (`u=5`) means background work, which is done after all waiting \
+             interactive requests.",
             json!({ "type": "string", "example": "u=5" }),
         ),
         header(
             "x-request-id",
-            "Returned with the answer and written to the log.",
+            "Id of the request. It is returned with the answer and written to the log.",
             json!({ "type": "string", "maxLength": 128 }),
         ),
     ]

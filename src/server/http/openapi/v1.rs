@@ -1,9 +1,9 @@
-//! `/v1`, and what operators use.
+//! Operations of `/v1`, of the document, and of the endpoints for operators.
 
 use serde_json::{Value, json};
 
 use super::Schemas;
-use super::errors::{Routes, image_errors};
+use super::errors::{ImageRoutes, image_errors};
 use super::operations::{Operation, headers};
 use crate::config::Config;
 use crate::preprocess::{Geometry, ImageInfo};
@@ -14,16 +14,15 @@ use crate::server::http::models::{Details, Listing};
 use crate::server::tensors::ElementType;
 use crate::service::{Code, Prediction};
 
-/// Bodies with images.
-fn images(config: &Config, several: bool) -> Value {
+/// Request body with one or several images.
+fn image_body(config: &Config, several: bool) -> Value {
     let max_images = if several { config.request.max_images_per_request } else { 1 };
     let file = json!({ "schema": { "type": "string", "contentMediaType": "application/octet-stream" } });
     json!({
         "required": true,
         "description": format!(
-            "Image files: JPEG, PNG, WebP, GIF, BMP or TIFF; their first bytes decide. One is at most {} bytes, a \
-                form or JSON at \
-             most {}.",
+            "Image files: JPEG, PNG, WebP, GIF, BMP or TIFF. The first bytes of a file determine its format. Maximum \
+             size of a single file: {} bytes, of a form or JSON: {} bytes.",
             config.request.max_body_bytes, config.request.max_multi_body_bytes
         ),
         "content": {
@@ -33,7 +32,7 @@ fn images(config: &Config, several: bool) -> Value {
                 "type": "object",
                 "properties": { "images": {
                     "type": "array",
-                    "description": "Each file part is an image, whatever it is called.",
+                    "description": "Each file part is an image. Its name is ignored.",
                     "items": { "type": "string", "contentMediaType": "application/octet-stream" },
                     "minItems": 1,
                     "maxItems": max_images,
@@ -44,8 +43,8 @@ fn images(config: &Config, several: bool) -> Value {
                 "type": "object",
                 "properties": { "images": {
                     "type": "array",
-                    "items": { "type": "string", "contentEncoding": "base64", "description": "Base64, or a data URL \
-                        of it." },
+                    "items": { "type": "string", "contentEncoding": "base64", "description": "Base64 or a \
+                        base64 data URL." },
                     "minItems": 1,
                     "maxItems": max_images,
                 } },
@@ -56,21 +55,21 @@ fn images(config: &Config, several: bool) -> Value {
     })
 }
 
-/// JSON with maps in base64, which is written by hand.
-fn maps(schemas: &mut Schemas, attention: bool) -> Value {
+/// Content of an answer with maps. Handlers write its JSON without a type, so its schema is written here.
+fn map_content(schemas: &mut Schemas, attention: bool) -> Value {
     let tensor = json!({
         "type": "object",
         "properties": {
             "name": { "type": "string" },
             "shape": { "type": "array", "items": { "type": "integer", "minimum": 1 } },
             "channels": { "type": "integer" },
-            "stride": { "type": "integer", "description": "Pixels of the network's input for one of the map." },
+            "stride": { "type": "integer", "description": "Input pixels for one element of the map, per axis." },
             "dtype": schemas.answer::<ElementType>(),
             "data": { "type": "string", "contentEncoding": "base64", "description": "Row-major, little-endian." },
         },
         "required": ["name", "shape", "dtype", "data"],
     });
-    let good = json!({
+    let success = json!({
         "type": "object",
         "properties": {
             "image": schemas.answer::<ImageInfo>(),
@@ -80,20 +79,20 @@ fn maps(schemas: &mut Schemas, attention: bool) -> Value {
         },
         "required": ["image", "geometry", "features"],
     });
-    let bad =
+    let error =
         json!({ "type": "object", "properties": { "error": schemas.answer::<ItemError>() }, "required": ["error"] });
     let mut schema = json!({
         "type": "object",
         "properties": {
             "model": schemas.answer::<ModelRef<'_>>(),
-            "results": { "type": "array", "items": { "anyOf": [good, bad] } },
+            "results": { "type": "array", "items": { "anyOf": [success, error] } },
         },
         "required": ["model", "results"],
     });
     if attention {
         let layer = schemas.answer::<Layer>();
         schema["properties"]["layers"] =
-            json!({ "type": "array", "items": layer, "description": "The bottlenecks that have attention." });
+            json!({ "type": "array", "items": layer, "description": "The bottlenecks with DFC attention." });
     }
     json!({
         "application/json": { "schema": schema },
@@ -103,6 +102,7 @@ fn maps(schemas: &mut Schemas, attention: bool) -> Value {
     })
 }
 
+/// Operations that are not part of the Open Inference Protocol.
 pub(super) fn operations(schemas: &mut Schemas, config: &Config) -> Vec<Operation> {
     let mut operations = Vec::from(image_operations(schemas, config));
     operations.extend(model_operations(schemas));
@@ -113,7 +113,7 @@ pub(super) fn operations(schemas: &mut Schemas, config: &Config) -> Vec<Operatio
     operations
 }
 
-/// The operations that take images.
+/// Operations that take images.
 fn image_operations(schemas: &mut Schemas, config: &Config) -> [Operation; 3] {
     let mut classify = schemas.query::<ClassifyParameters>();
     let mut features = schemas.query::<FeatureParameters>();
@@ -138,62 +138,61 @@ fn image_operations(schemas: &mut Schemas, config: &Config) -> [Operation; 3] {
     [
         Operation {
             parameters: classify,
-            body: Some(images(config, true)),
+            body: Some(image_body(config, true)),
             answer,
             ..post(
                 "/v1/classify",
                 "classify",
                 "Classify images",
-                "A bad image does not fail its neighbours: it has its error in its place. If all are bad, the \
-                    request fails \
-                 with the first one's error.",
-                Routes::Classify,
+                "An invalid image does not affect the others: its result is an error. If all images are invalid, the \
+                 request fails with the first error.",
+                ImageRoutes::Classify,
             )
         },
         Operation {
             parameters: features,
-            body: Some(images(config, true)),
-            answer: maps(schemas, false),
+            body: Some(image_body(config, true)),
+            answer: map_content(schemas, false),
             ..post(
                 "/v1/features",
                 "features",
                 "Feature maps and embeddings",
-                "`Accept` chooses the container: JSON with base64, safetensors, npz, or one level as a picture. \
-                    Several \
-                 images are stacked, except in JSON.",
-                Routes::Features,
+                "`Accept` selects the format: JSON with base64, safetensors, npz, or one level as a PNG image. Maps \
+                 of several images are stacked, except in JSON.",
+                ImageRoutes::Features,
             )
         },
         Operation {
             parameters: attention,
-            body: Some(images(config, false)),
-            answer: maps(schemas, true),
+            body: Some(image_body(config, false)),
+            answer: map_content(schemas, true),
             ..post(
                 "/v1/attention",
                 "attention",
-                "The attention of a bottleneck",
-                "The gate of its DFC attention, as numbers, or as a picture over what the network saw (`Accept: \
-                    image/png`).",
-                Routes::Features,
+                "Attention of a bottleneck",
+                "Gate values of the DFC attention, as numbers or as a heatmap over the network's input \
+                 (`Accept: image/png`).",
+                ImageRoutes::Features,
             )
         },
     ]
 }
 
+/// Operations that describe the served models.
 fn model_operations(schemas: &mut Schemas) -> [Operation; 2] {
     [
         Operation {
             errors: vec![Code::InvalidParameter, Code::Overloaded],
-            ..Operation::get("/v1/models", "models", "models", "What is served", schemas.answer::<Listing>())
+            ..Operation::get("/v1/models", "models", "models", "The served models", schemas.answer::<Listing>())
         },
         Operation {
             errors: vec![Code::InvalidParameter, Code::InvalidRequest, Code::UnknownModel, Code::Overloaded],
-            ..Operation::get("/v1/models/{id}", "model", "models", "A model in full", schemas.answer::<Details>())
+            ..Operation::get("/v1/models/{id}", "model", "models", "Details of a model", schemas.answer::<Details>())
         },
     ]
 }
 
-/// The operations about this document.
+/// Operations of the document.
 fn document_operations() -> [Operation; 2] {
     [
         Operation {
@@ -203,12 +202,12 @@ fn document_operations() -> [Operation; 2] {
         Operation {
             answer: json!({ "text/html": { "schema": { "type": "string" } } }),
             errors: Vec::new(),
-            ..Operation::get("/docs", "docs", "operations", "This document, to be read and tried", Value::Null)
+            ..Operation::get("/docs", "docs", "operations", "Page to read and try this document", Value::Null)
         },
     ]
 }
 
-/// The operations for operators.
+/// Operations for operators.
 fn admin_operations() -> [Operation; 3] {
     let text = |path, id, summary, errors| Operation {
         answer: json!({ "text/plain": { "schema": { "type": "string" } } }),
@@ -217,7 +216,7 @@ fn admin_operations() -> [Operation; 3] {
     };
     [
         text("/metrics", "metrics", "Metrics in Prometheus' text format", Vec::new()),
-        text("/livez", "livez", "Whether the event loop turns", Vec::new()),
+        text("/livez", "livez", "Whether the process is alive", Vec::new()),
         text("/readyz", "readyz", "Whether requests should be sent here", vec![Code::NotReady, Code::Draining]),
     ]
 }

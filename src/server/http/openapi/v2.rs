@@ -1,17 +1,19 @@
-//! `/v2`: the Open Inference Protocol.
+//! Operations of `/v2`, the Open Inference Protocol.
 
 use serde_json::{Value, json};
 
 use super::Schemas;
-use super::errors::{MODEL_ERRORS, Routes, image_errors};
+use super::errors::{ImageRoutes, MODEL_ERRORS, image_errors};
 use super::operations::{Operation, headers, path_parameters};
 use crate::config::Config;
 use crate::server::http::oip_rest::{IndexRequest, JsonAnswer, JsonRequest, Live, ModelReady, Ready};
 use crate::server::oip::{IndexEntry, ModelConfig, ModelMetadata, ServerMetadata, StatisticsAnswer};
 use crate::service::Code;
 
+/// Tag of all operations of the protocol.
 const TAG: &str = "inference";
 
+/// All operations of the protocol.
 pub(super) fn operations(schemas: &mut Schemas, config: &Config) -> Vec<Operation> {
     let error = json!({
         "type": "object",
@@ -29,15 +31,17 @@ pub(super) fn operations(schemas: &mut Schemas, config: &Config) -> Vec<Operatio
     operations
 }
 
+/// A `GET` operation of the protocol.
 fn get(path: &'static str, id: &'static str, summary: &'static str, schema: Value, errors: &[Code]) -> Operation {
     Operation { errors: errors.to_vec(), ..Operation::get(path, id, TAG, summary, schema) }
 }
 
+/// Operations about the server.
 fn server_operations(schemas: &mut Schemas) -> Vec<Operation> {
-    let only_parameter = &[Code::InvalidParameter][..];
+    let parameter_error = &[Code::InvalidParameter][..];
     vec![
-        get("/v2", "oipServer", "The server", schemas.answer::<ServerMetadata>(), only_parameter),
-        get("/v2/health/live", "oipLive", "Whether the server lives", schemas.answer::<Live>(), &[]),
+        get("/v2", "oipServer", "Server metadata", schemas.answer::<ServerMetadata>(), parameter_error),
+        get("/v2/health/live", "oipLive", "Whether the process is alive", schemas.answer::<Live>(), &[]),
         get(
             "/v2/health/ready",
             "oipReady",
@@ -50,46 +54,48 @@ fn server_operations(schemas: &mut Schemas) -> Vec<Operation> {
             "oipAllStatistics",
             "Statistics of all models",
             schemas.answer::<StatisticsAnswer>(),
-            only_parameter,
+            parameter_error,
         ),
     ]
 }
 
+/// Operations about the model repository.
 fn repository_operations(schemas: &mut Schemas) -> Vec<Operation> {
     let index = json!({
         "required": false,
         "content": { "application/json": { "schema": schemas.request::<IndexRequest>() } },
     });
     let entries = json!({ "type": "array", "items": schemas.answer::<IndexEntry>() });
-    let nothing = json!({ "required": false, "content": { "application/json": { "schema": { "type": "object" } } } });
+    let any_object =
+        json!({ "required": false, "content": { "application/json": { "schema": { "type": "object" } } } });
     let index_errors = [Code::InvalidJson, Code::BodyTooLarge, Code::BodyTimeout];
     let mut operations = vec![Operation {
         method: "post",
         body: Some(index),
-        ..get("/v2/repository/index", "oipIndex", "The models", entries, &index_errors)
+        ..get("/v2/repository/index", "oipIndex", "List of the models", entries, &index_errors)
     }];
     for (path, id) in
         [("/v2/repository/models/{model}/load", "oipLoad"), ("/v2/repository/models/{model}/unload", "oipUnload")]
     {
-        // There is no success.
+        // No request succeeds.
         operations.push(Operation {
             method: "post",
-            body: Some(nothing.clone()),
-            description: "Models are chosen when the server starts: always refused.",
-            ..get(path, id, "Not offered", json!({}), &MODEL_ERRORS)
+            body: Some(any_object.clone()),
+            description: "Always rejected: models are selected when the server starts.",
+            ..get(path, id, "Not supported", json!({}), &MODEL_ERRORS)
         });
     }
     operations
 }
 
-/// The operations about one model. Each has a path with a version and one without.
+/// Operations about one model. Each has a path with a version and one without.
 fn model_operations(schemas: &mut Schemas) -> Vec<Operation> {
     let mut operations = Vec::new();
     for (paths, ids, summary, schema, errors) in [
         (
             ["/v2/models/{model}", "/v2/models/{model}/versions/{version}"],
             ["oipModel", "oipModelVersion"],
-            "A model's inputs and outputs",
+            "Inputs and outputs of a model",
             schemas.answer::<ModelMetadata>(),
             MODEL_ERRORS,
         ),
@@ -103,14 +109,14 @@ fn model_operations(schemas: &mut Schemas) -> Vec<Operation> {
         (
             ["/v2/models/{model}/config", "/v2/models/{model}/versions/{version}/config"],
             ["oipConfig", "oipVersionConfig"],
-            "A model's configuration, in Triton's words",
+            "Configuration of a model, in Triton's format",
             schemas.answer::<ModelConfig>(),
             MODEL_ERRORS,
         ),
         (
             ["/v2/models/{model}/stats", "/v2/models/{model}/versions/{version}/stats"],
             ["oipStatistics", "oipVersionStatistics"],
-            "What became of a model's requests",
+            "Statistics of a model's requests",
             schemas.answer::<StatisticsAnswer>(),
             MODEL_ERRORS,
         ),
@@ -120,25 +126,26 @@ fn model_operations(schemas: &mut Schemas) -> Vec<Operation> {
     operations
 }
 
+/// Operations that run a model.
 fn infer_operations(schemas: &mut Schemas, config: &Config) -> Vec<Operation> {
     let (request, answer) = (schemas.request::<JsonRequest<'_>>(), schemas.answer::<JsonAnswer<'_>>());
-    let length = "inference-header-content-length";
-    let mut extra = headers();
-    extra.push(json!({
-        "name": length, "in": "header", "schema": { "type": "integer", "minimum": 0 },
-        "description": "How many bytes of the body are JSON, if tensors follow it.",
+    let mut header_parameters = headers();
+    header_parameters.push(json!({
+        "name": "inference-header-content-length", "in": "header", "schema": { "type": "integer", "minimum": 0 },
+        "description": "Number of bytes of JSON at the start of the body, if binary tensors follow it.",
     }));
     let body = json!({
         "required": true,
         "description": format!(
-            "At most {} bytes and {} images. The input is `image`: BYTES [images, 1] (image files), UINT8 [images, \
-                height, width, \
-             3] or FP32 [images, 3, height, width].",
+            "At most {} bytes and {} images. The input `image` is BYTES [images, 1] (image files), UINT8 [images, \
+             height, width, 3] or FP32 [images, 3, height, width].",
             config.request.max_multi_body_bytes, config.request.max_images_per_request
         ),
         "content": {
             "application/json": { "schema": request },
-            "application/octet-stream": { "schema": { "type": "string", "contentMediaType": "application/octet-stream" } },
+            "application/octet-stream": {
+                "schema": { "type": "string", "contentMediaType": "application/octet-stream" },
+            },
         },
     });
     let answer = json!({ "application/json": { "schema": answer }, "application/octet-stream": {} });
@@ -149,11 +156,11 @@ fn infer_operations(schemas: &mut Schemas, config: &Config) -> Vec<Operation> {
         id,
         tag: TAG,
         summary: "Run a model on tensors",
-        description: "If one image is bad, the request fails and says which.",
-        parameters: path_parameters(path).into_iter().chain(extra.iter().cloned()).collect(),
+        description: "If one image is invalid, the request fails. The error names the image.",
+        parameters: path_parameters(path).into_iter().chain(header_parameters.iter().cloned()).collect(),
         body: Some(body.clone()),
         answer: answer.clone(),
-        errors: image_errors(Routes::Infer),
+        errors: image_errors(ImageRoutes::Infer),
         error_schema: None,
     };
     std::iter::zip(paths, ["oipInfer", "oipVersionInfer"]).map(operation).collect()

@@ -1,4 +1,4 @@
-//! Clients that are slow on purpose, and clients that are merely idle.
+//! Clients that are slow on purpose, and clients that are only idle.
 
 use std::time::{Duration, Instant};
 
@@ -10,10 +10,10 @@ use crate::server::TestServer;
 
 const SHORT: Duration = Duration::from_millis(300);
 
-/// A server with short times; returns how long it took to close a connection on which `bytes` were sent, one every
-/// `pause`.
+/// Opens a connection and sends `bytes`, one every `pause`. Returns the time until the server closed it, and the
+/// server's answer.
 async fn closed_after(server: &TestServer, bytes: &[u8], pause: Duration) -> (Duration, String) {
-    // Before connecting: the server's clock may start before ours goes on.
+    // Before connecting: the server's timer may start before this task continues.
     let start = Instant::now();
     let mut stream = TcpStream::connect(server.address).await.unwrap();
     let (mut reader, mut writer) = stream.split();
@@ -36,10 +36,10 @@ async fn closed_after(server: &TestServer, bytes: &[u8], pause: Duration) -> (Du
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn heads_that_do_not_come_close_the_connection() {
+async fn a_connection_without_a_complete_head_is_closed() {
     let server = TestServer::with(|c| c.time.header_timeout = SHORT).await;
     let slow = Duration::from_millis(50);
-    // Nothing; a head that trickles; what could still become HTTP/2's preface.
+    // No bytes; a head that arrives slowly; prefixes that could still become HTTP/2's preface.
     for bytes in [&b""[..], b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Slow: 1\r\n", b"P", b"PRI * HT"] {
         let (took, answer) = closed_after(&server, bytes, slow).await;
         assert!(took >= SHORT && took < SHORT * 5, "{bytes:?}: {took:?}");
@@ -49,7 +49,7 @@ async fn heads_that_do_not_come_close_the_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_body_that_trickles_gets_a_408_after_its_time_however_steady() {
+async fn a_slow_but_steady_body_gets_a_408_after_the_body_timeout() {
     let server = TestServer::with(|c| c.time.body_timeout = SHORT).await;
     let head = format!("POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", JPEG.len());
     let mut stream = TcpStream::connect(server.address).await.unwrap();
@@ -69,12 +69,12 @@ async fn a_body_that_trickles_gets_a_408_after_its_time_however_steady() {
     };
     let answer = String::from_utf8_lossy(&answer[..length]);
     assert!(answer.starts_with("HTTP/1.1 408") && answer.contains("body_timeout"), "{answer}");
-    // The rest is read on for a second, so that the answer is not lost.
+    // The server reads the rest for a second, so that the answer is not lost.
     assert!(start.elapsed() < SHORT + Duration::from_secs(2), "{:?}", start.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_idle_connection_outlives_the_header_time_and_not_the_idle_time() {
+async fn an_idle_connection_outlives_the_header_timeout_but_not_the_idle_timeout() {
     let server = TestServer::with(|c| {
         c.time.header_timeout = Duration::from_millis(100);
         c.time.idle_timeout = Duration::from_secs(1);
@@ -96,7 +96,7 @@ async fn an_idle_connection_outlives_the_header_time_and_not_the_idle_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clients_that_hang_up_leave_nothing_behind() {
+async fn clients_that_disconnect_leave_no_resources_behind() {
     let server = TestServer::start().await;
     let head = format!("POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", JPEG.len());
     for i in 0..100 {
@@ -106,7 +106,7 @@ async fn clients_that_hang_up_leave_nothing_behind() {
         let part = if i % 2 == 0 { &JPEG[..JPEG.len() / 2] } else { JPEG };
         stream.write_all(part).await.unwrap();
     }
-    // The one request is the one that asks.
+    // The one request is the metrics request itself.
     server.settles("ghostserve_http_requests_in_flight", 1.0).await;
     server.settles("ghostserve_images_in_flight{model=\"ghostnetv2-cifar10\"}", 0.0).await;
     server.settles("ghostserve_body_bytes", 0.0).await;

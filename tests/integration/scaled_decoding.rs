@@ -1,31 +1,32 @@
-//! That decoding large JPEG files at a fraction of their size stays within bounds that are stated here: of the
-//! network's input and of its answers, against those from the whole picture.
+//! Decoding large JPEG files at a fraction of their size. The network's input and its answers stay within the bounds
+//! below of those from the image at full size.
 //!
-//! The pictures are drawn to have what photographs have, and a pattern that is worse than any (`tests/goldens/make_scaled.py`).
+//! The images are drawn to resemble photographs, with a pattern that is worse than any photograph
+//! (`tests/goldens/make_scaled.py`).
 
 use std::path::Path;
 
 use ghostserve::model::{EMBEDDED_MODEL, ModelFolder};
 use ghostserve::preprocess::{ImageLimits, Scale, Transform, decode, probe};
 use ghostserve::runtime::{Backend, SessionSpec};
-use ghostserve_manifest::InputSpec;
 use image::RgbImage;
 
+use crate::images::input_spec;
 use crate::runtime;
 
-/// Bounds on what decoding at a fraction changes.
+/// Largest allowed differences between decoding at a fraction and at full size.
 struct Bounds {
-    /// The network's input, of 255: on average over a picture.
+    /// Mean difference of the network's input over an image, of 255.
     mean: f64,
-    /// The largest difference of a pixel.
+    /// Largest difference of the network's input, of 255.
     max: u8,
-    /// The largest difference of a class's probability.
+    /// Largest difference of a class's probability.
     probability: f32,
 }
 
 fn bounds(name: &str) -> Bounds {
     match name {
-        // The pattern: fine stripes and dots, which no lens would draw.
+        // The pattern: fine stripes and dots, finer than any lens reproduces.
         "scaled/scene-3.jpg" => Bounds { mean: 1.0, max: 12, probability: 0.03 },
         _ => Bounds { mean: 0.5, max: 10, probability: 0.012 },
     }
@@ -40,11 +41,7 @@ fn scenes() -> impl Iterator<Item = (String, Vec<u8>)> {
     })
 }
 
-fn spec(source: Option<usize>, resize: usize, crop: usize) -> InputSpec {
-    InputSpec { crop: [crop; 2], source, resize, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225] }
-}
-
-/// What the network sees of a file, and at which size that was decoded.
+/// The network's input for a file, and the scale at which the file was decoded.
 fn view(file: &[u8], transform: &Transform) -> (RgbImage, Scale) {
     let header = probe(file, ImageLimits::default()).unwrap();
     let info = header.info();
@@ -54,13 +51,13 @@ fn view(file: &[u8], transform: &Transform) -> (RgbImage, Scale) {
 }
 
 #[test]
-fn the_networks_input_is_the_same_but_for_a_level() {
-    let (mut seen, mut over) = (Vec::new(), Vec::new());
+fn reduced_decoding_keeps_the_networks_input_within_its_bounds() {
+    let (mut scales, mut exceeded) = (Vec::new(), Vec::new());
     for (name, file) in scenes() {
         for (source, resize, crop) in
             [(None, 240, 224), (None, 128, 112), (None, 73, 64), (None, 32, 32), (Some(32), 64, 64), (None, 24, 24)]
         {
-            let transform = Transform::new(spec(source, resize, crop));
+            let transform = Transform::new(input_spec(source, resize, crop));
             let (found, scale) = view(&file, &transform);
             let (expected, full) = view(&file, &transform.exact());
             assert_eq!(full, Scale::Full);
@@ -69,20 +66,20 @@ fn the_networks_input_is_the_same_but_for_a_level() {
             let max = differences().max().unwrap();
             println!("{name:<22} to {resize:>3} at {scale:?}: mean {mean:.3}, max {max}");
             if mean > bounds(&name).mean || max > bounds(&name).max {
-                over.push(format!("{name} to {resize} at {scale:?}: mean {mean}, max {max}"));
+                exceeded.push(format!("{name} to {resize} at {scale:?}: mean {mean}, max {max}"));
             }
             if scale == Scale::Full {
                 assert_eq!(max, 0);
             }
-            seen.push(scale);
+            scales.push(scale);
         }
     }
-    assert!(over.is_empty(), "{over:#?}");
-    assert!(Scale::ALL.iter().all(|scale| seen.contains(scale)), "{seen:?}");
+    assert!(exceeded.is_empty(), "{exceeded:#?}");
+    assert!(Scale::ALL.iter().all(|scale| scales.contains(scale)), "{scales:?}");
 }
 
 #[test]
-fn the_networks_answers_are_the_same() {
+fn reduced_decoding_keeps_the_networks_answers_within_their_bounds() {
     let model = ModelFolder::resolve(EMBEDDED_MODEL).unwrap().load().unwrap();
     let runtime = runtime();
     let input = model.manifest.input;
@@ -111,13 +108,13 @@ fn the_networks_answers_are_the_same() {
         println!("{name:<22} at {scale:?}: {} {:.4}, differs by {largest:.4}", model.labels[class].name, found[class]);
         let bound = bounds(&name).probability;
         assert!(largest <= bound, "{name}: {largest}");
-        // Two classes that are closer together than that may change places.
+        // Two classes whose probabilities differ by less than the bound may swap.
         let lead = expected[expected_class] - expected[class];
         assert!(class == expected_class || lead <= bound, "{name}: {class} instead of {expected_class}, by {lead}");
     }
 }
 
-/// The softmax of scores, and which is the largest.
+/// The softmax of scores, and the index of the largest.
 fn probabilities(scores: &[f32]) -> (Vec<f32>, usize) {
     let top = (0..scores.len()).max_by(|&a, &b| scores[a].total_cmp(&scores[b])).unwrap();
     let powers = scores.iter().map(|score| (score - scores[top]).exp()).collect::<Vec<_>>();
@@ -126,8 +123,8 @@ fn probabilities(scores: &[f32]) -> (Vec<f32>, usize) {
 }
 
 #[test]
-fn a_size_is_reduced_only_where_two_and_a_half_times_as_much_remains() {
-    let imagenet = Transform::new(spec(None, 256, 224));
+fn an_image_is_reduced_only_if_two_and_a_half_times_the_target_remains() {
+    let imagenet = Transform::new(input_spec(None, 256, 224));
     for (width, height, scale) in [
         (500, 375, Scale::Full),
         (2000, 1279, Scale::Full),
@@ -140,8 +137,8 @@ fn a_size_is_reduced_only_where_two_and_a_half_times_as_much_remains() {
         assert_eq!(imagenet.scale(width, height), scale, "{width}x{height}");
         assert_eq!(imagenet.clone().exact().scale(width, height), Scale::Full);
     }
-    // Where a picture is made small before it is enlarged, the small one counts.
-    let small = Transform::new(spec(Some(32), 64, 64));
+    // If an image is reduced before it is enlarged, the reduced size counts.
+    let small = Transform::new(input_spec(Some(32), 64, 64));
     assert_eq!(
         [(500, 375), (800, 640), (180, 159)].map(|(w, h)| small.scale(w, h)),
         [Scale::Quarter, Scale::Eighth, Scale::Full]

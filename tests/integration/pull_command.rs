@@ -1,51 +1,16 @@
-//! `ghostserve pull` as a user runs it, and that what it makes can be served.
+//! `ghostserve pull` as a user runs it. The pulled model can be loaded and classifies.
 
-use std::cell::RefCell;
 use std::path::Path;
 use std::process::Command;
 
 use ghostserve::model::ModelFolder;
 use ghostserve::runtime::LIBRARY_ENV;
-use ghostserve_ghostnet::{Form, Network, Output, Size, Target, preset};
-use ghostserve_weights::{Synthetic, TensorSource, WeightsError};
-use safetensors::tensor::{Dtype, TensorView};
 
 use crate::fake_hub::{FakeHub, Repository};
 use crate::images::JPEG;
+use crate::support::synthetic_weights;
 
-/// Makes every tensor that a network asks for, and remembers which those were.
-#[derive(Default)]
-struct Recorder(RefCell<Vec<Recorded>>);
-
-/// Key, shape, and the values' bytes.
-type Recorded = (String, Vec<usize>, Vec<u8>);
-
-impl TensorSource for Recorder {
-    fn shape(&self, key: &str, wanted: &[usize]) -> Option<Vec<usize>> {
-        Synthetic.shape(key, wanted)
-    }
-    fn read(&self, key: &str, shape: &[usize]) -> Result<Vec<f32>, WeightsError> {
-        let values = Synthetic.read(key, shape)?;
-        let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        self.0.borrow_mut().push((key.to_owned(), shape.to_vec(), bytes));
-        Ok(values)
-    }
-    fn keys(&self) -> Vec<String> {
-        Vec::new()
-    }
-}
-
-fn real_weights() -> Vec<u8> {
-    let recorder = Recorder::default();
-    let network = Network::new(preset("ghostnetv2_100").unwrap()).unwrap();
-    let size = Size { height: 224, width: 224 };
-    network.lower(&recorder, &Target { size, outputs: &[Output::Logits], form: Form::Plain }).unwrap();
-    let tensors = recorder.0.into_inner();
-    let view = |shape: &Vec<usize>, bytes| TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap();
-    safetensors::serialize(tensors.iter().map(|(key, shape, bytes)| (key, view(shape, bytes))), None).unwrap()
-}
-
-/// The program, with nothing of this machine's environment that would matter.
+/// The program, without the environment variables of this machine that affect `pull`.
 fn ghostserve(home: &Path, endpoint: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ghostserve"));
     for name in ["HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "HF_HUB_OFFLINE", "HF_TOKEN", "GHOSTSERVE_CACHE"] {
@@ -56,8 +21,8 @@ fn ghostserve(home: &Path, endpoint: &str) -> Command {
 }
 
 #[test]
-fn what_the_program_pulls_classifies() {
-    let repository = Repository::new(real_weights());
+fn a_pulled_model_classifies_images() {
+    let repository = Repository::new(synthetic_weights());
     let hub = FakeHub::start(move |request, stream| repository.answer(request, stream));
     let home = tempfile::tempdir().unwrap();
     let run = |command: &mut Command| {

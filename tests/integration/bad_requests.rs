@@ -1,4 +1,4 @@
-//! Requests that are wrong, too large or made to hurt: each gets its status, and the server goes on.
+//! Requests that are malformed, too large or malicious: each gets its status, and the server keeps working.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -9,7 +9,7 @@ use serde_json::json;
 
 use ghostserve::preprocess::{Format, ImageError, ImageLimits, decode, probe};
 
-use crate::images::{JPEG, picture, png, png_header};
+use crate::images::{JPEG, drawn_image, png, png_header};
 use crate::server::{TestServer, answer, code};
 
 async fn post(server: &TestServer, kind: &str, body: impl Into<reqwest::Body>) -> (u16, String) {
@@ -22,7 +22,7 @@ async fn still_works(server: &TestServer) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn malformed_requests() {
+async fn malformed_requests_are_refused() {
     let server = TestServer::start().await;
     let expect = |status: u16, code: &str| (status, code.to_owned());
     assert_eq!(code(server.classify("", "").await), expect(400, "no_image"));
@@ -47,7 +47,7 @@ async fn malformed_requests() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn unknown_paths_and_methods() {
+async fn unknown_paths_and_methods_are_refused() {
     let server = TestServer::start().await;
     assert_eq!(code(answer(server.get("/v3/classify").await).await), (404, "unknown_route".into()));
     let response = server.get("/v1/classify").await;
@@ -56,17 +56,17 @@ async fn unknown_paths_and_methods() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn files_that_are_no_image_served() {
+async fn files_that_are_not_a_supported_image_are_refused() {
     let server = TestServer::start().await;
     for file in [&b"just text"[..], b"%PDF-1.7 ...", b"\0\0\0\x1cftypavif\0\0\0\0", b"<svg xmlns='x'/>", &[0; 4000]] {
         assert_eq!(code(server.classify("", file).await), (415, "unsupported_image_format".into()));
     }
-    // Magic bytes decide: a script behind a GIF's first bytes is a broken GIF.
+    // The first bytes decide the format: a script after a GIF's signature is a damaged GIF.
     assert_eq!(
         code(server.classify("", &b"GIF89a\x10\0\x10\0\0\0\0<script>alert(1)</script>"[..]).await),
         (422, "undecodable_image".into())
     );
-    // A ZIP archive behind a JPEG is a JPEG.
+    // A JPEG followed by a ZIP archive is a JPEG.
     assert_eq!(server.classify("", [JPEG, b"PK\x03\x04rest of an archive"].concat()).await.0, 200);
 }
 
@@ -87,12 +87,12 @@ async fn bodies_over_the_limit_are_refused_declared_or_not() {
         answer(server.post("/v1/classify").header("content-type", "application/json").body(json).send().await.unwrap())
             .await;
     assert_eq!(status, 400);
-    assert!(problem["detail"].as_str().unwrap().len() < 2000, "what was sent is not sent back");
-    // Refused for another reason, with megabytes still to come.
+    assert!(problem["detail"].as_str().unwrap().len() < 2000, "the request is not echoed");
+    // Refused for another reason while megabytes are still to be sent.
     let response =
         server.post("/v1/classify").header("content-type", "text/html").body(vec![0; 8_000_000]).send().await.unwrap();
     assert_eq!(code(answer(response).await), (415, "unsupported_media_type".into()));
-    // Far over: the answer still arrives although the client is still sending.
+    // Far over the limit: the answer arrives although the client is still sending.
     assert_eq!(code(server.classify("", vec![0; 20_000_000]).await), expected);
     still_works(&server).await;
     server.settles("ghostserve_body_bytes", 0.0).await;
@@ -107,7 +107,7 @@ where
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn too_many_images_parts_and_part_headers() {
+async fn too_many_images_parts_or_part_headers_are_refused() {
     let server = TestServer::start().await;
     let image = STANDARD.encode(png(1));
     let response = server.post("/v1/classify").json(&json!({"images": vec![image; 33]})).send().await.unwrap();
@@ -138,7 +138,7 @@ async fn huge_canvases_in_small_files_are_refused_by_their_header() {
         assert!(file.len() < 100);
         for _ in 0..20 {
             let (status, code) = code(server.classify("", file.clone()).await);
-            // A PNG's sides have 31 bits; more is damage.
+            // PNG limits each side to 31 bits; a larger value makes the file invalid.
             assert!((status, code.clone()) == too_large || (width > 1 << 31 && status == 422), "{status} {code}");
         }
     }
@@ -164,13 +164,13 @@ async fn a_jpeg_of_a_thousand_scans_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn overload_is_shed_with_a_time_to_come_back_and_everything_returns_to_zero() {
+async fn overload_is_shed_with_retry_after_and_all_gauges_return_to_zero() {
     let server = TestServer::with(|c| {
         c.execution.workers = Some(1);
         c.load.max_images_in_flight = 32;
     })
     .await;
-    let photo = picture(1200, 900, 3, ImageFormat::Png);
+    let photo = drawn_image(1200, 900, 3, ImageFormat::Png);
     let requests: Vec<_> =
         (0..150).map(|_| tokio::spawn(server.post("/v1/classify").body(photo.clone()).send())).collect();
     let (mut answered, mut shed) = (0, 0);
@@ -196,31 +196,31 @@ async fn overload_is_shed_with_a_time_to_come_back_and_everything_returns_to_zer
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_past_their_bound_are_shed_before_their_body() {
+async fn requests_over_the_limit_are_shed_before_their_body_is_read() {
     let server = TestServer::with(|c| c.load.max_requests_in_flight = 1).await;
-    // A request whose body never comes holds the only place.
+    // A request whose body never arrives holds the only slot.
     let head = format!("POST /v1/classify HTTP/1.1\r\nHost: {}\r\nContent-Length: 1000\r\n\r\n", server.address);
     let mut slow = tokio::net::TcpStream::connect(server.address).await.unwrap();
     tokio::io::AsyncWriteExt::write_all(&mut slow, head.as_bytes()).await.unwrap();
     server.settles("ghostserve_http_requests_in_flight", 2.0).await;
     assert_eq!(code(server.classify("", JPEG).await), (429, "overloaded".into()));
-    assert_eq!(server.get("/readyz").await.status(), 200, "health is not behind the bound");
+    assert_eq!(server.get("/readyz").await.status(), 200, "the limit does not apply to health checks");
     drop(slow);
     server.settles("ghostserve_http_requests_in_flight", 1.0).await;
     still_works(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ids_from_clients_are_taken_over_if_they_can_stand_in_a_log() {
+async fn request_ids_of_clients_are_used_if_they_are_safe_in_a_log() {
     let server = TestServer::start().await;
-    for (id, kept) in [("abc-123", true), (&"x".repeat(129)[..], false), ("a b", false)] {
+    for (id, accepted) in [("abc-123", true), (&"x".repeat(129)[..], false), ("a b", false)] {
         let response = server.client.get(server.url("/nothing")).header("x-request-id", id).send().await.unwrap();
-        assert_eq!(response.headers()["x-request-id"] == id, kept, "{id}");
+        assert_eq!(response.headers()["x-request-id"] == id, accepted, "{id}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn metrics_have_no_label_that_a_client_chooses() {
+async fn clients_cannot_create_metric_labels() {
     let server = TestServer::start().await;
     let series = || async { server.get("/metrics").await.text().await.unwrap().lines().count() };
     let _ = server.get("/random/first").await;
@@ -234,7 +234,8 @@ async fn metrics_have_no_label_that_a_client_chooses() {
     assert_eq!(series().await, before);
 }
 
-/// An image or an error within a second; and our own decoder, unlike others, never needs its panic guard.
+/// Asserts that decoding ends within a second, with an image or an error. Our own JPEG decoder must not panic; the
+/// libraries for other formats may, and a guard catches that.
 fn survives(bytes: &[u8]) {
     let start = std::time::Instant::now();
     let limits = ImageLimits { max_pixels: 4_000_000, ..ImageLimits::default() };
@@ -243,7 +244,7 @@ fn survives(bytes: &[u8]) {
     assert!(start.elapsed() < std::time::Duration::from_secs(1), "{:?}", start.elapsed());
 }
 
-/// Damaged files never bring the decoder down, and never cost much: each prefix of each golden.
+/// Decodes about 60 prefixes of each golden image. A damaged file never crashes the decoder and never costs much.
 #[test]
 fn every_truncation_is_an_error_or_an_image() {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/images");
@@ -257,7 +258,7 @@ fn every_truncation_is_an_error_or_an_image() {
     }
 }
 
-/// A JPEG that is cut off is refused, not filled up with grey.
+/// A truncated JPEG is refused; the missing part is not filled with grey.
 #[test]
 fn a_truncated_jpeg_is_refused() {
     for name in ["jpeg-420.jpg", "jpeg-420-progressive.jpg", "jpeg-gray.jpg", "jpeg-420-restart.jpg"] {
@@ -274,14 +275,17 @@ fn a_truncated_jpeg_is_refused() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Random damage to real files: an error or an image, never a panic that gets out, whatever the format.
+    /// Changes random bytes of files of every format: the result is an error or an image, and no panic escapes.
     #[test]
-    fn random_damage_is_survived(which in 0usize..64, flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..12)) {
+    fn random_damage_gives_an_error_or_an_image(
+        file in 0usize..64,
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..12),
+    ) {
         let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/images");
         let mut paths: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
         paths.sort();
-        let mut bytes = std::fs::read(&paths[which % paths.len()]).unwrap();
-        for (index, value) in flips {
+        let mut bytes = std::fs::read(&paths[file % paths.len()]).unwrap();
+        for (index, value) in changes {
             let at = index.index(bytes.len());
             bytes[at] = value;
         }

@@ -1,4 +1,5 @@
-//! The Open Inference Protocol over REST: the traps, and that tensors are what files are.
+//! The Open Inference Protocol over REST: tensors get the answers of files, errors have the protocol's form, and models
+//! are described.
 
 use ghostserve::cores::Cores;
 use ghostserve::model::{EMBEDDED_MODEL, ModelFolder};
@@ -6,12 +7,12 @@ use ghostserve::preprocess::{PoolConfig, Preprocessor, Transform};
 use ghostserve::row::Row;
 use serde_json::{Value, json};
 
-use crate::images::{JPEG, picture};
-use crate::server::TestServer;
+use crate::images::{JPEG, drawn_image};
+use crate::server::{TestServer, probabilities};
 
 const MODEL: &str = "/v2/models/ghostnetv2-cifar10";
 
-/// Posts an inference request with tensors behind the JSON.
+/// Posts an inference request with binary tensors after the JSON. Returns the answer's status, JSON and binary tensors.
 async fn infer(server: &TestServer, path: &str, request: &Value, tensors: &[u8]) -> (u16, Value, Vec<u8>) {
     let json = request.to_string();
     let length = json.len().to_string();
@@ -38,11 +39,7 @@ fn input(datatype: &str, shape: Value, size: usize) -> Value {
 /// The probabilities of one image in class order, as `/v1/classify` gives them.
 async fn classified(server: &TestServer, file: &[u8]) -> Vec<f64> {
     let (_, answer) = server.classify("?top_k=10", file.to_vec()).await;
-    let mut row = vec![0.0; 10];
-    for prediction in answer["results"][0]["predictions"].as_array().unwrap() {
-        row[prediction["class"].as_u64().unwrap() as usize] = prediction["probability"].as_f64().unwrap();
-    }
-    row
+    probabilities(&answer)
 }
 
 fn numbers(json: &Value) -> Vec<f64> {
@@ -54,12 +51,12 @@ fn agree(found: &[f64], expected: &[f64]) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn files_pixels_and_inputs_give_what_classify_gives() {
+async fn files_pixels_and_input_tensors_get_the_answer_of_classify() {
     let server = TestServer::start().await;
-    let file = picture(120, 90, 3, image::ImageFormat::Png);
+    let file = drawn_image(120, 90, 3, image::ImageFormat::Png);
     let expected = classified(&server, &file).await;
 
-    // As a file, in JSON and behind it.
+    // As a file, in the JSON and as binary data after it.
     let base64 = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, &file);
     let request =
         json!({"id": "a", "inputs": [{"name": "image", "datatype": "BYTES", "shape": [1, 1], "data": [[base64]]}]});
@@ -76,14 +73,14 @@ async fn files_pixels_and_inputs_give_what_classify_gives() {
     let found: Vec<f64> = binary.as_chunks::<4>().0.iter().map(|b| f64::from(f32::from_le_bytes(*b))).collect();
     assert!(agree(&found, &expected), "{found:?}");
 
-    // As its pixels: twice, as a batch.
+    // As pixels, in a batch of two.
     let rgb = image::load_from_memory(&file).unwrap().into_rgb8().into_raw();
     let two = [&rgb[..], &rgb].concat();
     let request = json!({"inputs": [input("UINT8", json!([2, 90, 120, 3]), two.len())]});
     let (_, answer, _) = infer(&server, &format!("{MODEL}/infer"), &request, &two).await;
     assert!(agree(&numbers(&answer), &[&expected[..], &expected].concat()), "{answer}");
 
-    // As what the network takes.
+    // As the network's input tensor.
     let manifest = ModelFolder::resolve(EMBEDDED_MODEL).unwrap().load().unwrap().manifest;
     let pool = PoolConfig::default();
     let transform = std::sync::Arc::new(Transform::new(manifest.input));
@@ -103,7 +100,7 @@ async fn files_pixels_and_inputs_give_what_classify_gives() {
     let (status, answer, _) = infer(&server, &format!("{MODEL}-features/infer"), &request, &values).await;
     assert_eq!((status, answer["outputs"].as_array().unwrap().len()), (200, 6));
 
-    // Classes instead of numbers, as Triton writes them.
+    // Classes instead of numbers, in Triton's format.
     let request = json!({"inputs": [input("BYTES", json!([1]), bytes.len())],
         "outputs": [{"name": "probabilities", "parameters": {"classification": 2}}]});
     let (_, answer, _) = infer(&server, &format!("{MODEL}/infer"), &request, &bytes).await;
@@ -118,7 +115,7 @@ async fn files_pixels_and_inputs_give_what_classify_gives() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn errors_are_the_protocols_and_say_what_is_wrong() {
+async fn errors_have_the_protocols_form_and_say_what_is_wrong() {
     let server = TestServer::with(|config| config.request.max_images_per_request = 4).await;
     let file = [&(JPEG.len() as u32).to_le_bytes()[..], JPEG].concat();
     let good = || input("BYTES", json!([1]), file.len());
@@ -155,7 +152,7 @@ async fn errors_are_the_protocols_and_say_what_is_wrong() {
         let response = server.post("/v2/repository/index").body(body).send().await.unwrap();
         assert_eq!(response.status(), 400, "{body}");
     }
-    // What the routes do not know is told in the same form, and so is a method.
+    // Unknown routes and methods get errors of the same form.
     for (method, path, status) in [
         (reqwest::Method::GET, "/v2/nothing".to_owned(), 404),
         (reqwest::Method::GET, path.clone(), 405),
@@ -174,13 +171,13 @@ async fn features_take_their_options_as_parameters() {
     let server = TestServer::start().await;
     let file = [&(JPEG.len() as u32).to_le_bytes()[..], JPEG].concat();
     let path = format!("{MODEL}-features/infer");
-    let ask = |parameters: Value| {
+    let request = |parameters: Value| {
         json!({"inputs": [input("BYTES", json!([1]), file.len())], "parameters": parameters,
             "outputs": [{"name": "embedding", "parameters": {"binary_data": false}}, {"name": "c3"}]})
     };
     let parameters =
         json!({"size": "96x64", "fit": "letterbox", "dtype": "f32", "normalize": true, "binary_data_output": true});
-    let (status, answer, binary) = infer(&server, &path, &ask(parameters), &file).await;
+    let (status, answer, binary) = infer(&server, &path, &request(parameters), &file).await;
     assert_eq!(status, 200, "{answer}");
     let [embedding, map] = [&answer["outputs"][0], &answer["outputs"][1]];
     assert_eq!((&embedding["name"], &map["name"]), (&json!("embedding"), &json!("c3")));
@@ -200,7 +197,7 @@ async fn features_take_their_options_as_parameters() {
     let (_, answer, binary) = infer(&server, &path, &half, &file).await;
     assert_eq!((&answer["outputs"][0]["datatype"], binary.len()), (&json!("FP16"), 160 * 2 * 2 * 2));
     for wrong in [json!({"size": "97"}), json!({"fit": "squeeze"}), json!({"dtype": "f16"}), json!({"normalize": 1})] {
-        assert_eq!(infer(&server, &path, &ask(wrong.clone()), &file).await.0, 400, "{wrong}");
+        assert_eq!(infer(&server, &path, &request(wrong.clone()), &file).await.0, 400, "{wrong}");
     }
 }
 
@@ -208,9 +205,9 @@ async fn features_take_their_options_as_parameters() {
 async fn the_server_and_its_models_are_described() {
     let server = TestServer::start().await;
     let get = async |path: &str| -> Value { server.get(path).await.json().await.unwrap() };
-    let about = get("/v2").await;
+    let server_metadata = get("/v2").await;
     for extension in ["binary_tensor_data", "statistics", "model_configuration"] {
-        assert!(about["extensions"].as_array().unwrap().contains(&json!(extension)), "{about}");
+        assert!(server_metadata["extensions"].as_array().unwrap().contains(&json!(extension)), "{server_metadata}");
     }
     let metadata = get(MODEL).await;
     assert_eq!(metadata["inputs"], json!([{"name": "image", "datatype": "BYTES", "shape": [-1, 1]}]));
@@ -233,10 +230,10 @@ async fn the_server_and_its_models_are_described() {
     let [classifier, features] = [&all["model_stats"][0], &all["model_stats"][1]];
     assert_eq!((&classifier["inference_count"], &features["inference_count"]), (&json!(1), &json!(1)));
     assert_eq!((&classifier["execution_count"], &features["execution_count"]), (&json!(1), &json!(1)));
-    let spent = &classifier["inference_stats"];
-    assert_eq!((&spent["success"]["count"], &spent["fail"]["count"]), (&json!(1), &json!(1)));
-    let ns = |name: &str| spent[name]["ns"].as_u64().unwrap();
-    assert!(ns("compute_infer") > 0 && ns("success") >= ns("compute_infer") + ns("compute_input"), "{spent}");
+    let durations = &classifier["inference_stats"];
+    assert_eq!((&durations["success"]["count"], &durations["fail"]["count"]), (&json!(1), &json!(1)));
+    let ns = |name: &str| durations[name]["ns"].as_u64().unwrap();
+    assert!(ns("compute_infer") > 0 && ns("success") >= ns("compute_infer") + ns("compute_input"), "{durations}");
     assert_eq!(classifier["batch_stats"][0]["batch_size"], 1);
     assert_eq!(get(&format!("{MODEL}/stats")).await["model_stats"][0]["version"], "1");
 }
