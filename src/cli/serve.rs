@@ -46,7 +46,7 @@ struct LogArgs {
 /// services also configures this one.
 #[derive(Debug, Args)]
 struct TraceArgs {
-    /// Address of the OTLP collector that receives traces, such as http://collector:4318.
+    /// Address of the OTLP collector that receives traces, such as http://collector:4318 [default: none].
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
     otlp_endpoint: Option<String>,
 

@@ -1,7 +1,7 @@
-"""A detection head on the server's feature maps, against the same head on timm's, in this process.
+"""Compares a detection head on the server's feature maps with the same head on timm's maps in this process.
 
-usage: head.py GHOSTSERVE, the program. Prints the largest difference of a prediction, relative to the largest prediction;
-fails if it is above 1e-3. The pictures need no resize, so that both sides see the same pixels.
+usage: head.py GHOSTSERVE, where GHOSTSERVE is the program. Prints the largest difference of a prediction, relative to the largest prediction;
+fails if it is above 1e-3. The images need no resize, so that both sides use the same pixels.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def head_of_the_manual() -> type[nn.Module]:
 
 
 def bmp(pixels: np.ndarray) -> bytes:
-    """Height × width × 3 bytes as an image file that loses nothing."""
+    """Height × width × 3 bytes as a lossless image file."""
     height, width, _ = pixels.shape
     rows = np.zeros((height, (3 * width + 3) // 4 * 4), np.uint8)
     rows[:, : 3 * width] = pixels[::-1, :, ::-1].reshape(height, -1)
@@ -64,7 +64,7 @@ def main() -> None:
     torch.manual_seed(0)
     whole = timm.create_model("ghostnetv2_100", pretrained=False).eval()
     backbone = timm.create_model("ghostnetv2_100", pretrained=False, features_only=True).eval()
-    # As a list of features, timm names the blocks `blocks_S`.
+    # With features_only, timm names the blocks `blocks_S`.
     renamed = {re.sub(r"^blocks\.(\d+)", r"blocks_\1", k): v for k, v in whole.state_dict().items()}
     backbone.load_state_dict({k: renamed[k] for k in backbone.state_dict()})
     head = head_of_the_manual()(backbone.feature_info.channels()[2:]).eval()

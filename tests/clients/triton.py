@@ -1,4 +1,4 @@
-"""Triton's own client libraries, HTTP and gRPC, against a server: the answers must be those of /v1/classify.
+"""Runs Triton's client libraries, HTTP and gRPC, against a server. The answers must equal those of /v1/classify.
 
     python tests/clients/triton.py HOST:PORT PHOTO...
 """
@@ -31,12 +31,12 @@ def tensor(library, values: np.ndarray, datatype: str, **options):
     return image
 
 
-def refused(client, image, model=MODEL, **options) -> str:
+def refusal(client, image, model=MODEL, **options) -> str:
     try:
         client.infer(model, [image], **options)
     except InferenceServerException as error:
         return f"{error.status()} {error.message()}"
-    raise AssertionError("this should have been refused")
+    raise AssertionError("the server should have refused the request")
 
 
 def check(library, url: str, photos: list[bytes], expected: np.ndarray) -> None:
@@ -67,7 +67,7 @@ def check(library, url: str, photos: list[bytes], expected: np.ndarray) -> None:
             probability, index_, label = text.decode().split(":")
             assert int(index_) == class_ and abs(float(probability) - row[class_]) < 1e-5 and label
 
-    # A batch of pixels, and the network's own input; they need not be the same picture to be answered.
+    # A batch of pixels, and the network's own input; they need not show the same image.
     pixels = np.random.default_rng(0).integers(0, 256, (2, 50, 70, 3), dtype=np.uint8)
     size = 64
     for values, datatype in [(pixels, "UINT8"), (np.zeros((3, 3, size, size), np.float32), "FP32")]:
@@ -82,16 +82,16 @@ def check(library, url: str, photos: list[bytes], expected: np.ndarray) -> None:
     assert maps.as_numpy("c3").shape[2:] == (8, 12) and maps.as_numpy("embedding").shape == (len(photos), 1280)
 
     broken = tensor(library, np.array([[photos[0]], [b"no image"]], dtype=np.object_), "BYTES")
-    said = refused(client, broken)
-    assert "image 2 of 2" in said and ("INVALID_ARGUMENT" in said if grpc else "415" in said), said
-    assert "nothing" in refused(client, tensor(library, files, "BYTES"), model="nothing")
-    assert "version" in refused(client, tensor(library, files, "BYTES"), model_version="9")
-    assert "logits" in refused(
+    message = refusal(client, broken)
+    assert "image 2 of 2" in message and ("INVALID_ARGUMENT" in message if grpc else "415" in message), message
+    assert "nothing" in refusal(client, tensor(library, files, "BYTES"), model="nothing")
+    assert "version" in refusal(client, tensor(library, files, "BYTES"), model_version="9")
+    assert "logits" in refusal(
         client, tensor(library, files, "BYTES"), outputs=[library.InferRequestedOutput("logits")]
     )
-    # The server knows it by the request's own deadline, microseconds.
+    # The timeout is sent as the request's deadline, in microseconds.
     many = np.array(photos * (32 // len(photos)), dtype=np.object_).reshape(-1, 1)
-    assert "deadline" in refused(client, tensor(library, many, "BYTES"), timeout=50).lower()
+    assert "deadline" in refusal(client, tensor(library, many, "BYTES"), timeout=50).lower()
 
     statistics = client.get_inference_statistics(MODEL, **as_json)["model_stats"][0]
     assert int(statistics["inference_count"]) > len(photos) and int(statistics["inference_stats"]["success"]["count"]) > 0

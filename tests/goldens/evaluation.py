@@ -1,7 +1,7 @@
 """The reference for decoding and pre-processing: Pillow for the file, timm's transform for the pixels.
 
-Order: EXIF orientation, conversion to 8-bit RGB, resize of the shorter side, centre crop. What comes
-out is the uint8 crop before it is scaled to [0, 1] and normalised.
+Order: EXIF orientation, conversion to 8-bit RGB, resize of the shorter side, centre crop. The result is
+the uint8 crop before it is scaled to [0, 1] and normalised.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torchvision.transforms import InterpolationMode
 
 CROP_PCT = 0.875
 
-# Pillow advises keeping the transparency of such files; dropping it is what is wanted here.
+# Pillow warns that the transparency of such files should be kept; the reference drops it on purpose.
 warnings.filterwarnings("ignore", message="Palette images with Transparency expressed in bytes")
 
 
@@ -48,7 +48,7 @@ class Transform:
 
     def __call__(self, image: Image.Image) -> Image.Image:
         if self.source is not None:
-            # What a data set of small images holds, enlarged to what the network takes.
+            # An image of a data set of small images, enlarged to the network's input size.
             for step in (
                 transforms.Resize(self.source, InterpolationMode.BICUBIC),
                 transforms.CenterCrop(self.source),
@@ -64,7 +64,7 @@ class Transform:
             crop_pct=CROP_PCT,
         ).transforms
         resize, crop = steps[:2]
-        # Should timm build something else one day, fail rather than record it.
+        # If another version of timm builds other steps, fail instead of recording their result.
         assert isinstance(resize, transforms.Resize) and isinstance(crop, transforms.CenterCrop), steps
         assert resize.interpolation is InterpolationMode.BICUBIC and resize.antialias, resize
         assert resize.size == self.resize, resize

@@ -1,7 +1,7 @@
-"""Writes crates/weights/tests/checkpoints/: small files of torch.save in the forms that weights come in, and what is in them.
+"""Writes crates/weights/tests/checkpoints/: small torch.save files in the common forms of weights, and their content.
 
-`expected.safetensors` has `<file>/<key>` for every tensor a reader should find, as float32 under timm's name,
-read back by PyTorch. The values come from `synthetic.py`, so that a mix-up of tensors shows. `malicious.pth`
+`expected.safetensors` has `<file>/<key>` for every tensor that a reader should find, as float32 under timm's name,
+read back by PyTorch. The values come from `synthetic.py`, so that a test notices swapped tensors. `malicious.pth`
 would run a command when loaded without `weights_only`; the command is `true`.
 """
 
@@ -29,7 +29,7 @@ def tensor(key: str, *shape: int) -> torch.Tensor:
 
 
 def network() -> nn.Module:
-    """A convolution, its batch norm and a classifier, under the generator's values."""
+    """A convolution, its batch norm and a classifier, with synthetic values."""
     net = nn.Sequential(OrderedDict(conv=nn.Conv2d(2, 3, 1, bias=False), bn=nn.BatchNorm2d(3), fc=nn.Linear(3, 2)))
     state = net.state_dict()
     for key, value in state.items():
@@ -39,7 +39,7 @@ def network() -> nn.Module:
 
 
 def trained() -> dict:
-    """What training scripts save: the network after one step, the optimizer, and how it went."""
+    """What training scripts save: the network after one step, the optimizer, and the progress."""
     net = network()
     optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [2, 4])
@@ -94,7 +94,7 @@ def types() -> dict:
 
 
 def authors() -> dict:
-    """The names of the authors' GhostNetV3, with what thop leaves beside them."""
+    """The names of the authors' GhostNetV3, with the buffers that thop adds to them."""
     keys = ["conv_stem.weight"]
     for branch in ["ghost1.primary_rpr_conv.0", "ghost2.cheap_rpr_conv.2", "ghost1.cheap_rpr_scale", "dw_rpr_conv.1",
                    "dw_rpr_scale"]:
@@ -132,7 +132,7 @@ def main() -> None:
     expected = {}
     for name, (content, protocol) in files.items():
         torch.save(content, OUT / name, pickle_protocol=protocol)
-        # The files are ours, and have a namespace and NumPy scalars beside the weights.
+        # weights_only=False is safe for our own files. They contain a namespace and NumPy scalars beside the weights.
         loaded = torch.load(OUT / name, weights_only=False)
         for wrapper in ["state_dict", "model", "state_dict_ema", "model_ema"]:
             loaded = loaded.get(wrapper, loaded)
@@ -142,7 +142,7 @@ def main() -> None:
             expected[f"{name}/{key}"] = value.detach().float().contiguous().clone()
     (OUT / "expected.safetensors").write_bytes(save(expected))
 
-    # What is refused.
+    # Files that a reader refuses.
     torch.save({"state_dict": {"fc.bias": state["fc.bias"]}, "extra": Command()}, OUT / "malicious.pth")
     torch.save(nn.ReLU(), OUT / "whole.pth")
     torch.save(state, OUT / "legacy.pth", _use_new_zipfile_serialization=False)

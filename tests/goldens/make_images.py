@@ -1,11 +1,11 @@
-"""Writes images/, expected/ and cases.json: small synthetic files in many encodings, and what they decode to.
+"""Writes images/, expected/ and cases.json: small synthetic files in many encodings, and their decoded pixels.
 
-Every picture is drawn here; none is a photograph. For each file the reference result of each
-transform is kept as a lossless RGB PNG. Encodings that must decode to the same pixels share one
-expected file, which keeps the folder small and says in itself that they are equal.
+All images are drawn here; none is a photograph. For each file, the reference result of each
+transform is stored as a lossless RGB PNG. Encodings that must decode to the same pixels share one
+expected file, which keeps the folder small and shows that they are equal.
 
-Before a result is kept it is checked against what was drawn, exactly for lossless encodings and
-within a bound for lossy ones, so a file Pillow reads wrongly cannot become a golden.
+Before a result is stored it is compared with the drawn image, exactly for lossless encodings and
+within a bound for lossy ones. So a file that Pillow reads wrongly cannot become a golden.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ FORMATS = {
     ".tif": "tiff",
 }
 
-# What undoes each EXIF orientation: stored = displayed.transpose(UNDO[orientation]).
+# The transposition that undoes each EXIF orientation: stored = displayed.transpose(UNDO[orientation]).
 UNDO = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -50,7 +50,7 @@ UNDO = {
 }
 
 
-# What is drawn
+# Drawing
 
 
 def grid(width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
@@ -60,8 +60,8 @@ def grid(width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
     return np.broadcast_to(x, (height, width)), np.broadcast_to(y[:, None], (height, width))
 
 
-def picture(width: int, height: int, key: str = "picture", flip: bool = False) -> np.ndarray:
-    """A picture without any symmetry: gradients, soft blobs, hard edges, a fine pattern, mild noise.
+def draw_image(width: int, height: int, key: str = "picture", flip: bool = False) -> np.ndarray:
+    """An image without any symmetry: gradients, soft blobs, hard edges, a fine pattern, mild noise.
 
     Only arithmetic that IEEE 754 defines exactly is used, so every machine draws the same bytes.
     """
@@ -84,7 +84,7 @@ def picture(width: int, height: int, key: str = "picture", flip: bool = False) -
     rgb[stripe] = (245, 240, 225)
     box = (x > 0.06) & (x < 0.20) & (y > 0.62) & (y < 0.92)
     rgb[box] = (25, 20, 30)
-    # Two pixels wide, so that a resize without antialiasing shows.
+    # Two pixels wide, so that a resize without antialiasing is noticed.
     rows, columns = np.indices((height, width))
     pattern = (x > 0.60) & (x < 0.78) & (y > 0.06) & (y < 0.20) & ((rows // 2 + columns // 2) % 2 == 0)
     rgb[pattern] = (200, 200, 210)
@@ -116,7 +116,7 @@ def with_low_bytes(samples: np.ndarray) -> np.ndarray:
     return samples.astype(np.uint16) * 256 + low.astype(np.uint16)
 
 
-# Encoders for what Pillow cannot write
+# Encoders for formats that Pillow cannot write
 
 
 def png_chunk(kind: bytes, data: bytes) -> bytes:
@@ -124,7 +124,7 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def png_rows(samples: np.ndarray) -> bytes:
-    """Filtered rows; the five filters take turns so that a decoder meets all of them."""
+    """Filtered rows; the rows use the five filters in turn, so that a decoder needs all of them."""
     depth = samples.dtype.itemsize
     rows = samples.astype(">u2" if depth == 2 else np.uint8)
     step = samples.shape[2] * depth
@@ -169,17 +169,17 @@ def write_png(path: Path, samples: np.ndarray, interlaced: bool = False) -> None
 def write_ycck(path: Path, cmyk: Image.Image) -> None:
     """A YCCK JPEG, which Pillow reads but does not write.
 
-    The encoder stores the four channels it is given without converting them. So it is given the
-    luma and chroma of what Adobe's convention stores, and the marker that says which is patched.
+    The encoder stores four channels without converting them. So this function passes the luma and
+    chroma that Adobe's convention stores, and patches the marker that names the colour transform.
     """
-    # YCCK takes its luma and chroma from 255 - C; what Adobe's convention stores for C is 255 - C
-    # itself. The two inversions cancel: luma and chroma of the inks as they are.
+    # YCCK computes luma and chroma from 255 - C, and Adobe's convention stores 255 - C for C. The two
+    # inversions cancel: these are the luma and chroma of the inks themselves.
     cyan, magenta, yellow, key = np.moveaxis(np.asarray(cmyk).astype(np.float64), 2, 0)
     y = 0.299 * cyan + 0.587 * magenta + 0.114 * yellow
     cb = 128 + (yellow - y) / 1.772
     cr = 128 + (cyan - y) / 1.402
     stored = np.clip(np.floor(np.stack([y, cb, cr, 255 - key], axis=-1) + 0.5), 0, 255).astype(np.uint8)
-    # Pillow inverts on the way into the file.
+    # Pillow inverts the samples when it writes the file.
     Image.fromarray(255 - stored, "CMYK").save(path, "JPEG", quality=92)
     data = bytearray(path.read_bytes())
     transform = data.index(b"Adobe") + 11
@@ -227,7 +227,7 @@ class Cases:
         error = np.abs(np.asarray(shown).astype(int) - drawn).mean()
         assert error <= within, (name, error)
 
-        chosen = ([IMAGENET] if imagenet else []) + [SMALL, CIFAR]
+        transforms = ([IMAGENET] if imagenet else []) + [SMALL, CIFAR]
         self.records.append(
             {
                 "file": f"images/{name}",
@@ -241,14 +241,15 @@ class Cases:
                         "source": t.source,
                         "resize": t.resize,
                         "crop": t.crop,
-                        "expected": self.keep(t(shown), f"{path.stem}.{t.name}.png"),
+                        "expected": self.store(t(shown), f"{path.stem}.{t.name}.png"),
                     }
-                    for t in chosen
+                    for t in transforms
                 ],
             }
         )
 
-    def keep(self, result: Image.Image, name: str) -> str:
+    def store(self, result: Image.Image, name: str) -> str:
+        """Stores a result, unless an equal one exists, and returns the path of its file."""
         digest = hashlib.sha256(repr(result.size).encode() + result.tobytes()).hexdigest()
         if digest not in self.known:
             result.save(EXPECTED / name, optimize=True)
@@ -310,8 +311,8 @@ def png_cases(cases: Cases, rgb: np.ndarray, gray: np.ndarray, alpha: np.ndarray
 
 
 def jpeg_cases(cases: Cases, rgb: np.ndarray, gray: np.ndarray) -> None:
-    # A multiple of 16 both ways; the odd size below has partial blocks at two edges.
-    even = picture(96, 80)
+    # Both sides are multiples of 16; the odd size below has partial blocks at two edges.
+    even = draw_image(96, 80)
     for name, what, options in (
         ("444", "4:4:4", {"subsampling": 0}),
         ("422", "4:2:2", {"subsampling": 1}),
@@ -340,13 +341,13 @@ def jpeg_cases(cases: Cases, rgb: np.ndarray, gray: np.ndarray) -> None:
     write_ycck(IMAGES / "jpeg-ycck.jpg", cmyk)
     cases.add("jpeg-ycck.jpg", "YCCK, inverted as Adobe writes it", shown, within=4.0)
 
-    big = picture(700, 500)
+    big = draw_image(700, 500)
     Image.fromarray(big).save(IMAGES / "jpeg-large.jpg", quality=80, subsampling=2)
     cases.add("jpeg-large.jpg", "4:2:0, larger than every target", big, within=4.0, imagenet=True)
 
 
 def ink(rgb: np.ndarray) -> Image.Image:
-    """The picture as CMYK with real use of black, which Pillow's own conversion leaves at zero."""
+    """The image as CMYK with a black channel, which Pillow's own conversion leaves at zero."""
     inverse = 255 - rgb.astype(int)
     key = inverse.min(axis=2) // 2
     left = (255 - key)[..., None]
@@ -355,7 +356,7 @@ def ink(rgb: np.ndarray) -> Image.Image:
 
 
 def orientation_cases(cases: Cases) -> None:
-    drawn = picture(48, 36)
+    drawn = draw_image(48, 36)
     for n in range(1, 9):
         stored = Image.fromarray(drawn)
         if n in UNDO:
@@ -381,14 +382,14 @@ def webp_cases(cases: Cases, rgb: np.ndarray, alpha: np.ndarray) -> None:
     image.save(IMAGES / "webp-lossless.webp", lossless=True)
     cases.add("webp-lossless.webp", "lossless", rgb)
 
-    # Without `exact` the encoder blackens what is fully transparent.
+    # Without `exact` the encoder makes fully transparent pixels black.
     rgba = Image.fromarray(np.dstack([rgb, alpha]))
     rgba.save(IMAGES / "webp-lossless-alpha.webp", lossless=True, exact=True)
     cases.add("webp-lossless-alpha.webp", "lossless with colours under the transparent parts", rgb)
     rgba.save(IMAGES / "webp-lossy-alpha.webp", quality=85, exact=True)
     cases.add("webp-lossy-alpha.webp", "lossy with colours under the transparent parts", rgb, within=5.0)
 
-    later = Image.fromarray(picture(rgb.shape[1], rgb.shape[0], "later", flip=True))
+    later = Image.fromarray(draw_image(rgb.shape[1], rgb.shape[0], "later", flip=True))
     image.save(IMAGES / "webp-animated.webp", save_all=True, append_images=[later], lossless=True, duration=100)
     cases.add("webp-animated.webp", "animated, lossless: the first of two frames counts", rgb)
 
@@ -401,17 +402,17 @@ def gif_cases(cases: Cases, palette: Image.Image) -> None:
     palette.save(IMAGES / "gif-interlaced.gif", interlace=1)
     cases.add("gif-interlaced.gif", "one frame, interlaced", shown)
 
-    later = Image.fromarray(picture(*palette.size, "later", flip=True)).quantize(32, dither=Image.Dither.NONE)
+    later = Image.fromarray(draw_image(*palette.size, "later", flip=True)).quantize(32, dither=Image.Dither.NONE)
     palette.save(IMAGES / "gif-animated.gif", save_all=True, append_images=[later], duration=100)
     cases.add("gif-animated.gif", "animated: the first of two frames counts", shown)
 
-    # The commonest colour becomes transparent; what the palette holds there still shows.
+    # The most common colour becomes transparent; its palette entry is still what decoders must return.
     common = int(np.bincount(np.asarray(palette).ravel()).argmax())
     palette.save(IMAGES / "gif-transparent.gif", transparency=common, interlace=0)
     cases.add("gif-transparent.gif", "one frame, one colour transparent", shown)
 
     # Decoders disagree about the canvas around a first frame: transparent black, or the palette's
-    # transparent colour, which is what Pillow takes. With black in that place they agree.
+    # transparent colour, as in Pillow. They agree if that colour is black.
     frame = np.asarray(palette)[10:60, 20:80].copy()
     common = int(np.bincount(frame.ravel()).argmax())
     colours = np.array(palette.getpalette()).reshape(-1, 3)
@@ -430,7 +431,7 @@ def bmp_cases(cases: Cases, rgb: np.ndarray, alpha: np.ndarray, palette: Image.I
     cases.add("bmp-24bit.bmp", "24 bits a pixel, padded rows", rgb)
     palette.save(IMAGES / "bmp-8bit.bmp")
     cases.add("bmp-8bit.bmp", "8 bits a pixel with a palette, padded rows", np.asarray(palette.convert("RGB")))
-    # The fourth byte is padding in such a file: whatever it holds must not show.
+    # The fourth byte is padding in such a file: its value must not affect the pixels.
     Image.fromarray(np.dstack([rgb, alpha])).save(IMAGES / "bmp-32bit.bmp")
     cases.add("bmp-32bit.bmp", "32 bits a pixel, the fourth byte is padding", rgb)
 
@@ -470,7 +471,7 @@ def size_cases(cases: Cases) -> None:
         (64, 64, "png", "already the size of the small target"),
         (20, 12, "png", "smaller than every target both ways"),
     ):
-        drawn = picture(width, height)
+        drawn = draw_image(width, height)
         name = f"size-{width}x{height}.{kind}"
         if kind == "jpg":
             Image.fromarray(drawn).save(IMAGES / name, quality=92, subsampling=2)
@@ -487,7 +488,7 @@ def main() -> None:
 
     # Odd sides: rows need padding where a format pads, and no block or tile fits exactly.
     width, height = 101, 79
-    rgb, alpha = picture(width, height), alpha_of(width, height)
+    rgb, alpha = draw_image(width, height), alpha_of(width, height)
     gray = luma(rgb)
     palette = Image.fromarray(rgb).quantize(64, dither=Image.Dither.NONE)
 

@@ -1,9 +1,9 @@
-"""Writes what the tests of the networks compare against: network.safetensors and its JSON companions.
+"""Writes the expected values for the tests of the networks: network.safetensors, served.safetensors and JSON files.
 
-The published networks are timm's, the ablations those of `variants.py`; all run on CPU in float32, with
+The published networks are timm's, the ablations those of `variants.py`. All run on CPU in float32, with
 every parameter and buffer replaced by `synthetic(key, shape)` under the key it has in timm's state dict.
-The forward passes behind the logits are repeated in float64 with the same float32 weights; the summary
-prints how far float32 alone moves the logits, which is what the tests' tolerance has to leave room for.
+The forward passes of the logits are repeated in float64 with the same float32 weights. The summary prints
+how much float32 alone changes the logits: the tests' tolerance must be larger than that.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ DEEPEST = {
     "mobilenetv2_100": (0, 1, 2, 4, 6),
 }
 
-# Of a feature map, every so many elements are kept: prime, so that the sample visits every row and column.
+# Every STEP-th element of a feature map is stored. STEP is prime, so that the sample reaches every row and column.
 STEP = 97
 
 # Height and width of the input of every file in variants/: the smallest maps are 3×3, or not square.
@@ -82,8 +82,8 @@ VARIANTS = {
     "mobile_stride_16": (96, 96),
 }
 
-# What the reference network has to repeat before its ablations count: base, what differs from it, and the same
-# for timm. timm dilates MobileNetV2 only, and makes it by the rule that variants.py extends to the Ghost networks.
+# Networks in which variants.py must equal timm before its ablations are used: base, changed fields, and the same
+# changes as arguments of timm. timm dilates only MobileNetV2, by the rule that variants.py extends to the Ghost networks.
 AGREEMENTS: list[tuple[str, dict, dict]] = [
     ("ghostnet_050", {}, {}),
     ("ghostnet_100", {}, {}),
@@ -125,7 +125,7 @@ SPOTS = [
 
 
 def fill(model: nn.Module, rename: Callable[[str], str] = lambda key: key) -> None:
-    """Replaces everything in the model's state dict but the batch counters."""
+    """Replaces everything in the model's state dict except the batch counters."""
     state = {
         key: torch.from_numpy(synthetic(rename(key), tuple(value.shape)))
         for key, value in model.state_dict().items()
@@ -144,14 +144,14 @@ def filled(name: str, **options: object) -> nn.Module:
     return model
 
 
-def picture(*shape: int) -> Tensor:
+def input_image(*shape: int) -> Tensor:
     return torch.from_numpy(synthetic("input", shape))
 
 
 def watch_gates(model: nn.Module, gates: list[Tensor]) -> None:
-    """Collects what the sigmoid of every attention branch returns."""
+    """Collects the sigmoid of every attention branch in `gates`."""
     for name, module in model.named_modules():
-        # Also timm's placeholder in V3, which is no branch.
+        # timm's placeholder in V3 has the same name but is not a branch.
         if name.endswith("short_conv") and isinstance(module, nn.Sequential):
             module.register_forward_hook(
                 lambda _module, _inputs, output: gates.append(output.sigmoid().flatten())
@@ -179,12 +179,12 @@ def macs(model: nn.Module, image: Tensor) -> int:
 
 
 def make_logits(tensors: dict[str, np.ndarray], counts: dict[str, dict[str, int]]) -> None:
-    """The logits of the published networks, and what these networks cost."""
+    """The logits and the costs of the published networks."""
     for golden, name, size in GOLDENS:
         model = filled(name, num_classes=1000)
         gates: list[Tensor] = []
         watch_gates(model, gates)
-        image = picture(2, 3, size, size)
+        image = input_image(2, 3, size, size)
         with torch.inference_mode():
             logits = model(image)
             gate = torch.cat(gates) if gates else torch.empty(0)
@@ -202,7 +202,7 @@ def make_logits(tensors: dict[str, np.ndarray], counts: dict[str, dict[str, int]
                 f"outside [0.01, 0.99] {((gate < 0.01) | (gate > 0.99)).double().mean():.2%}"
             )
         if name not in counts:
-            # A fresh model, because a model in float64 does not turn back into the same float32.
+            # A new model, because converting to float64 and back does not restore the same float32 values.
             model, cost = filled(name, num_classes=1000), {}
             if name.startswith("ghostnetv3"):
                 cost["training_parameters"] = parameters(model)
@@ -215,25 +215,25 @@ def make_logits(tensors: dict[str, np.ndarray], counts: dict[str, dict[str, int]
 
 
 def make_features(tensors: dict[str, np.ndarray], shapes: dict[str, list[int]]) -> None:
-    """Maps from inside the networks, sampled."""
+    """Samples of intermediate feature maps."""
 
-    def keep(name: str, maps: Tensor) -> None:
+    def store(name: str, maps: Tensor) -> None:
         assert name not in tensors
         tensors[name] = maps.flatten()[::STEP].numpy().copy()
         shapes[name] = list(maps.shape)
 
-    def keep_cuts(prefix: str, name: str, image: Tensor, first: int) -> nn.Module:
+    def store_cuts(prefix: str, name: str, image: Tensor, first: int) -> nn.Module:
         """The maps c`first` to c5, where timm cuts and at the last bottleneck of each stride."""
         with torch.inference_mode():
             for level, maps in enumerate(filled(name, features_only=True)(image), 1):
                 if level >= first:
-                    keep(f"{prefix}.features.timm.c{level}", maps)
+                    store(f"{prefix}.features.timm.c{level}", maps)
         model = filled(name, num_classes=1000)
         levels = dict(enumerate(DEEPEST[name], 1))
         handles = [
             # A copy: timm's activations work in place.
             model.blocks[stage].register_forward_hook(
-                lambda _module, _inputs, output, level=level: keep(
+                lambda _module, _inputs, output, level=level: store(
                     f"{prefix}.features.deepest.c{level}", output.clone()
                 )
             )
@@ -246,17 +246,17 @@ def make_features(tensors: dict[str, np.ndarray], shapes: dict[str, list[int]]) 
             handle.remove()
         return model
 
-    # The same picture as the first of the logits' batch.
-    image = picture(2, 3, 224, 224)[:1]
+    # The first image of the logits' batch.
+    image = input_image(2, 3, 224, 224)[:1]
     for name in DEEPEST:
-        model = keep_cuts(name, name, image, 1)
+        model = store_cuts(name, name, image, 1)
         if name == "ghostnetv2_100":
             for stage, blocks in enumerate(model.blocks):
                 for index, block in enumerate(blocks):
                     layers = getattr(getattr(block, "ghost1", None), "short_conv", None)
                     if layers is not None:
                         layers.register_forward_hook(
-                            lambda _module, _inputs, output, at=f"{stage}.{index}": keep(
+                            lambda _module, _inputs, output, at=f"{stage}.{index}": store(
                                 f"ghostnetv2_100.attention.{at}", output.sigmoid()
                             )
                         )
@@ -264,19 +264,19 @@ def make_features(tensors: dict[str, np.ndarray], shapes: dict[str, list[int]]) 
             embedding = model.forward_head(model.forward_features(image), pre_logits=True)
         tensors[f"{name}.embedding"] = embedding.numpy()
         print(f"{name}.embedding: std {embedding.std():.3f}, zero {(embedding == 0).double().mean():.0%}")
-    keep_cuts("ghostnetv2_100.320x416", "ghostnetv2_100", picture(1, 3, 320, 416), 3)
+    store_cuts("ghostnetv2_100.320x416", "ghostnetv2_100", input_image(1, 3, 320, 416), 3)
     for name, shape in shapes.items():
         print(f"{name}: {shape}, std of the sample {tensors[name].std():.3f}")
 
 
 def photograph(width: int, height: int) -> np.ndarray:
-    """A picture of 8-bit pixels, height × width × 3, that the Rust tests draw alike."""
+    """An image of 8-bit pixels, height × width × 3. The Rust tests draw the same one."""
     y, x, c = np.ogrid[:height, :width, :3]
     return ((x * 5 + y * 3 + c * 85 + (x // 16) * (y // 16) * 37) % 256).astype(np.uint8)
 
 
 def make_served(tensors: dict[str, np.ndarray]) -> None:
-    """What the server has to answer for pictures that need no resize: maps of both cuts, embeddings, gates, logits."""
+    """The server's expected answers for images that need no resize: maps of both cuts, embeddings, gates, logits."""
     mean, std = (np.array(v, np.float32) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     backbone = filled("ghostnetv2_100", features_only=True)
     model = filled("ghostnetv2_100", num_classes=1000)
@@ -313,8 +313,8 @@ def check_reference() -> None:
         model = filled(**({"name": base} | theirs))
         shapes = [{k: tuple(v.shape) for k, v in m.state_dict().items()} for m in (reference, model)]
         assert shapes[0] == shapes[1], (base, ours, shapes[0].items() ^ shapes[1].items())
-        # In float64, where the order of V3's sums does not hide a difference that matters.
-        image = picture(2, ours.get("input_channels", 3), 96, 128).double()
+        # In float64, so that the order of V3's sums does not hide a real difference.
+        image = input_image(2, ours.get("input_channels", 3), 96, 128).double()
         with torch.inference_mode():
             distance = (reference.double()(image) - model.double()(image)).abs().max().item()
         assert distance <= 1e-12, (base, ours, distance)
@@ -322,23 +322,23 @@ def check_reference() -> None:
 
 
 def make_variants(tensors: dict[str, np.ndarray]) -> dict[str, dict]:
-    """The logits of the ablations, and what each needs as input."""
+    """The logits of the ablations. Returns the input shape and the costs of each."""
     files = {path.stem: path for path in sorted((HERE / "variants").glob("*.toml"))}
     assert files.keys() == VARIANTS.keys(), files.keys() ^ VARIANTS.keys()
-    about = {}
+    descriptions = {}
     for name, (height, width) in VARIANTS.items():
         variant = variants.load(files[name])
         model = variants.build(variant)
         fill(model)
-        image = picture(2, variant.input_channels, height, width)
+        image = input_image(2, variant.input_channels, height, width)
         with torch.inference_mode():
             logits = model(image)
-        about[name] = {"input": list(image.shape), "classes": variant.classes}
+        descriptions[name] = {"input": list(image.shape), "classes": variant.classes}
         if variant.family == "v3":
-            # Costs are told for what is served, which is not the training form.
-            about[name]["training_parameters"] = parameters(model)
+            # Costs describe the served network, which is not the training form.
+            descriptions[name]["training_parameters"] = parameters(model)
         else:
-            about[name] |= {"parameters": parameters(model), "macs": macs(model, image)}
+            descriptions[name] |= {"parameters": parameters(model), "macs": macs(model, image)}
         with torch.inference_mode():
             double = model.double()(image.double())
         tensors[f"variant.{name}.logits"] = logits.numpy()
@@ -347,7 +347,7 @@ def make_variants(tensors: dict[str, np.ndarray]) -> dict[str, dict]:
             f"between the two images {(logits[0] - logits[1]).abs().max():.3f}, "
             f"float32 against float64 {(logits.double() - double).abs().max():.2e}"
         )
-    return about
+    return descriptions
 
 
 def bits(value: np.float32) -> str:
@@ -366,7 +366,7 @@ def spot(key: str, shape: tuple[int, ...]) -> dict:
 
 
 def table(entries: dict, indent: str = "") -> str:
-    """A JSON object with one entry a line, so that a difference shows as one."""
+    """A JSON object with one entry per line, so that diffs are readable."""
     lines = ",\n".join(f"{indent} {json.dumps(name)}: {json.dumps(entry)}" for name, entry in entries.items())
     return f"{{\n{lines}\n{indent}}}"
 
@@ -383,7 +383,7 @@ def main() -> None:
     make_logits(tensors, counts)
     make_features(tensors, shapes)
     check_reference()
-    about = make_variants(tensors)
+    descriptions = make_variants(tensors)
     for name, cost in counts.items():
         print(name, cost)
 
@@ -395,7 +395,7 @@ def main() -> None:
         f'{{\n "step": {STEP},\n "shapes": {table(shapes, " ")}\n}}\n', encoding="utf-8"
     )
     (HERE / "counts.json").write_text(f"{table(counts)}\n", encoding="utf-8")
-    (HERE / "variants.json").write_text(f"{table(about)}\n", encoding="utf-8")
+    (HERE / "variants.json").write_text(f"{table(descriptions)}\n", encoding="utf-8")
     lines = ",\n".join("  " + json.dumps(spot(key, shape), ensure_ascii=False) for key, shape in SPOTS)
     (HERE / "synthetic.json").write_text(
         f'{{\n "gain": {GAIN},\n "values": [\n{lines}\n ]\n}}\n', encoding="utf-8"

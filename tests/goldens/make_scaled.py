@@ -1,8 +1,8 @@
-"""Writes scaled/ and scaled.json: what Pillow makes of JPEG files when it decodes them at a fraction of their size.
+"""Writes scaled/ and scaled.json: the pixels of JPEG files that Pillow decodes at a fraction of their size.
 
-The pixels themselves are not kept, only their hash: equality is all that is asked of them. The files are those of images/
-and some more in scaled/: sampling that Pillow does not write, which is made by changing the frame header of a file that
-has as many blocks, and larger pictures for the comparison of a network's predictions.
+Only a hash of the pixels is stored, because the tests need only equality. The files are those of images/ and some more
+in scaled/: sampling factors that Pillow does not write, made by changing the frame header of a file with as many blocks,
+and larger images for the comparison of a network's predictions.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import numpy as np
 from PIL import Image
 
 from evaluation import to_rgb
-from make_images import grid, picture
+from make_images import draw_image, grid
 from synthetic import uniform
 
 HERE = Path(__file__).resolve().parent
 SCALED = HERE / "scaled"
 
-# Bits of FNV-1a.
+# Constants of 64-bit FNV-1a.
 OFFSET, PRIME, MASK = 0xCBF29CE484222325, 0x100000001B3, (1 << 64) - 1
 
 
@@ -44,7 +44,7 @@ def decode(path: Path, denominator: int) -> Image.Image:
 
 
 def patched(path: Path, factors: tuple[int, int], size: tuple[int, int]) -> None:
-    """Gives the first component other sampling factors, and the picture a size that has as many blocks."""
+    """Gives the first component other sampling factors, and the image a size that has as many blocks."""
     data = bytearray(path.read_bytes())
     at = 2
     while data[at + 1] not in (0xC0, 0xC2):
@@ -61,7 +61,7 @@ def smooth(key: str, rows: int, columns: int, width: int, height: int) -> np.nda
 
 
 def scene(width: int, height: int, number: int) -> np.ndarray:
-    """Something like a photograph: detail at every scale, less of it the finer it is, and objects with sharp edges."""
+    """An image like a photograph: detail at every scale, weaker the finer it is, and objects with sharp edges."""
     x, y = grid(width, height)
     rgb = np.zeros((height, width, 3))
     for octave in range(2, 9):
@@ -80,7 +80,7 @@ def scene(width: int, height: int, number: int) -> np.ndarray:
         if k % 2:
             inside = (abs(along) < 0.03 + 0.15 * rx) & (abs(across) < 0.03 + 0.15 * ry)
         rgb[inside] = rgb[inside] * 0.5 + np.array([r - 0.5, g - 0.5, b - 0.5]) * 200
-    # An off-centre eighth of the picture is a checkerboard of the size that reduced decoding likes least.
+    # An off-centre part of the image is a checkerboard of the size for which reduced decoding is worst.
     board = (x > 0.55) & (x < 0.7) & (y > 0.3) & (y < 0.5)
     rows, columns = np.indices((height, width))
     rgb[board] += np.where((rows // 6 + columns // 6) % 2 == 0, 60, -60)[board][:, None]
@@ -92,8 +92,8 @@ def main() -> None:
     for old in SCALED.iterdir():
         old.unlink()
 
-    drawn = Image.fromarray(picture(96, 80))
-    # 4:2:2 has two blocks of the first component in an MCU, 4:2:0 four; the sizes have as many MCUs, some in part.
+    drawn = Image.fromarray(draw_image(96, 80))
+    # 4:2:2 has two blocks of the first component in an MCU, 4:2:0 four; the sizes have as many MCUs, some of them partial.
     for name, subsampling, factors, size in (
         ("440", 1, (1, 2), (93, 76)),
         ("411", 2, (4, 1), (92, 77)),
@@ -102,8 +102,8 @@ def main() -> None:
         path = SCALED / f"{name}.jpg"
         drawn.save(path, quality=85, subsampling=subsampling)
         patched(path, factors, size)
-    Image.fromarray(picture(13, 9)).save(SCALED / "tiny-420.jpg", quality=85, subsampling=2)
-    Image.fromarray(picture(3, 35)).save(SCALED / "narrow-422-progressive.jpg", quality=85, subsampling=1, progressive=True)
+    Image.fromarray(draw_image(13, 9)).save(SCALED / "tiny-420.jpg", quality=85, subsampling=2)
+    Image.fromarray(draw_image(3, 35)).save(SCALED / "narrow-422-progressive.jpg", quality=85, subsampling=1, progressive=True)
     for number, (width, height, options) in enumerate(
         (
             (640, 480, {"subsampling": 2}),

@@ -1,9 +1,9 @@
-"""Writes the reference crops of every image in a folder, for a test that is pointed at them.
+"""Writes the reference crops of every image in a folder, for a test that reads them.
 
     python reference_photos.py FOLDER OUT
 
 For each FOLDER/<stem>.* it writes OUT/<stem>.rgb (224x224) and OUT/<stem>.cifar.rgb (64x64): raw
-uint8, rows of RGB triples, no header. Nothing written here is committed.
+uint8, rows of RGB triples, no header. These files are not committed.
 """
 
 from __future__ import annotations

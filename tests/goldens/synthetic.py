@@ -1,9 +1,9 @@
 """Deterministic pseudo-random tensors, bit-identical in Python and in Rust.
 
 The parity tests need weights for a whole network. Storing them would take tens of megabytes, so
-both sides make them instead: every element follows from the tensor's name and the element's
+both sides generate them: every element follows from the tensor's name and the element's
 row-major index, by integer arithmetic modulo 2^64 and a few float64 operations that IEEE 754
-defines exactly. Nothing depends on the order in which tensors are made, nor on a library's
+defines exactly. Nothing depends on the order in which tensors are generated or on a library's
 random number generator.
 
 For a tensor called `key`:
@@ -35,7 +35,7 @@ import math
 
 import numpy as np
 
-# With 1 the activations grow a hundred thousandfold through the network and every gate saturates; with
+# With 1 the activations grow by a factor of 100,000 through the network and every gate saturates. With
 # this value activations keep a standard deviation between 1 and 4 from the first stage to the last,
 # the gates of the attention spread over (0, 1), and the logits are of order 1.
 GAIN = 0.65
@@ -46,7 +46,7 @@ GAIN = 0.65
 # binary, and so is its product with the 25 bits of 0.5 + u: only the rounding to float32 remains.
 BRANCH = 0.5625
 
-# MobileNetV2's signal fades without the Ghost modules' copies: its pointwise convolutions (".conv_pw",
+# MobileNetV2's activations shrink without the Ghost modules' copies: its pointwise convolutions (".conv_pw",
 # ".conv_pwl"; no other network has keys like that) get twice the bound.
 POINTWISE = 2.0
 

@@ -1,8 +1,8 @@
-"""The reference network of the ablations: GhostNet V1 to V3 and MobileNetV2, with every choice a parameter.
+"""The reference network of the ablations: GhostNet V1 to V3 and MobileNetV2, with every design choice as a parameter.
 
-timm builds only the published networks. This module builds those and everything a variant file can ask for
-(another width, attention elsewhere or of another kind, dilation in place of stride), under timm's keys, as
-plainly as PyTorch allows. With the defaults it computes what timm computes, which `make_network.py` asserts.
+timm builds only the published networks. This module builds those and everything that a variant file can describe
+(another width, attention elsewhere or of another kind, dilation instead of stride), under timm's keys and in
+plain PyTorch. With the defaults it computes what timm computes, which `make_network.py` asserts.
 
 A variant file is TOML, read by the Rust program as well; README.md lists its fields.
 """
@@ -48,13 +48,13 @@ MOBILE_STAGES: list[tuple[int, int, int]] = [
     (1, 320, 1),
 ]
 
-# GhostNetV3 adds up this many convolutions of the same shape.
+# Number of parallel convolutions of the same shape that GhostNetV3 sums.
 BRANCHES = 3
 
 
 @dataclass(frozen=True)
 class Dfc:
-    """Where the attention branch stands, and what it is made of."""
+    """Position and design of the attention branch."""
 
     stages: tuple[int, ...] = ()
     kernel: int = 5
@@ -119,7 +119,7 @@ def load(path: Path) -> Variant:
     attention = text.pop("dfc", {})
     allowed = {f.name for f in fields(Variant)} - {"family", "dfc"}
     if variant.family == "mobile":
-        # Neither a squeeze-excite nor a convolution between the last block and the head.
+        # It has neither a squeeze-excite nor a convolution between the last block and the head.
         allowed -= {"final_channels", "se_ratio"}
     unknown = set(text) - allowed | set(attention) - {f.name for f in fields(Dfc)}
     if unknown:
@@ -144,7 +144,7 @@ def load(path: Path) -> Variant:
 
 
 def make_divisible(channels: float, divisor: int) -> int:
-    """The nearest multiple of `divisor`, at least one, and never more than a tenth down."""
+    """The nearest multiple of `divisor`, at least one, and at most a tenth smaller."""
     rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * channels else rounded
 
@@ -152,7 +152,7 @@ def make_divisible(channels: float, divisor: int) -> int:
 def conv(
     inputs: int, outputs: int, kernel: int | tuple[int, int] = 1, stride: int = 1, dilation: int = 1, groups: int = 1
 ) -> nn.Conv2d:
-    """A convolution that keeps the size but for its stride; its bias is the job of a normalisation."""
+    """A convolution that keeps the size except for its stride. It has no bias: a normalisation follows."""
     height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
     padding = (dilation * (height // 2), dilation * (width // 2))
     return nn.Conv2d(inputs, outputs, (height, width), stride, padding, dilation, groups, bias=False)
@@ -262,11 +262,11 @@ class SqueezeExcite(nn.Module):
 
 
 @dataclass(frozen=True)
-class Place:
-    """A bottleneck's stride and dilations, once dilation has replaced what stride the network may not have."""
+class StridePlan:
+    """A bottleneck's stride and dilations, after dilation has replaced stride beyond `output_stride`."""
 
     stride: int  # as executed
-    strided: bool  # whether the table gives it a stride, and so the layers that go with one
+    strided: bool  # whether the table gives it a stride, and with it the layers of a strided block
     before: int  # dilation of the layers at its input's resolution
     after: int  # dilation of the layers behind the stride
 
@@ -279,20 +279,20 @@ class Strides:
         self.total = 2  # the stem
         self.dilation = 1
 
-    def place(self, stride: int) -> Place:
+    def plan(self, stride: int) -> StridePlan:
         before = self.dilation
         if self.total * stride > self.limit:
             self.dilation *= stride
-            return Place(1, stride > 1, before, self.dilation)
+            return StridePlan(1, stride > 1, before, self.dilation)
         self.total *= stride
-        return Place(stride, stride > 1, before, before)
+        return StridePlan(stride, stride > 1, before, before)
 
 
 class Bottleneck(nn.Module):
     """A Ghost bottleneck: expand, stride, squeeze-excite, reduce, add the shortcut."""
 
     def __init__(
-        self, variant: Variant, stage: int, inputs: int, row: tuple[int, int, int, bool, int], place: Place
+        self, variant: Variant, stage: int, inputs: int, row: tuple[int, int, int, bool, int], plan: StridePlan
     ) -> None:
         super().__init__()
         kernel, expanded, output, excite, _ = row
@@ -301,29 +301,29 @@ class Bottleneck(nn.Module):
         dfc = variant.dfc
         ghost = GhostV3 if variant.family == "v3" else Ghost
         strip = dfc.kernel_at(stage)
-        self.strided = place.strided
+        self.strided = plan.strided
         self.branches = variant.family == "v3"
         self.ghost1 = ghost(
-            inputs, expanded, place.before, True, dfc if dfc.carries(stage, "expanded") else None, strip
+            inputs, expanded, plan.before, True, dfc if dfc.carries(stage, "expanded") else None, strip
         )
-        if place.strided and self.branches:
-            depthwise = {"stride": place.stride, "groups": expanded}
+        if plan.strided and self.branches:
+            depthwise = {"stride": plan.stride, "groups": expanded}
             self.dw_rpr_conv = nn.ModuleList(
-                ConvBn(conv(expanded, expanded, kernel, dilation=place.before, **depthwise)) for _ in range(BRANCHES)
+                ConvBn(conv(expanded, expanded, kernel, dilation=plan.before, **depthwise)) for _ in range(BRANCHES)
             )
             self.dw_rpr_scale = ConvBn(conv(expanded, expanded, **depthwise))
-        elif place.strided:
-            self.conv_dw = conv(expanded, expanded, kernel, place.stride, place.before, expanded)
+        elif plan.strided:
+            self.conv_dw = conv(expanded, expanded, kernel, plan.stride, plan.before, expanded)
             self.bn_dw = nn.BatchNorm2d(expanded)
         squeezed = make_divisible(expanded * variant.se_ratio, 4)
         self.se = SqueezeExcite(expanded, squeezed) if excite else nn.Identity()
         self.ghost2 = ghost(
-            expanded, outputs, place.after, False, dfc if dfc.carries(stage, "output") else None, strip
+            expanded, outputs, plan.after, False, dfc if dfc.carries(stage, "output") else None, strip
         )
         self.shortcut: nn.Module = nn.Identity()
-        if place.strided or inputs != outputs:
+        if plan.strided or inputs != outputs:
             self.shortcut = nn.Sequential(
-                conv(inputs, inputs, kernel, place.stride, place.before, inputs),
+                conv(inputs, inputs, kernel, plan.stride, plan.before, inputs),
                 nn.BatchNorm2d(inputs),
                 conv(inputs, outputs),
                 nn.BatchNorm2d(outputs),
@@ -352,7 +352,7 @@ class GhostNet(nn.Module):
         for stage, rows in enumerate(GHOST_STAGES):
             blocks = []
             for row in rows:
-                blocks.append(Bottleneck(variant, stage, channels, row, strides.place(row[-1])))
+                blocks.append(Bottleneck(variant, stage, channels, row, strides.plan(row[-1])))
                 channels = blocks[-1].out_channels
             stages.append(nn.Sequential(*blocks))
         final = make_divisible(variant.final_channels * variant.width, 4)
@@ -386,21 +386,21 @@ class Separable(nn.Module):
 class Inverted(nn.Module):
     """MobileNetV2's inverted residual; the attention gates the expanded maps, the projected ones, or both."""
 
-    def __init__(self, dfc: Dfc, stage: int, inputs: int, outputs: int, place: Place) -> None:
+    def __init__(self, dfc: Dfc, stage: int, inputs: int, outputs: int, plan: StridePlan) -> None:
         super().__init__()
         expanded = make_divisible(inputs * 6, 8)
         self.dfc = dfc
         self.conv_pw = conv(inputs, expanded)
         self.bn1 = nn.BatchNorm2d(expanded)
-        self.conv_dw = conv(expanded, expanded, 3, place.stride, place.before, expanded)
+        self.conv_dw = conv(expanded, expanded, 3, plan.stride, plan.before, expanded)
         self.bn2 = nn.BatchNorm2d(expanded)
         self.conv_pwl = conv(expanded, outputs)
         self.bn3 = nn.BatchNorm2d(outputs)
-        # The strips keep their reach: only the depthwise convolutions trade stride for dilation here.
+        # The strips are not dilated: here only the depthwise convolutions replace stride by dilation.
         strip = dfc.kernel_at(stage)
         self.short_conv = branch(inputs, expanded, strip, 1) if dfc.carries(stage, "expanded") else None
         self.short_conv_out = branch(expanded, outputs, strip, 1) if dfc.carries(stage, "output") else None
-        self.residual = inputs == outputs and not place.strided
+        self.residual = inputs == outputs and not plan.strided
 
     def forward(self, x: Tensor) -> Tensor:
         wide = F.relu6(self.bn1(self.conv_pw(x)))
@@ -428,16 +428,16 @@ class MobileNetV2(nn.Module):
         for stage, (repeats, output, stride) in enumerate(MOBILE_STAGES):
             blocks: list[nn.Module] = []
             for repeat in range(repeats):
-                place = strides.place(stride if repeat == 0 else 1)
+                plan = strides.plan(stride if repeat == 0 else 1)
                 blocks.append(
                     Separable(channels, scaled(output))
                     if stage == 0
-                    else Inverted(variant.dfc, stage, channels, scaled(output), place)
+                    else Inverted(variant.dfc, stage, channels, scaled(output), plan)
                 )
                 channels = scaled(output)
             stages.append(nn.Sequential(*blocks))
         self.blocks = nn.Sequential(*stages)
-        # A narrow network keeps the full head, a wide one widens it.
+        # A narrow network keeps the full head; a wide network has a wider head.
         features = max(variant.head_features, scaled(variant.head_features))
         self.conv_head = conv(channels, features)
         self.bn2 = nn.BatchNorm2d(features)
@@ -450,5 +450,5 @@ class MobileNetV2(nn.Module):
 
 
 def build(variant: Variant) -> nn.Module:
-    """The network, ready for inference, with whatever weights PyTorch starts from."""
+    """The network, ready for inference, with PyTorch's initial weights."""
     return (MobileNetV2 if variant.family == "mobile" else GhostNet)(variant).eval()

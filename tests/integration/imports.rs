@@ -1,4 +1,5 @@
-//! Which module imports which: `docs/ARCHITECTURE.md` has the rules as two tables, and the code must follow them exactly.
+//! Which module imports which: `docs/ARCHITECTURE.md` has the rules as two tables, and the code must follow them
+//! exactly. Also the length of lines, of which rustfmt leaves comments and strings alone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -159,6 +160,19 @@ fn libraries_are_used_where_the_architecture_says() {
         }
     }
     assert_same("library", &documented, &found);
+}
+
+#[test]
+fn lines_have_at_most_120_columns() {
+    let mut files = Vec::new();
+    ["src", "crates", "tests", "benches"].iter().for_each(|folder| rust_files(&root().join(folder), &mut files));
+    let mut long = Vec::new();
+    for path in files {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let lines = text.lines().enumerate().filter(|(_, line)| line.chars().count() > 120);
+        long.extend(lines.map(|(index, _)| format!("{}:{}", path.display(), index + 1)));
+    }
+    assert!(long.is_empty(), "longer than 120 columns:\n{}", long.join("\n"));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The networks' outputs compared with the reference implementation, in both forms of the graph.
 //!
 //! Reference: timm 1.0.31 in PyTorch, fp32, and for the ablations our own PyTorch reference, which equals timm where
-//! timm has the network (`tests/goldens/make_network.py`). Both sides generate the synthetic weights from the keys alone.
+//! timm has the network (`tests/goldens/make_network.py`). Both sides generate the synthetic weights from the keys.
 //! Tolerance: 1e-4 absolute on logits, whose standard deviation is about 1, on embeddings and gates; on feature maps,
 //! whose values reach 44, 1e-4 of the largest value where that is more than 1. fp32 itself is 6e-6 from fp64 on logits.
 

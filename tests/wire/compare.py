@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Sends the same requests to two builds of GhostServe and compares what comes back, byte for byte.
+"""Sends the same requests to two builds of GhostServe and compares the answers byte for byte.
 
     compare.py OLD NEW [--show]
 
-OLD and NEW are binaries. A refactoring must not change what clients see; this shows whether it did. Covered: status,
+OLD and NEW are binaries. A refactoring must not change the answers; this script shows whether it did. Covered: status,
 headers and body of HTTP requests (classification, features, attention, models, Open Inference, health, errors), status,
 details and messages of gRPC calls, the names, types and labels of metrics, and the flags, defaults and environment
-variables of every subcommand. What differs between two runs of one binary is masked: dates, times, ports. Prose of the
-OpenAPI document and of help texts is left out, because documentation may change.
+variables of every subcommand. Values that differ between two runs of one binary are masked: dates, times, ports. Prose of
+the OpenAPI document and of help texts is ignored, because documentation may change.
 
 gRPC calls need `grpcio`; `make clients` installs it in .runtime/clients. ONNX Runtime is found as the server finds it.
 """
@@ -52,7 +52,7 @@ def multipart(*parts):
 
 
 def http_requests():
-    """Name, method, path, headers, body."""
+    """Yields the HTTP requests: name, method, path, headers, body."""
     form = {"content-type": f"multipart/form-data; boundary={BOUNDARY}"}
     as_json = {"content-type": "application/json"}
     text = base64.b64encode(JPEG).decode()
@@ -159,7 +159,7 @@ PROSE = ("description", "summary")
 
 
 def without_prose(value):
-    """An OpenAPI document without what is written for people; a property may have such a name, too."""
+    """An OpenAPI document without its prose. Only texts are removed, because a property may have the same name."""
     if isinstance(value, dict):
         return {k: without_prose(v) for k, v in value.items() if not (k in PROSE and isinstance(v, str))}
     return [without_prose(v) for v in value] if isinstance(value, list) else value
@@ -180,7 +180,7 @@ def masked(path, headers, body):
     return headers, body
 
 
-# ---- gRPC: messages are written and read by hand, so that no generated code is needed ----
+# ---- gRPC: messages are encoded and decoded here, so that no generated code is needed ----
 
 
 def varint(value):
@@ -200,7 +200,7 @@ def field(number, value):
 
 
 def without_field(message, number):
-    """A message without one of its length-delimited fields: `Timing` differs from run to run."""
+    """A message without one of its fields, for `Timing`, which differs from run to run."""
     out, at = b"", 0
 
     def read():
@@ -229,7 +229,7 @@ def without_field(message, number):
 
 
 def grpc_calls():
-    """Name, method, request, number of the answer's `Timing`."""
+    """Yields the gRPC calls: name, method, request, field number of `Timing` in the answer."""
     own, oip = "/ghostserve.v1.InferenceService/", "/inference.GRPCInferenceService/"
     image, two = field(2, JPEG), field(2, JPEG) + field(2, PNG)
     tensor = field(1, "image") + field(2, "BYTES") + field(3, varint(1))
@@ -273,19 +273,19 @@ def call(channel, method, message, timing):
         return [str(error.code()), error.details(), trailers]
 
 
-# ---- the whole of a binary ----
+# ---- all answers of a binary ----
 
 
 def metric_names(text):
-    """Types, and series without values; buckets, and series that depend on timing, are left out."""
+    """The types of the metrics, and the series without their values. Buckets are left out: they depend on timing."""
     types = set(re.findall(r"^# TYPE .*$", text, re.MULTILINE))
     series = {re.sub(r'(version|revision|onnxruntime|digest)="[^"]*"', r'\1="…"', s) for s in re.findall(r"^(ghostserve_[^ #]+) ", text, re.MULTILINE)}
     return sorted(types | {s for s in series if "_bucket" not in s})
 
 
 def flags(binary, command):
-    """Each flag with its value names, environment variable and default, in alphabetical order. Values of one word only:
-    a default of several words is prose."""
+    """Each flag with its value names, environment variable and default, in alphabetical order. Values of several
+    words are left out, because they are prose."""
     arguments = [binary, *([command] if command else []), "--help"]
     text = subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
     found = []
@@ -293,13 +293,13 @@ def flags(binary, command):
         words = re.split(r"  +|\n", block.strip())[0]
         joined = " ".join(block.split())
         values = re.findall(r"^ +- ([\w./-]+):? ", block, re.MULTILINE)
-        notes = re.findall(r"\[(env: \w+|default: [^\] ]+|possible values: [^\]]+)", joined)
+        notes = re.findall(r"\[(env: \w+|default: [^\] ]+(?=\])|possible values: [^\]]+)", joined)
         found.append(" ".join([words, *values, *notes]))
     return sorted(found)
 
 
 def record(binary):
-    """What a binary answers, by the name of the request."""
+    """Returns the answers of a binary by the name of the request."""
     answers = {f"flags of {command or 'ghostserve'}": flags(binary, command) for command in COMMANDS}
     server = Server(binary, arguments=ARGUMENTS)
     try:

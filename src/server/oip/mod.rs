@@ -1,6 +1,6 @@
 //! The Open Inference Protocol, version 2, for both of its encodings: the served models under the protocol's names
-//! ([`metadata()`]), and inference on tensors ([`plan_infer()`], [`infer()`]). `http/oip_rest.rs` and `grpc/oip_grpc.rs`
-//! read and write the encodings.
+//! ([`metadata()`]), and inference on tensors ([`plan_infer()`], [`infer()`]). `http/oip_rest.rs` and
+//! `grpc/oip_grpc.rs` read and write the encodings.
 //!
 //! A model with feature maps is two of the protocol's models: the classifier under its own name, with one input and
 //! one output, and its maps under that name with the suffix [`FEATURES`]. Both take image files as BYTES; pixels as
