@@ -24,7 +24,7 @@ use crate::images::JPEG;
 
 /// The `traceparent` header of a caller, sampled or not.
 fn traceparent(trace: u8, sampled: bool) -> String {
-    format!("00-{}-{}-0{}", format!("{trace:02x}").repeat(16), "cd".repeat(8), u8::from(sampled))
+    format!("00-{}-{}-0{}", to_hex(&[trace; 16]), to_hex(&[0xcd; 8]), u8::from(sampled))
 }
 
 /// A collector that stores the requests it receives.
