@@ -103,7 +103,7 @@ impl PendingWork {
     }
 
     fn is_empty(&self) -> bool {
-        self.images == 0 && self.model == 0 && self.decode == 0
+        self.images == 0 && self.model == 0 && self.decode == 0 && self.opens == 0
     }
 
     fn sum(parts: &[Self]) -> Self {
@@ -312,10 +312,12 @@ impl Drop for Permit {
         {
             self.counter.metrics.dropped(DropReason::Cancelled, stage).inc_by(self.images as u64);
         }
-        let mut in_flight = self.counter.lock();
-        in_flight.subtract(self.priority, self.client, self.pending_work());
-        drop(in_flight);
-        self.counter.freed.notify_waiters();
+        // What remains of a permit that was split, and one that is set aside, counts for nothing.
+        let work = self.pending_work();
+        if !work.is_empty() {
+            self.counter.lock().subtract(self.priority, self.client, work);
+            self.counter.freed.notify_waiters();
+        }
         // Dropping the field lowers the gauge.
     }
 }
@@ -327,6 +329,7 @@ impl<T: Task> Queue<T> {
     /// A limit is reached, the deadline cannot be met, or the queue is closed.
     pub fn admit(&self, request: AdmissionRequest) -> Result<Permit, AdmitError> {
         let AdmissionRequest { images, decode, work, opens, priority, client, .. } = request;
+        self.check_open()?;
         let mut in_flight = self.counter.lock();
         self.check(&in_flight, request)?;
         in_flight.add(priority, client, request.pending_work());
@@ -341,13 +344,16 @@ impl<T: Task> Queue<T> {
     /// # Errors
     /// As [`Queue::admit`].
     pub fn would_admit(&self, request: AdmissionRequest) -> Result<(), AdmitError> {
+        self.check_open()?;
         self.check(&self.counter.lock(), request)
     }
 
+    /// Fails if the queue is closed. To be called before the counter is locked: the two locks are never held together.
+    fn check_open(&self) -> Result<(), AdmitError> {
+        if self.lock().closed { Err(AdmitError::Closed) } else { Ok(()) }
+    }
+
     fn check(&self, in_flight: &InFlight, request: AdmissionRequest) -> Result<(), AdmitError> {
-        if self.lock().closed {
-            return Err(AdmitError::Closed);
-        }
         let limits = self.admission.limits;
         let background = in_flight.totals[Priority::Background as usize].images + request.images;
         if in_flight.all().images + request.images > limits.images

@@ -86,10 +86,10 @@ impl<T: Task> Queue<T> {
 
     /// Takes up to `max` tasks that fit each other, but only a fair share of them if `spare` more workers have a core
     /// to take some, too. Also returns how many tasks of any kind remain.
-    fn take_jobs(&self, max: usize, spare: usize) -> (Vec<Job<T>>, usize) {
+    pub(super) fn take_jobs(&self, max: usize, spare: usize) -> (Vec<Job<T>>, usize) {
         let now = Instant::now();
         let mut batch: Vec<Job<T>> = Vec::new();
-        let mut expired = Vec::new();
+        let (mut expired, mut abandoned) = (Vec::new(), Vec::new());
         let remaining = {
             let mut state = self.lock();
             let share_of = |head: &Job<T>| state.count_fitting(head).div_ceil(spare + 1);
@@ -102,7 +102,11 @@ impl<T: Task> Queue<T> {
                 state.shares.serve(job.tag);
                 if job.deadline <= now {
                     expired.push(job);
-                } else if !job.reply.is_closed() {
+                } else if job.reply.is_closed() {
+                    // Dropped below: a permit locks the counter of work in flight when it is dropped, and the lock of
+                    // the queue's state must not be held then.
+                    abandoned.push(job);
+                } else {
                     job.permit.reach(Stage::Infer);
                     batch.push(job);
                 }
@@ -110,6 +114,7 @@ impl<T: Task> Queue<T> {
             self.metrics.queue_depth.set(state.depth() as i64);
             state.depth()
         };
+        drop(abandoned);
         for job in expired {
             job.answer(Err(JobError::Expired));
         }

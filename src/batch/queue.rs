@@ -45,7 +45,7 @@ impl<T: Task> QueueState<T> {
 /// A task that waits.
 #[derive(Debug)]
 pub(super) struct Job<T: Task> {
-    id: u64,
+    pub(super) id: u64,
     pub(super) tag: u64,
     pub(super) task: T,
     pub(super) deadline: Instant,

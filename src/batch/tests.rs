@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::queue::Job;
 use super::*;
 use crate::cores::{Cores, Priority, Rank, Work};
 use crate::fair_share::Client;
@@ -638,4 +639,52 @@ async fn opening_a_session_is_predicted_and_does_not_count_as_run_time() {
     let first = permit.split_one(Duration::ZERO).unwrap();
     drop(first);
     assert_eq!(f.queue.predicted_wait(), RUN);
+}
+
+/// A worker that drops an abandoned task releases its permit, which locks the counter; admission asks whether the queue
+/// is open, which locks its state. If either held both locks, the two could wait for each other.
+#[test]
+fn the_locks_of_the_state_and_of_the_counter_are_never_held_together() {
+    let metrics = Metrics::new().unwrap().for_model("fake");
+    let queue = Queue::<Vec<f32>>::new(limits_for(8), Cores::new(1), metrics);
+    let permit = queue.admit(request(1, Priority::Interactive)).unwrap();
+    let now = Instant::now();
+    let abandoned = Job {
+        id: 0,
+        tag: 0,
+        task: vec![1.0],
+        deadline: now + FAR,
+        enqueued_at: now,
+        span: tracing::Span::none(),
+        waiting: tracing::Span::none(),
+        reply: tokio::sync::oneshot::channel().0,
+        permit,
+    };
+    queue.lock().jobs[0].push_back(abandoned);
+    let watch = |mut done: Box<dyn FnMut() -> bool + '_>| {
+        let start = std::time::Instant::now();
+        while !done() {
+            assert!(start.elapsed() < FAR, "a lock is held while the other one is waited for");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    };
+    std::thread::scope(|threads| {
+        let counter = queue.counter.lock();
+        let worker = threads.spawn(|| queue.take_jobs(4, 0).0.len());
+        watch(Box::new(|| queue.state.try_lock().is_some_and(|state| state.depth() == 0)));
+        drop(counter);
+        assert_eq!(worker.join().unwrap(), 0);
+
+        let state = queue.lock();
+        let client = threads.spawn(|| queue.would_admit(request(1, Priority::Interactive)));
+        for _ in 0..100 {
+            assert!(
+                queue.counter.in_flight.try_lock().is_some(),
+                "admission holds the counter and waits for the state"
+            );
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        drop(state);
+        assert_eq!(client.join().unwrap(), Ok(()));
+    });
 }

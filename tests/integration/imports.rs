@@ -108,7 +108,10 @@ fn imports() -> Table {
         // The binary sees the library from outside.
         let prefix = if module == "main" { "ghostserve::" } else { "crate::" };
         let modules = names_after(&code, prefix).into_iter();
-        let crates = names_after(&code, "ghostserve_").into_iter().map(|name| format!("ghostserve-{name}"));
+        // Names of metrics begin with the same word.
+        let crates = names_after(&code, "ghostserve_").into_iter();
+        let crates = crates.filter(|name| !name.is_empty() && root().join("crates").join(name).is_dir());
+        let crates = crates.map(|name| format!("ghostserve-{name}"));
         let all = found.entry(module.clone()).or_default();
         all.extend(modules.chain(crates).filter(|name| *name != module && !name.is_empty()));
     }

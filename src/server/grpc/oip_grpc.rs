@@ -45,7 +45,13 @@ impl Grpc {
         let cost = (numbers > LARGE_TENSOR).then(|| COPY_NUMBER * u32::try_from(numbers).unwrap_or(u32::MAX));
         let (name, version) = (std::mem::take(&mut request.model_name), std::mem::take(&mut request.model_version));
         let context = call.context(came);
-        let request = run_by_cost(&self.app, context, cost, move || read(request, context, came)).await??;
+        // The message counts against the memory for bodies until it is read, also if the client leaves meanwhile.
+        let meter = call.meter.clone();
+        let read = move || {
+            let _meter = meter;
+            read(request, context, came)
+        };
+        let request = run_by_cost(&self.app, context, cost, read).await??;
         // Plan.
         let model = oip::find(&self.app, &name, &version)?;
         let (plan, images) = oip::plan_infer(&self.app, model, request)?;

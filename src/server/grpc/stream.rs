@@ -85,8 +85,16 @@ impl Grpc {
         request: v1::ClassifyRequest,
     ) -> Result<v1::ClassifyResponse, Problem> {
         let plan = self.plan_classify(call, came, &request)?;
-        self.wait_for_capacity(&plan, request.images.len().max(1)).await?;
-        self.classify_planned(plan, came, request).await
+        let images = request.images.len().max(1);
+        loop {
+            self.wait_for_capacity(&plan, images).await?;
+            // Copies of a request share its images.
+            match self.classify_planned(plan.clone(), came, request.clone()).await {
+                // Another request took the capacity first.
+                Err(problem) if problem.code == Code::Overloaded && self.app.service.is_full(&plan, images) => {}
+                answer => return answer,
+            }
+        }
     }
 
     /// Waits until so many images would not be shed.
