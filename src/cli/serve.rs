@@ -46,7 +46,8 @@ struct LogArgs {
 /// services also configures this one.
 #[derive(Debug, Args)]
 struct TraceArgs {
-    /// Address of the OTLP collector that receives traces, such as http://collector:4318 [default: none].
+    /// Address of the OTLP collector that receives traces, such as http://collector:4318. Without it, there are no
+    /// traces.
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
     otlp_endpoint: Option<String>,
 
