@@ -81,7 +81,7 @@ ENTRYPOINT ["/usr/bin/ghostserve"]
 CMD ["serve"]
 
 ARG REVISION=unknown
-ARG VERSION=0.1.0
+ARG VERSION=0.2.0
 LABEL org.opencontainers.image.title="GhostServe" \
       org.opencontainers.image.description="Image-inference server: GhostNetV2 on ONNX Runtime, over HTTP and gRPC, on plain CPUs" \
       org.opencontainers.image.licenses="Apache-2.0" \

@@ -12,7 +12,7 @@ const LIBRARY_FILE: &str = if cfg!(target_os = "macos") { "libonnxruntime.dylib"
 
 impl Runtime {
     /// Loads the library at `path`, which is a file or a folder that holds it. Without a path, looks for the library
-    /// beside the executable, in `lib` beside or above it, and where the system's loader looks.
+    /// beside the executable, in `lib/ghostserve` or `lib` beside or above it, and where the system's loader looks.
     ///
     /// # Errors
     /// [`RuntimeError::Library`], also if a runtime has been loaded in this process before.
@@ -55,10 +55,34 @@ fn library_version(path: &Path) -> Result<String, String> {
 
 fn find_library() -> PathBuf {
     let program = std::env::current_exe().and_then(|exe| exe.canonicalize()).unwrap_or_default();
-    // Packages put the library beside the program or one folder above it; three above is a checkout with
-    // `target/release`.
+    candidates(&program).find(|path| path.is_file()).unwrap_or_else(|| PathBuf::from(LIBRARY_FILE))
+}
+
+/// Where the library may be for a program at `program`, the likeliest place first.
+fn candidates(program: &Path) -> impl Iterator<Item = PathBuf> {
+    // An installed program is in `PREFIX/bin`, its library in `PREFIX/lib/ghostserve`. Three folders above the program
+    // is a checkout with `target/release`.
     let folders = program.ancestors().skip(1).take(3);
-    let candidates =
-        folders.flat_map(|folder| ["", "lib", ".runtime/onnxruntime"].map(|sub| folder.join(sub).join(LIBRARY_FILE)));
-    candidates.into_iter().find(|path| path.is_file()).unwrap_or_else(|| PathBuf::from(LIBRARY_FILE))
+    folders.flat_map(|folder| {
+        ["", "lib/ghostserve", "lib", ".runtime/onnxruntime"].map(|sub| folder.join(sub).join(LIBRARY_FILE))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_library_is_found_relative_to_the_program() {
+        for (program, folder) in [
+            ("/opt/ghostserve/ghostserve", "/opt/ghostserve"),
+            ("/opt/ghostserve-0.2.0/bin/ghostserve", "/opt/ghostserve-0.2.0/lib/ghostserve"),
+            ("/usr/bin/ghostserve", "/usr/lib/ghostserve"),
+            ("/srv/app/bin/ghostserve", "/srv/app/lib"),
+            ("/src/target/release/ghostserve", "/src/.runtime/onnxruntime"),
+        ] {
+            let expected = Path::new(folder).join(LIBRARY_FILE);
+            assert!(candidates(Path::new(program)).any(|path| path == expected), "{program}: {folder}");
+        }
+    }
 }
