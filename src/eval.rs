@@ -65,9 +65,12 @@ pub enum EvalError {
         /// Some names of classes.
         expected: String,
     },
-    /// A folder without images.
+    /// A folder without class folders that hold images.
     #[error("{0} holds no images: expected one folder a class with images in it")]
     Empty(PathBuf),
+    /// A folder without images.
+    #[error("{0} holds no file that ends like an image (jpg, png, webp, gif, bmp, tiff)")]
+    NoImages(PathBuf),
 }
 
 fn session_spec(model: &LoadedModel, backend: Backend) -> SessionSpec {
@@ -112,39 +115,102 @@ impl<'a> Classifier<'a> {
     }
 }
 
+/// The files of a folder.
+#[derive(Debug, Default)]
+pub struct FolderFiles {
+    /// Files whose names end like an image, sorted by path.
+    pub images: Vec<PathBuf>,
+    /// Files whose names do not.
+    pub others: Vec<PathBuf>,
+}
+
+/// Lists the files of a folder and of the folders in it, without those whose names begin with a dot.
+///
+/// # Errors
+/// A folder cannot be read, or there is no image.
+pub fn image_files(folder: &Path) -> Result<FolderFiles, EvalError> {
+    let mut files = FolderFiles::default();
+    collect_files(folder, &mut files)?;
+    if files.images.is_empty() { Err(EvalError::NoImages(folder.to_owned())) } else { Ok(files) }
+}
+
+fn collect_files(folder: &Path, files: &mut FolderFiles) -> Result<(), EvalError> {
+    for path in list(folder)?.into_iter().filter(|path| !is_hidden(path)) {
+        // A link to a folder may lead back to where it is.
+        if path.is_dir() && !path.is_symlink() {
+            collect_files(&path, files)?;
+        } else if path.is_file() {
+            let list = if ends_like_an_image(&path) { &mut files.images } else { &mut files.others };
+            list.push(path);
+        }
+    }
+    Ok(())
+}
+
+/// Extensions of image files, in lower case.
+const EXTENSIONS: [&str; 9] = ["jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff"];
+
+fn ends_like_an_image(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known)))
+}
+
+fn is_hidden(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
+}
+
 /// Image files with their classes.
 #[derive(Debug)]
-pub struct Samples(Vec<(PathBuf, usize)>);
+pub struct Samples {
+    files: Vec<(PathBuf, usize)>,
+    left_out: Vec<PathBuf>,
+}
 
 impl Samples {
-    /// Lists the files of an image folder, `folder/<label or wnid>/<file>`.
+    /// Lists the files of an image folder, `folder/<label or wnid>/<file>`. Leaves out files beside the class folders,
+    /// folders inside them, folders without images whose names are no class, and names that begin with a dot.
     ///
     /// # Errors
-    /// The folder cannot be read, holds no files, or holds a folder whose name is no class of the model.
+    /// The folder cannot be read, holds no files, or holds a folder with images whose name is no class of the model.
     pub fn find(folder: &Path, labels: &[Label]) -> Result<Self, EvalError> {
-        let mut samples = Vec::new();
-        for class_folder in list(folder)?.into_iter().filter(|path| path.is_dir()) {
+        let (mut files, mut left_out) = (Vec::new(), Vec::new());
+        for class_folder in list(folder)? {
+            if !class_folder.is_dir() || is_hidden(&class_folder) {
+                left_out.push(class_folder);
+                continue;
+            }
             let name = class_folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let matches = |label: &Label| label.name == name || label.wnid.as_ref() == Some(&name);
             let Some(class) = labels.iter().position(matches) else {
+                if let Err(EvalError::NoImages(_)) = image_files(&class_folder) {
+                    left_out.push(class_folder);
+                    continue;
+                }
                 let expected = labels.iter().take(3).map(|l| format!("`{}`", l.name)).collect::<Vec<_>>().join(", ");
                 return Err(EvalError::UnknownClass { path: folder.to_owned(), found: name, expected });
             };
-            samples.extend(list(&class_folder)?.into_iter().filter(|path| path.is_file()).map(|file| (file, class)));
+            for path in list(&class_folder)? {
+                if path.is_file() && !is_hidden(&path) { files.push((path, class)) } else { left_out.push(path) }
+            }
         }
-        if samples.is_empty() { Err(EvalError::Empty(folder.to_owned())) } else { Ok(Self(samples)) }
+        if files.is_empty() { Err(EvalError::Empty(folder.to_owned())) } else { Ok(Self { files, left_out }) }
+    }
+
+    /// Files and folders that are not evaluated, sorted by path.
+    #[must_use]
+    pub fn left_out(&self) -> &[PathBuf] {
+        &self.left_out
     }
 
     /// Number of files.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.files.len()
     }
 
     /// Whether there are no files. [`Samples::find`] returns at least one.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.files.is_empty()
     }
 }
 
@@ -236,7 +302,7 @@ pub fn evaluate(
         let mut classifier = Classifier::with_graph(model, runtime, &graph, spec)?;
         loop {
             let start = next.fetch_add(BATCH, Ordering::Relaxed);
-            let Some(batch) = samples.0.get(start..samples.len().min(start + BATCH)).filter(|b| !b.is_empty()) else {
+            let Some(batch) = samples.files.get(start..samples.len().min(start + BATCH)).filter(|b| !b.is_empty()) else {
                 return Ok(());
             };
             let (mut rows, mut classes, mut failed) = (Vec::new(), Vec::new(), Vec::new());

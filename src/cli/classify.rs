@@ -1,28 +1,34 @@
 //! `ghostserve classify`.
 
 use std::io::{Write, stdout};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Args;
+use serde_json::json;
 
-use super::RuntimeArgs;
-use crate::eval::Classifier;
+use super::{RuntimeArgs, errors, values};
+use crate::eval::{Classifier, image_files};
 use crate::model::ModelFolder;
 
 /// Classify image files without a server.
+///
+/// With --json, every file is one line: {"file", "image": {"format", "width", "height"}, "predictions": [{"class",
+/// "label", "probability", …}]}, or {"file", "error"} if it cannot be classified. If any file fails, the exit status
+/// is 1.
 #[derive(Debug, Args)]
 pub(super) struct ClassifyArgs {
     /// The embedded model's name, or a model folder.
     model: String,
 
-    /// Image files.
-    #[arg(required = true)]
+    /// Image files, or folders. Of a folder and the folders in it, the files whose names end like an image are taken
+    /// (jpg, png, webp, gif, bmp, tiff), sorted by path. Names that begin with a dot are left out.
+    #[arg(required = true, value_name = "PATH")]
     files: Vec<PathBuf>,
 
-    /// Number of predictions per file.
-    #[arg(long, default_value_t = 5, value_name = "N")]
+    /// Number of predictions per file, at least 1.
+    #[arg(long, default_value = "5", value_parser = values::at_least_one, value_name = "N")]
     top_k: usize,
 
     /// Print one JSON object per line instead of text.
@@ -36,11 +42,12 @@ pub(super) struct ClassifyArgs {
 impl ClassifyArgs {
     /// Tries all files, then fails if any of them failed.
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        let files = self.listed_files()?;
         let loaded = ModelFolder::resolve(&self.model)?.load()?;
         let mut classifier = Classifier::new(&loaded, &self.runtime.load()?, self.runtime.backend())?;
         let mut out = stdout().lock();
         let mut code = ExitCode::SUCCESS;
-        for file in &self.files {
+        for file in &files {
             let result = std::fs::read(file).context("cannot read it").and_then(|bytes| {
                 let (image, predictions) = classifier.classify(&bytes, self.top_k)?;
                 Ok((image, predictions))
@@ -48,7 +55,7 @@ impl ClassifyArgs {
             let name = file.display();
             match result {
                 Ok((image, predictions)) if self.json => {
-                    let line = serde_json::json!({"file": file, "image": image, "predictions": predictions});
+                    let line = json!({"file": file, "image": image, "predictions": predictions});
                     writeln!(out, "{line}")?;
                 }
                 Ok((image, predictions)) => {
@@ -59,11 +66,38 @@ impl ClassifyArgs {
                     }
                 }
                 Err(error) => {
-                    eprintln!("error: {name}: {error:#}");
+                    let error = errors::describe(&error);
+                    if self.json {
+                        writeln!(out, "{}", json!({"file": file, "error": error}))?;
+                    }
+                    eprintln!("error: {name}: {error}");
                     code = ExitCode::FAILURE;
                 }
             }
         }
         Ok(code)
     }
+
+    /// The files to classify: those that are named, and the images in the folders that are named.
+    fn listed_files(&self) -> anyhow::Result<Vec<PathBuf>> {
+        let mut files = Vec::new();
+        for path in &self.files {
+            if !path.is_dir() {
+                files.push(path.clone());
+                continue;
+            }
+            let found = image_files(path)?;
+            if let Some(example) = found.others.first() {
+                eprintln!("{}", skipped(path, found.others.len(), example));
+            }
+            files.extend(found.images);
+        }
+        Ok(files)
+    }
+}
+
+fn skipped(folder: &Path, count: usize, example: &Path) -> String {
+    let files = if count == 1 { "file" } else { "files" };
+    let (folder, example) = (folder.display(), example.display());
+    format!("warning: {folder}: left out {count} {files} whose names do not end like an image, such as {example}")
 }

@@ -6,17 +6,21 @@
 mod bench;
 mod build;
 mod classify;
+mod completions;
+mod environment;
+mod errors;
 mod eval;
 mod health;
 mod inspect;
 mod pull;
 mod serve;
 mod values;
+mod version;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::runtime::{Backend, LIBRARY_ENV, Precision, Provider, Runtime, RuntimeError};
 
@@ -40,6 +44,8 @@ enum Command {
     Pull(pull::PullArgs),
     Health(health::HealthArgs),
     Bench(Box<bench::BenchArgs>),
+    Completions(completions::CompletionsArgs),
+    Man(completions::ManArgs),
 }
 
 /// Where ONNX Runtime is, and which of its providers computes.
@@ -73,7 +79,15 @@ impl RuntimeArgs {
 /// Parses the process's arguments, runs the subcommand and returns its exit code.
 #[must_use]
 pub fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let mut command = Cli::command();
+    // Only this flag needs the runtime's version, for which a library is loaded.
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == "--version") {
+        command = command.long_version(version::long_version());
+    }
+    let arguments = command.clone().get_matches();
+    let parsed = Cli::from_arg_matches(&arguments).unwrap_or_else(|error| error.format(&mut command).exit());
+    warn_about_variables(&parsed.command, &command);
+    let result = match parsed.command {
         Command::Serve(args) => args.run(),
         Command::Classify(args) => args.run(),
         Command::Eval(args) => args.run(),
@@ -82,15 +96,29 @@ pub fn main() -> ExitCode {
         Command::Pull(args) => args.run(),
         Command::Health(args) => args.run(),
         Command::Bench(args) => args.run(),
+        Command::Completions(args) => args.run(Cli::command()),
+        Command::Man(args) => args.run(Cli::command()),
     };
     match result {
         Ok(code) => code,
         // A reader that stops early (`| head`) is no failure.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", errors::describe(&error));
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Warns about variables that are probably misspelt settings. `serve` does that itself, in its log, and also names
+/// those that resemble no setting.
+fn warn_about_variables(command: &Command, declared: &clap::Command) {
+    if matches!(command, Command::Serve(_) | Command::Completions(_) | Command::Man(_)) {
+        return;
+    }
+    let unknown = environment::unknown_variables(declared);
+    for variable in unknown.iter().filter(|variable| variable.nearest.is_some()) {
+        eprintln!("warning: {}", variable.warning());
     }
 }
 
@@ -107,7 +135,7 @@ fn default_cache() -> Option<PathBuf> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use clap::{Arg, CommandFactory};
+    use clap::Arg;
 
     use super::*;
     use crate::runtime::NoSuchPrecision;

@@ -10,6 +10,14 @@ pub(super) fn image_size(text: &str) -> Result<[usize; 2], String> {
     Ok([side(height)?, side(width)?])
 }
 
+/// Parses a number that must be at least 1.
+pub(super) fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.trim().parse() {
+        Ok(0) | Err(_) => Err(format!("expected a whole number of 1 or more, found `{text}`")),
+        Ok(number) => Ok(number),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -21,5 +29,13 @@ mod tests {
         assert!(image_size("0").is_err());
         assert!(image_size("1x2x3").is_err());
         assert!(image_size("99999").is_err());
+    }
+
+    #[test]
+    fn some_numbers_must_not_be_zero() {
+        assert_eq!(at_least_one("3"), Ok(3));
+        for wrong in ["0", "-1", "many", ""] {
+            assert!(at_least_one(wrong).unwrap_err().contains("1 or more"), "{wrong}");
+        }
     }
 }

@@ -151,7 +151,7 @@ impl Runtime {
         let agreement = comparison.agreement();
         let Backend { provider, precision } = spec.backend;
         let share = comparison.worst_share;
-        tracing::info!(%provider, %precision, ?agreement, share_of_tolerance = share, "compared with f32 on cpu");
+        tracing::debug!(%provider, %precision, ?agreement, share_of_tolerance = share, "compared with f32 on cpu");
         if comparison.holds() {
             return Ok(agreement);
         }

@@ -34,7 +34,7 @@ use super::retain::RetainBody;
 use super::shutdown::{Lifecycle, Phase};
 use crate::config::{DOWNLOAD_WINDOW, LoadLimits, TimeLimits};
 use crate::fair_share::{Client, FairPool, Share};
-use crate::telemetry::{GaugeGuard, Metrics};
+use crate::telemetry::{GaugeGuard, Metrics, rounded_ms};
 
 /// Size of a connection's read buffer, bytes: the maximum length of a request's head, and of a piece of a body.
 const MAX_HEAD_BYTES: usize = 64 << 10;
@@ -191,8 +191,8 @@ impl Listener {
             let cuts = cuts.clone();
             let on_cut = Box::new(move || {
                 cuts.inc();
-                let window = DOWNLOAD_WINDOW;
-                tracing::info!(min_bytes, ?window, "dropped an answer: its client reads it too slowly");
+                let window_ms = rounded_ms(DOWNLOAD_WINDOW);
+                tracing::info!(min_bytes, window_ms, "dropped an answer: its client reads it too slowly");
                 if let Some(connection) = &connection {
                     connection.close();
                 }

@@ -42,7 +42,7 @@ use crate::model::{ModelError, ModelFolder};
 use crate::preprocess::{PoolConfig, Preprocessor};
 use crate::runtime::{Runtime, RuntimeError};
 use crate::service::{Service, ServiceConfig};
-use crate::telemetry::Metrics;
+use crate::telemetry::{BUILD_REVISION, Metrics, rounded_ms};
 use app::App;
 use connection::Listener;
 pub use grpc::DescriptorError;
@@ -120,8 +120,7 @@ impl Server {
         // From here on no signal ends the process at once.
         let signals = Signals::receive().map_err(StartError::Signals)?;
         let metrics = Arc::new(Metrics::new()?);
-        let revision = option_env!("GHOSTSERVE_BUILD_REVISION").unwrap_or("unknown");
-        metrics.build_info.with_label_values(&[env!("CARGO_PKG_VERSION"), revision, runtime.version()]).set(1);
+        metrics.build_info.with_label_values(&[env!("CARGO_PKG_VERSION"), BUILD_REVISION, runtime.version()]).set(1);
 
         // Bound first: if an address is taken, the server fails before it loads a model.
         let public = listen(config.addresses.listen).await?;
@@ -212,9 +211,10 @@ impl Server {
         let Signals { mut stop, other } = signals;
         let ignored_signals = tokio::spawn(other.ignore());
         let stop_handle = lifecycle.clone();
+        let grace_ms = rounded_ms(config.time.drain_grace);
         tokio::select! {
-            signal = stop.next() => tracing::info!(signal, grace = ?config.time.drain_grace, "draining"),
-            () = stop_handle.reached(Phase::Draining) => tracing::info!(grace = ?config.time.drain_grace, "draining"),
+            signal = stop.next() => tracing::info!(signal, grace_ms, "draining"),
+            () = stop_handle.reached(Phase::Draining) => tracing::info!(grace_ms, "draining"),
         }
         lifecycle.advance(Phase::Draining);
         tokio::select! {

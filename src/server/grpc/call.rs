@@ -27,7 +27,7 @@ use crate::server::problem::Problem;
 use crate::server::request::{HANDLER_GRACE, REQUEST_ID, client_of, is_valid_request_id, priority};
 use crate::server::retain::{RetainBody, RetainedMemory};
 use crate::service::{Code, Error};
-use crate::telemetry::{GaugeGuard, Metrics, Stage, spans};
+use crate::telemetry::{GaugeGuard, Metrics, Stage, rounded_ms, spans};
 
 const TIMEOUT: &str = "grpc-timeout";
 const STATUS: &str = "grpc-status";
@@ -280,12 +280,12 @@ impl Drop for CallRecord {
         self.metrics.grpc_requests_total.with_label_values(&[&self.method[..], &name]).inc();
         let seconds = self.metrics.grpc_request_duration_seconds.with_label_values(&[&self.method[..]]);
         seconds.observe(took.as_secs_f64());
-        let (method, ms) = (&*self.method, took.as_secs_f64() * 1e3);
+        let (method, duration_ms) = (&*self.method, rounded_ms(took));
         // Probes come every few seconds.
         let quiet = method.starts_with("/grpc.health.") && matches!(code, tonic::Code::Ok | tonic::Code::Cancelled);
         self.span.in_scope(|| match quiet {
-            true => tracing::debug!(method, status = name, ms, "call"),
-            false => tracing::info!(method, status = name, ms, "call"),
+            true => tracing::debug!(method, status = name, duration_ms, "call"),
+            false => tracing::info!(method, status = name, duration_ms, "call"),
         });
     }
 }

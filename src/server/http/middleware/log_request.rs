@@ -15,7 +15,7 @@ use crate::server::app::App;
 use crate::server::request::REQUEST_ID;
 use crate::server::shutdown::Phase;
 use crate::service::Code;
-use crate::telemetry::{GaugeGuard, spans};
+use crate::telemetry::{GaugeGuard, rounded_ms, spans};
 
 /// A request as it is recorded.
 struct RequestRecord {
@@ -65,11 +65,11 @@ impl RequestRecord {
         }
         app.metrics.http_requests_total.with_label_values(&[&route[..], response.status().as_str()]).inc();
         app.metrics.http_request_duration_seconds.with_label_values(&[&route[..]]).observe(took.as_secs_f64());
-        let ms = took.as_secs_f64() * 1e3;
+        let duration_ms = rounded_ms(took);
         if is_probe(&route) && status < 400 {
-            tracing::debug!(%method, path, status, ms, "request");
+            tracing::debug!(%method, path, status, duration_ms, "request");
         } else {
-            tracing::info!(%method, path, status, code, ms, "request");
+            tracing::info!(%method, path, status, code, duration_ms, "request");
         }
     }
 }
