@@ -80,8 +80,8 @@ impl ServerProcess {
             if let Some(address) = line["address"].as_str() {
                 break address.to_owned();
             }
-            if let Some(plan) = line["plan"].as_str() {
-                println!("{plan}");
+            if line["workers"].is_number() {
+                println!("{line}");
             }
         };
         // The log must be read: the server blocks on a full pipe.

@@ -302,7 +302,8 @@ pub fn evaluate(
         let mut classifier = Classifier::with_graph(model, runtime, &graph, spec)?;
         loop {
             let start = next.fetch_add(BATCH, Ordering::Relaxed);
-            let Some(batch) = samples.files.get(start..samples.len().min(start + BATCH)).filter(|b| !b.is_empty()) else {
+            let Some(batch) = samples.files.get(start..samples.len().min(start + BATCH)).filter(|b| !b.is_empty())
+            else {
                 return Ok(());
             };
             let (mut rows, mut classes, mut failed) = (Vec::new(), Vec::new(), Vec::new());

@@ -26,7 +26,8 @@ use ghostserve_loadtest::{
 /// Several targets take turns, round by round, and are compared with the first.
 #[derive(Debug, Args)]
 pub(super) struct BenchArgs {
-    /// Where to send images: http://HOST:PORT/PATH or grpc://HOST:PORT. NAME=http://… sets the name in the report.
+    /// Where to send images: http://HOST:PORT/PATH or grpc://HOST:PORT; HOST:PORT, :PORT and PORT are this server's
+    /// /v1/classify there. NAME=http://… sets the name in the report.
     /// Several addresses with a plus between them are one target, whose connections use them in turn.
     #[arg(default_value = "http://127.0.0.1:8080/v1/classify", value_name = "URL")]
     targets: Vec<String>,
@@ -121,7 +122,8 @@ impl BenchArgs {
         let plan = self.campaign_plan()?;
         let format =
             RequestFormat { content_type: self.content_type, headers: self.headers, multipart: self.multipart };
-        let targets = LoadTarget::parse_all(&self.targets)?;
+        let targets: Vec<_> = self.targets.iter().map(|target| target_url(target)).collect();
+        let targets = LoadTarget::parse_all(&targets)?;
         let images = if self.images.is_empty() { ImageSet::built_in() } else { ImageSet::read(&self.images)? };
         let plan = CampaignPlan { images: images.description(), ..plan };
 
@@ -205,6 +207,21 @@ impl BenchArgs {
     }
 }
 
+/// The URL of a target that is written as an address, `localhost:8080`, `:8080` or `8080`. URLs, also those with a
+/// name, stay as they are.
+fn target_url(text: &str) -> String {
+    let (host, port) = text.rsplit_once(':').unwrap_or(("", text));
+    let is_host = |host: &str| {
+        let name = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+        name.chars().all(|c| c.is_alphanumeric() || ".-_".contains(c) || (c == ':' && name != host))
+    };
+    if port.parse::<u16>().is_err() || !is_host(host) {
+        return text.to_owned();
+    }
+    let host = if host.is_empty() { "127.0.0.1" } else { host };
+    format!("http://{host}:{port}/v1/classify")
+}
+
 /// The exit code by whether the first target's 99th percentile is within the bound in every load.
 fn verdict(report: &CampaignReport, bound: Duration) -> ExitCode {
     let bound = bound.as_secs_f64() * 1e3;
@@ -256,6 +273,28 @@ impl RunProgress {
                 });
             }
             CampaignEvent::RunFinished(_) => self.0.set_position(0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_can_be_written_as_an_address() {
+        for (text, url) in [
+            ("localhost:8080", "http://localhost:8080/v1/classify"),
+            ("[::1]:8080", "http://[::1]:8080/v1/classify"),
+            (":8080", "http://127.0.0.1:8080/v1/classify"),
+            ("8080", "http://127.0.0.1:8080/v1/classify"),
+            ("http://a:1/x", "http://a:1/x"),
+            ("ours=http://a:1", "ours=http://a:1"),
+            ("grpc://a:1", "grpc://a:1"),
+            ("localhost", "localhost"),
+            ("localhost:8080/x", "localhost:8080/x"),
+        ] {
+            assert_eq!(target_url(text), url, "{text}");
         }
     }
 }

@@ -38,9 +38,8 @@ impl UnknownVariable {
 /// The variables of this process that begin like ours and that no argument of `command` or its subcommands reads.
 pub(super) fn unknown_variables(command: &Command) -> Vec<UnknownVariable> {
     let known = known_variables(command);
-    let variables = std::env::vars_os().filter_map(|(name, value)| {
-        Some((name.into_string().ok()?, value.into_string().unwrap_or_default()))
-    });
+    let variables = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().unwrap_or_default())));
     unknown_among(variables, &known)
 }
 
@@ -54,10 +53,7 @@ fn known_variables(command: &Command) -> BTreeSet<String> {
     known
 }
 
-fn unknown_among(
-    variables: impl Iterator<Item = (String, String)>,
-    known: &BTreeSet<String>,
-) -> Vec<UnknownVariable> {
+fn unknown_among(variables: impl Iterator<Item = (String, String)>, known: &BTreeSet<String>) -> Vec<UnknownVariable> {
     let is_ours = |name: &str| name.starts_with(PREFIX) && name != PREFIX;
     let mut unknown: Vec<_> = variables
         .filter(|(name, value)| is_ours(name) && !known.contains(name) && !is_service_link(name, value))

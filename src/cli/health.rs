@@ -1,13 +1,14 @@
 //! `ghostserve health`.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 
+use super::serve::reachable;
 use crate::config::{Addresses, values};
 
 /// Check whether a running server is well: exit code 0 if so, 1 if not. For container health checks.
@@ -36,13 +37,7 @@ enum Check {
 
 impl HealthArgs {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
-        let mut address = self.addresses.admin_addr.unwrap_or(self.addresses.listen);
-        // A server that listens on all addresses of the machine is reached on the loopback address.
-        if address.ip().is_unspecified() {
-            let local =
-                if address.is_ipv4() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { IpAddr::V6(Ipv6Addr::LOCALHOST) };
-            address.set_ip(local);
-        }
+        let address = reachable(self.addresses.admin_addr.unwrap_or(self.addresses.listen));
         let path = match self.check {
             Check::Ready => "/readyz",
             Check::Live => "/livez",

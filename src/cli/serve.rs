@@ -1,14 +1,15 @@
 //! `ghostserve serve`.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::Args;
+use clap::{Args, CommandFactory};
 
-use super::{RuntimeArgs, default_cache};
+use super::{Cli, RuntimeArgs, default_cache, environment};
 use crate::config::Config;
 use crate::memory;
-use crate::server::Server;
+use crate::server::{self, Server};
 use crate::telemetry::logging::{self, LogFormat};
 use crate::telemetry::traces::{OtlpProtocol, TraceConfig, TraceExporter};
 
@@ -80,20 +81,19 @@ impl ServeArgs {
         let tokio = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let traces = {
             let _tokio = tokio.enter();
+            server::ignore_unrelated_signals().context("cannot receive signals")?;
             let config = self.traces.config();
             config.as_ref().map(TraceExporter::start).transpose().context("--otlp-endpoint")?
         };
         let installed = logging::install(&self.logs.log, self.logs.log_format, traces.as_ref());
         installed.with_context(|| format!("--log `{}`", self.logs.log))?;
+        for variable in environment::unknown_variables(&Cli::command()) {
+            tracing::warn!("{}", variable.warning());
+        }
         let runtime = self.runtime.load()?;
         let result = tokio.block_on(async {
             let server = Server::start(self.into_config(), &runtime).await?;
-            tracing::info!(
-                address = %server.address()?,
-                admin = server.admin_address().map(tracing::field::display),
-                grpc = server.grpc_address().map(tracing::field::display),
-                "ready: POST images to /v1/classify"
-            );
+            log_addresses(&server)?;
             server.run().await;
             Ok(ExitCode::SUCCESS)
         });
@@ -115,4 +115,30 @@ impl ServeArgs {
         config.load.max_memory = Some(config.load.memory_limit());
         config
     }
+}
+
+/// Logs the URLs to use. Programs that start the server wait for this line and read `address`.
+fn log_addresses(server: &Server) -> std::io::Result<()> {
+    let address = server.address()?;
+    let (clients, operators) = (reachable(address), reachable(server.admin_address().unwrap_or(address)));
+    tracing::info!(
+        docs = %format_args!("http://{clients}/docs"),
+        metrics = %format_args!("http://{operators}/metrics"),
+        %address,
+        admin = server.admin_address().map(tracing::field::display),
+        grpc = server.grpc_address().map(tracing::field::display),
+        "ready: POST images to http://{clients}/v1/classify"
+    );
+    Ok(())
+}
+
+/// An address that a client on this machine can connect to. A server that listens on all addresses of the machine is
+/// reached on the loopback address.
+pub(super) fn reachable(mut address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+        _ => {}
+    }
+    address
 }

@@ -19,6 +19,7 @@ pub(super) fn at_least_one(text: &str) -> Result<usize, String> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -32,8 +32,9 @@ pub struct Config {
     #[command(flatten)]
     pub addresses: Addresses,
 
-    /// Address and port of a second listener, for gRPC alone. The clients' port serves gRPC in any case.
-    #[arg(long, env = "GHOSTSERVE_GRPC_LISTEN", value_name = "ADDR")]
+    /// Address and port of a second listener, for gRPC alone, written as --listen. The clients' port serves gRPC in
+    /// any case.
+    #[arg(long, env = "GHOSTSERVE_GRPC_LISTEN", value_parser = values::address, value_name = "ADDR")]
     pub grpc_listen: Option<SocketAddr>,
 
     /// Name of the embedded model, or a folder with a manifest.toml.
@@ -64,12 +65,19 @@ pub struct Config {
 /// The listeners that `ghostserve health` can check.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct Addresses {
-    /// Address and port for clients.
-    #[arg(long, env = "GHOSTSERVE_LISTEN", default_value = "0.0.0.0:8080", value_name = "ADDR")]
+    /// Address and port for clients: HOST:PORT, or :PORT or PORT for all addresses of the machine.
+    #[arg(
+        long,
+        env = "GHOSTSERVE_LISTEN",
+        default_value = "0.0.0.0:8080",
+        value_parser = values::address,
+        value_name = "ADDR"
+    )]
     pub listen: SocketAddr,
 
-    /// Address and port for /metrics, /livez and /readyz, which the clients' port then no longer serves.
-    #[arg(long, env = "GHOSTSERVE_ADMIN_ADDR", value_name = "ADDR")]
+    /// Address and port for /metrics, /livez and /readyz, written as --listen. The clients' port then no longer
+    /// serves them.
+    #[arg(long, env = "GHOSTSERVE_ADMIN_ADDR", value_parser = values::address, value_name = "ADDR")]
     pub admin_addr: Option<SocketAddr>,
 }
 

@@ -1,6 +1,41 @@
-//! Values as users type them: durations and sizes, each a number with a unit.
+//! Values as users type them: durations and sizes, each a number with a unit, and addresses.
 
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::time::Duration;
+
+/// Parses an address: `127.0.0.1:8080`, `[::1]:8080`, `localhost:8080`; `:8080` or `8080` is all addresses of the
+/// machine. Of a name with several addresses, the first IPv4 address is taken.
+pub(crate) fn address(text: &str) -> Result<SocketAddr, String> {
+    let text = text.trim();
+    let wrong = |reason: &str| {
+        format!("{reason}; expected HOST:PORT, :PORT or PORT, such as 127.0.0.1:8080, localhost:8080, [::1]:8080, 8080")
+    };
+    if let Ok(address) = text.parse() {
+        return Ok(address);
+    }
+    if text.contains("://") {
+        return Err(wrong("an address has no scheme and no path"));
+    }
+    if text.parse::<IpAddr>().is_ok() {
+        return Err(wrong("the port is missing"));
+    }
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) => (host, port),
+        None if text.is_empty() => return Err(wrong("the address is empty")),
+        None if text.bytes().all(|b| b.is_ascii_digit()) => ("", text),
+        None => return Err(wrong("the port is missing")),
+    };
+    let port: u16 = port.parse().map_err(|_| wrong(&format!("a port is 0 to 65535, found `{port}`")))?;
+    if host.is_empty() {
+        return Ok(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)));
+    }
+    if host.contains(['[', ']', ':', '/']) {
+        return Err(wrong(&format!("`{host}` is neither a name nor an address")));
+    }
+    let found = (host, port).to_socket_addrs().map_err(|error| wrong(&format!("cannot find `{host}`: {error}")))?;
+    // IPv4 addresses first, otherwise in the system's order.
+    found.min_by_key(SocketAddr::is_ipv6).ok_or_else(|| wrong(&format!("`{host}` has no address")))
+}
 
 /// Parses `250ms`, `5s` or `2m`.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
@@ -42,6 +77,7 @@ fn split_unit(text: &str) -> (&str, &str) {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -53,6 +89,34 @@ mod tests {
         assert!(duration("5").is_err());
         assert!(duration("-5s").is_err());
         assert!(duration("fast").is_err());
+    }
+
+    #[test]
+    fn addresses_have_several_spellings() {
+        for (text, expected) in [
+            ("127.0.0.1:80", "127.0.0.1:80"),
+            (" 127.0.0.1:80 ", "127.0.0.1:80"),
+            ("[::1]:8080", "[::1]:8080"),
+            (":8080", "0.0.0.0:8080"),
+            ("8080", "0.0.0.0:8080"),
+            ("0", "0.0.0.0:0"),
+            ("localhost:9000", "127.0.0.1:9000"),
+        ] {
+            assert_eq!(address(text).map(|found| found.to_string()), Ok(expected.to_owned()), "{text}");
+        }
+        for (text, words) in [
+            ("", "the address is empty"),
+            ("localhost", "the port is missing"),
+            ("127.0.0.1", "the port is missing"),
+            ("::1", "the port is missing"),
+            ("99999", "a port is 0 to 65535, found `99999`"),
+            ("localhost:http", "found `http`"),
+            ("http://localhost:8080", "no scheme"),
+            ("[localhost]:80", "neither a name nor an address"),
+        ] {
+            let error = address(text).unwrap_err();
+            assert!(error.contains(words) && error.contains("expected HOST:PORT, :PORT or PORT"), "{text}: {error}");
+        }
     }
 
     #[test]

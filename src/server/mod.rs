@@ -46,7 +46,7 @@ use crate::telemetry::{BUILD_REVISION, Metrics, rounded_ms};
 use app::App;
 use connection::Listener;
 pub use grpc::DescriptorError;
-use shutdown::{Lifecycle, Phase, Signals};
+use shutdown::{Lifecycle, OtherSignals, Phase, Signals};
 use startup::start_model;
 
 /// A server whose listeners are bound.
@@ -237,6 +237,16 @@ impl Server {
         ignored_signals.abort();
         tracing::info!("stopped");
     }
+}
+
+/// From here on, signals such as SIGHUP, which a closed terminal sends, no longer end the process. [`Server::start`]
+/// does the same and logs them, but what comes before it also takes time. Must be called within a Tokio runtime.
+///
+/// # Errors
+/// The system does not allow it.
+pub fn ignore_unrelated_signals() -> io::Result<()> {
+    // A handler stays installed when the value that has installed it is gone.
+    OtherSignals::receive().map(drop)
 }
 
 /// Maximum number of connections that wait to be accepted. The system drops those beyond it, and their clients try

@@ -86,7 +86,7 @@ mod received {
     pub(crate) struct OtherSignals([Signal; 4]);
 
     impl OtherSignals {
-        pub(super) fn receive() -> std::io::Result<Self> {
+        pub(crate) fn receive() -> std::io::Result<Self> {
             Ok(Self([
                 signal(SignalKind::hangup())?,
                 signal(SignalKind::user_defined1())?,
@@ -105,7 +105,7 @@ mod received {
                     _ = second.recv() => "SIGUSR2",
                     _ = alarm.recv() => "SIGALRM",
                 };
-                tracing::info!(signal, "signal ignored: there is nothing to reload; SIGTERM stops the server");
+                tracing::info!(signal, "signal ignored: there is nothing to reload yet; SIGTERM stops the server");
             }
         }
     }
@@ -132,7 +132,7 @@ mod received {
     pub(crate) struct OtherSignals;
 
     impl OtherSignals {
-        pub(super) fn receive() -> std::io::Result<Self> {
+        pub(crate) fn receive() -> std::io::Result<Self> {
             Ok(Self)
         }
 

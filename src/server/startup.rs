@@ -69,7 +69,7 @@ pub(super) fn start_model(
     };
     let (workers, threads) = spawn_workers(&setup, execution.workers)?;
     let plan = model_plan(config, &setup, execution, cores.total());
-    publish_plan(metrics, &manifest, &plan);
+    publish_plan(metrics, &manifest, labels.len(), &plan);
     let transform = Transform::new(manifest.input);
     let transform = Arc::new(if config.request.exact_decode { transform.exact() } else { transform });
     let served = ServedModel {
@@ -182,7 +182,7 @@ fn model_plan(config: &Config, setup: &WorkerSetup, execution: ExecutionPlan, co
 }
 
 /// Reports the model and its plan in the metrics and the log.
-fn publish_plan(metrics: &Metrics, manifest: &Manifest, plan: &ModelPlan) {
+fn publish_plan(metrics: &Metrics, manifest: &Manifest, classes: usize, plan: &ModelPlan) {
     let architecture = manifest.network.architecture.to_string();
     let digest = manifest.network.digest.as_str();
     metrics.model_info.with_label_values(&[&manifest.id[..], digest, &architecture]).set(1);
@@ -198,5 +198,26 @@ fn publish_plan(metrics: &Metrics, manifest: &Manifest, plan: &ModelPlan) {
             &plan.max_batch.to_string(),
         ])
         .set(1);
-    tracing::info!(model = %manifest.id, architecture, ?plan, "model loaded");
+    log_plan(manifest, &architecture, classes, plan);
+}
+
+/// Number of characters of a digest that tell models apart: the algorithm and twelve digits.
+const SHORT_DIGEST: usize = "sha256:".len() + 12;
+
+/// Logs the model and what runs it, a line each; measurements and limits only at the level debug.
+fn log_plan(manifest: &Manifest, architecture: &str, classes: usize, plan: &ModelPlan) {
+    let digest = manifest.network.digest.as_str();
+    let digest = digest.get(..SHORT_DIGEST).unwrap_or(digest);
+    tracing::info!(model = %manifest.id, digest, architecture, classes, "model loaded");
+    tracing::info!(
+        provider = %plan.provider,
+        precision = %plan.precision,
+        form = plan.graph.as_str(),
+        workers = plan.workers,
+        threads_per_worker = plan.threads_per_worker,
+        max_batch = plan.max_batch,
+        "runs on ONNX Runtime {}",
+        plan.onnxruntime
+    );
+    tracing::debug!(model = %manifest.id, ?plan, "plan");
 }

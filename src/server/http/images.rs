@@ -17,7 +17,7 @@ use tracing::Instrument;
 
 use super::body::{BodyBounds, ReadBody, json_object, parse_body, read_body};
 use crate::config::RequestLimits;
-use crate::preprocess::{RequestContext, Source};
+use crate::preprocess::{Format, RequestContext, Source};
 use crate::server::app::App;
 use crate::server::problem::Problem;
 use crate::service::{Code, Error};
@@ -39,7 +39,11 @@ pub(super) const MAX_JSON_IMAGES: usize = 10_000;
 /// The kind of a body, by its `Content-Type`.
 enum BodyKind {
     Raw,
-    Multipart { boundary: String },
+    /// The type of a form, which `curl --data-binary` sends with a raw image, and `curl -d` with a damaged one.
+    Form,
+    Multipart {
+        boundary: String,
+    },
     Json,
 }
 
@@ -107,7 +111,11 @@ async fn read_and_parse(
     let (parts, body) = request.into_parts();
     let kind = body_kind(parts.headers.get(header::CONTENT_TYPE).map(|v| v.as_bytes()))?;
     check_encoding(&parts.headers)?;
-    let limit = if matches!(kind, BodyKind::Raw) { limits.max_body_bytes } else { limits.max_multi_body_bytes };
+    let limit = if matches!(kind, BodyKind::Raw | BodyKind::Form) {
+        limits.max_body_bytes
+    } else {
+        limits.max_multi_body_bytes
+    };
     let until = start + app.config.time.body_timeout;
     let bounds = BodyBounds { limit, until: until.min(deadline) };
     let body = read_body(app, context.client, &parts.headers, body, bounds).await;
@@ -121,6 +129,8 @@ async fn read_and_parse(
     let limits = *limits;
     let files = match kind {
         BodyKind::Raw => vec![Ok(body.bytes.clone().into())],
+        BodyKind::Form if is_damaged_by_a_form(&body.bytes) => return Err(damaged_by_a_form()),
+        BodyKind::Form => vec![Ok(body.bytes.clone().into())],
         BodyKind::Multipart { boundary } => {
             // The parser copies the body into its buffer, and each part out of it.
             body.memory.grow(2 * size)?;
@@ -161,7 +171,8 @@ fn body_kind(content_type: Option<&[u8]>) -> Result<BodyKind, Problem> {
     let text = String::from_utf8_lossy(value);
     let essence = text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     match essence.as_str() {
-        "" | "application/octet-stream" | "application/x-www-form-urlencoded" => Ok(BodyKind::Raw),
+        "" | "application/octet-stream" => Ok(BodyKind::Raw),
+        "application/x-www-form-urlencoded" => Ok(BodyKind::Form),
         image if image.starts_with("image/") => Ok(BodyKind::Raw),
         "application/json" => Ok(BodyKind::Json),
         "multipart/form-data" => {
@@ -183,6 +194,27 @@ fn body_kind(content_type: Option<&[u8]>) -> Result<BodyKind, Problem> {
             ))
         }
     }
+}
+
+/// Size of a compressed file that all but certainly holds a line break: its bytes are nearly random, and two of 256
+/// values are line breaks.
+const SURELY_HAS_LINE_BREAKS: usize = 4096;
+
+/// Whether bytes that were sent as a form are no longer a whole image. `curl -d @FILE` leaves out line breaks and, in
+/// later versions, zero bytes, which every image file has in its header. The fields of a real form have neither.
+fn is_damaged_by_a_form(body: &[u8]) -> bool {
+    let has = |wanted: &[u8]| body.iter().any(|byte| wanted.contains(byte));
+    let is_compressed = !matches!(Format::sniff(body), Ok(Format::Bmp | Format::Tiff));
+    let is_long = is_compressed && body.len() >= SURELY_HAS_LINE_BREAKS;
+    !body.is_empty() && !has(b"\r\n") && (is_long || !has(&[0]))
+}
+
+fn damaged_by_a_form() -> Problem {
+    let detail = "the body has the type of a form, `application/x-www-form-urlencoded`, and no line breaks, as if \
+                  `curl -d` had removed them from a file; send the file unchanged, as `curl --data-binary @FILE` or \
+                  Python's `requests.post(url, data=open(FILE, \"rb\"))`, or as a file of a `multipart/form-data` body, \
+                  as `curl -F image=@FILE`";
+    Problem::new(Code::UnsupportedMediaType, detail)
 }
 
 fn too_many(limits: &RequestLimits) -> Problem {
