@@ -66,7 +66,7 @@ impl EvalArgs {
         if self.json {
             let report = JsonReport {
                 model: &loaded.manifest.id,
-                digest: loaded.manifest.network.digest.as_str(),
+                digest: loaded.digest.as_str(),
                 report: &report,
                 left_out: samples.left_out(),
             };

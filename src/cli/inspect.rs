@@ -130,7 +130,7 @@ impl InspectArgs {
                 let model = Some(ModelDescription {
                     id: loaded.manifest.id.clone(),
                     description: loaded.manifest.description.clone(),
-                    digest: loaded.manifest.network.digest.to_string(),
+                    digest: loaded.digest.to_string(),
                     classes: loaded.labels.len(),
                 });
                 let Some(backbone) = &loaded.backbone else {
