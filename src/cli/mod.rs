@@ -9,6 +9,7 @@ mod classify;
 mod eval;
 mod health;
 mod inspect;
+mod locate;
 mod pull;
 mod serve;
 mod values;

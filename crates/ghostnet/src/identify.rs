@@ -1,7 +1,8 @@
 //! Finds the published network that a file of weights belongs to, by the names and shapes of its tensors.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::fmt;
 
 use super::{Config, Form, Network, Output, PRESETS, Size, Target, preset};
 use ghostserve_weights::{TensorSource, WeightsError};
@@ -46,6 +47,24 @@ impl Difference {
 
     fn count(&self) -> usize {
         self.missing.len() + self.reshaped.len() + self.unused.len()
+    }
+}
+
+impl fmt::Display for Difference {
+    /// The network's name and the first of the differences of each kind.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({} of {} tensors fit", self.architecture, self.matching, self.needed)?;
+        if let Some(first) = self.missing.first() {
+            write!(f, ", {} missing, such as `{first}`", self.missing.len())?;
+        }
+        if let Some((key, needed, found)) = self.reshaped.first() {
+            let others = self.reshaped.len();
+            write!(f, ", {others} of another shape, such as `{key}`: expected {needed:?}, found {found:?}")?;
+        }
+        if let Some(first) = self.unused.first() {
+            write!(f, ", {} unused, such as `{first}`", self.unused.len())?;
+        }
+        f.write_str(")")
     }
 }
 
@@ -113,7 +132,6 @@ impl Network {
 pub fn identify(source: &dyn TensorSource) -> Identification {
     let classes = classes_of(source);
     let with_classes = |config: Config| Network::new(Config { classes: classes.unwrap_or(config.classes), ..config });
-    let keys: BTreeSet<String> = source.keys().into_iter().collect();
     let mut architectures = Vec::new();
     let mut nearest: Option<Difference> = None;
     for name in PRESETS {
@@ -122,7 +140,7 @@ pub fn identify(source: &dyn TensorSource) -> Identification {
         if difference.is_none() {
             architectures.push(name);
         }
-        let shares = difference.missing.len() < difference.needed && !keys.is_empty();
+        let shares = difference.missing.len() < difference.needed;
         if shares && nearest.as_ref().is_none_or(|best| difference.count() < best.count()) {
             nearest = Some(difference);
         }
