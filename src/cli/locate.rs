@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::Args;
+use clap::builder::BoolishValueParser;
 
 use super::pull::{PullOptions, fetch, shell_word};
 use crate::model::{EMBEDDED_MODEL, ModelFolder};
@@ -15,7 +16,7 @@ use ghostserve_manifest::MANIFEST_FILE;
 #[derive(Clone, Copy, Debug, Args)]
 pub(super) struct PullFlag {
     /// Fetch the model as `ghostserve pull` does, if it is not on disk.
-    #[arg(long, env = "GHOSTSERVE_PULL")]
+    #[arg(long, env = "GHOSTSERVE_PULL", value_parser = BoolishValueParser::new())]
     pull: bool,
 }
 
