@@ -42,6 +42,8 @@ pub enum ModelFolder {
 pub struct LoadedModel {
     /// The contents of the manifest.
     pub manifest: Manifest,
+    /// SHA-256 of the weights file that was read. It is that of the manifest, if the manifest has one.
+    pub digest: Digest,
     /// The classes, in the order of the outputs.
     pub labels: Vec<Label>,
     /// The graph.
@@ -294,9 +296,13 @@ impl ModelFolder {
 
         let weights = self.read(&manifest.network.weights)?;
         let path = self.path(&manifest.network.weights);
-        let found = Digest::of(&weights);
-        if found != manifest.network.digest {
-            return Err(ModelError::Digest { path, expected: manifest.network.digest, found });
+        let digest = Digest::of(&weights);
+        match &manifest.network.digest {
+            Some(expected) if *expected != digest => {
+                return Err(ModelError::Digest { path, expected: expected.clone(), found: digest });
+            }
+            Some(_) => {}
+            None => warn_of_missing_digest(&self.path(MANIFEST_FILE), &digest),
         }
         let (graph, backbone) = match &manifest.network.architecture {
             Architecture::Onnx => {
@@ -315,7 +321,7 @@ impl ModelFolder {
                 if channels != 3 {
                     return Err(ModelError::Build { path, source: BuildError::Channels(channels) });
                 }
-                let metadata = [("architecture", name.clone()), ("digest", manifest.network.digest.to_string())];
+                let metadata = [("architecture", name.clone()), ("digest", digest.to_string())];
                 let backbone = Backbone { network, weights, path, metadata };
                 let classifier = Variant { input: [height, width], outputs: vec![Output::Logits] };
                 let plain = backbone.lower(&classifier, Form::Plain).map_err(|error| backbone.explain(error))?;
@@ -325,7 +331,7 @@ impl ModelFolder {
                 (graph, Some(Arc::new(backbone)))
             }
         };
-        Ok(LoadedModel { manifest, labels, graph, backbone })
+        Ok(LoadedModel { manifest, digest, labels, graph, backbone })
     }
 
     /// The network that a manifest names: a preset, or a configuration file in the model folder.
@@ -369,5 +375,18 @@ impl ModelFolder {
             path: self.path(file),
             source: io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8 text"),
         })
+    }
+}
+
+/// Says that a manifest does not tell which weights it means: in the log, or on standard error before there is one.
+fn warn_of_missing_digest(path: &str, digest: &Digest) {
+    let line = format!("digest = \"{digest}\"");
+    if tracing::dispatcher::has_been_set() {
+        tracing::warn!(manifest = path, add = line, "the manifest has no `network.digest`: any weights are loaded");
+    } else {
+        eprintln!(
+            "warning: {path} has no `network.digest`, so any weights are loaded; to accept only these, add below \
+             [network]:\n{line}"
+        );
     }
 }

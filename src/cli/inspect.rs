@@ -53,7 +53,7 @@ impl InspectArgs {
                 let size = loaded.input_size();
                 writeln!(out, "model         {}", loaded.manifest.id)?;
                 writeln!(out, "description   {}", loaded.manifest.description)?;
-                writeln!(out, "digest        {}", loaded.manifest.network.digest)?;
+                writeln!(out, "digest        {}", loaded.digest)?;
                 writeln!(out, "classes       {}", loaded.labels.len())?;
                 let Some(backbone) = &loaded.backbone else {
                     writeln!(out, "architecture  onnx (a foreign graph: no stage table)")?;

@@ -82,7 +82,9 @@ impl PullArgs {
         writeln!(out, "from          {}@{}, {}", reference.repository(), pulled.commit, pulled.file)?;
         writeln!(out, "architecture  {}", network.architecture)?;
         writeln!(out, "weights       {} ({} bytes)", network.weights, pulled.size)?;
-        writeln!(out, "digest        {}", network.digest)?;
+        if let Some(digest) = &network.digest {
+            writeln!(out, "digest        {digest}")?;
+        }
         writeln!(out, "\nserve it:     ghostserve serve --model {}", shell_word(&folder.display().to_string()))?;
         Ok(ExitCode::SUCCESS)
     }

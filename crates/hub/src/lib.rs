@@ -225,7 +225,7 @@ impl Hub {
             network: NetworkSpec {
                 architecture: ghostserve_manifest::Architecture::Preset(config.architecture),
                 weights: weights_file,
-                digest: blob.digest,
+                digest: Some(blob.digest),
                 output: OutputKind::Logits,
             },
             input: config.input,
