@@ -12,9 +12,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ghostserve_ghostnet::graph::{ExternalDataError, check_external_data};
-use ghostserve_ghostnet::{BuildError, Config, ConfigError, Cost, Form, Network, Output, Size, Target};
+use ghostserve_ghostnet::{
+    BuildError, Config, ConfigError, Cost, Form, Network, Output, Size, Target, classes_of, identify,
+};
 use ghostserve_kernels::native_block;
 use ghostserve_manifest::{Architecture, Digest, Label, MANIFEST_FILE, Manifest, ManifestError, parse_labels};
+use ghostserve_weights::{TensorSource, WeightsError};
 
 /// The name of the model that is part of the binary.
 pub const EMBEDDED_MODEL: &str = "ghostnetv2-cifar10";
@@ -85,6 +88,45 @@ impl Backbone {
         let target = Target { size: Size { height, width }, outputs: &variant.outputs, form };
         let lowered = self.network.lower(&*file, &target).map_err(error)?;
         Ok(OnnxSource::Memory(lowered.graph.into_onnx(&self.metadata).into()))
+    }
+}
+
+impl Backbone {
+    /// Adds to an error about tensors which network the weights belong to, if it is a known one.
+    fn explain(&self, error: ModelError) -> ModelError {
+        let ModelError::Build { path, source: BuildError::Weights(mismatch) } = error else { return error };
+        let advice = match mismatch {
+            WeightsError::Missing { .. } | WeightsError::Shape { .. } | WeightsError::Unused(_) => {
+                ghostserve_weights::open(&self.weights).ok().and_then(|file| self.advice(&*file))
+            }
+            _ => None,
+        };
+        match advice {
+            Some(advice) => ModelError::Mismatch { path, mismatch: mismatch.to_string(), advice },
+            None => ModelError::Build { path, source: BuildError::Weights(mismatch) },
+        }
+    }
+
+    /// What the weights are instead of this network; `None` if nothing is known about them.
+    fn advice(&self, file: &dyn TensorSource) -> Option<String> {
+        let config = self.network.config();
+        // The number of classes first: it is wrong most often, and the architecture may be right.
+        let classes = classes_of(file).filter(|classes| *classes != config.classes);
+        let counted = classes
+            .map(|classes| format!("the weights have {classes} classes, the labels file has {} lines", config.classes));
+        let own_shape = Network::new(Config { classes: classes.unwrap_or(config.classes), ..config.clone() });
+        if own_shape.is_ok_and(|network| network.difference(file).is_none()) {
+            return counted;
+        }
+        let found = identify(file);
+        let named = match (found.architectures.first(), found.nearest) {
+            (Some(name), _) => format!("these are the weights of {name}: set `network.architecture = \"{name}\"`"),
+            (None, Some(nearest)) if nearest.matching * 2 > nearest.needed => {
+                format!("of the known networks they are nearest to {nearest}")
+            }
+            _ => return counted,
+        };
+        Some(counted.into_iter().fold(named, |named, counted| named + "; " + &counted))
     }
 }
 
@@ -197,6 +239,16 @@ pub enum ModelError {
         /// What does not fit.
         source: BuildError,
     },
+    /// The weights do not fit the architecture, and a comparison with the known ones says why.
+    #[error("{path}: {mismatch}; {advice}")]
+    Mismatch {
+        /// The weights file.
+        path: String,
+        /// The first tensor that does not fit.
+        mismatch: String,
+        /// What the file holds, and what to change.
+        advice: String,
+    },
     /// A foreign ONNX file that is not safe to load.
     #[error("{path}: {source}")]
     External {
@@ -272,12 +324,10 @@ impl ModelFolder {
                 let metadata = [("architecture", name.clone()), ("digest", digest.to_string())];
                 let backbone = Backbone { network, weights, path, metadata };
                 let classifier = Variant { input: [height, width], outputs: vec![Output::Logits] };
+                let plain = backbone.lower(&classifier, Form::Plain).map_err(|error| backbone.explain(error))?;
                 let blocked = native_block().map(|block| backbone.lower(&classifier, Form::Blocked(block)));
-                let graph = ModelGraph::Built {
-                    input: [channels, height, width],
-                    plain: backbone.lower(&classifier, Form::Plain)?,
-                    blocked: blocked.transpose()?,
-                };
+                let graph =
+                    ModelGraph::Built { input: [channels, height, width], plain, blocked: blocked.transpose()? };
                 (graph, Some(Arc::new(backbone)))
             }
         };

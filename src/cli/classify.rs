@@ -8,6 +8,7 @@ use anyhow::Context;
 use clap::Args;
 use serde_json::json;
 
+use super::locate::PullFlag;
 use super::{RuntimeArgs, errors, values};
 use crate::eval::{Classifier, image_files};
 use crate::model::ModelFolder;
@@ -36,6 +37,9 @@ pub(super) struct ClassifyArgs {
     json: bool,
 
     #[command(flatten)]
+    pull: PullFlag,
+
+    #[command(flatten)]
     runtime: RuntimeArgs,
 }
 
@@ -43,7 +47,7 @@ impl ClassifyArgs {
     /// Tries all files, then fails if any of them failed.
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let files = self.listed_files()?;
-        let loaded = ModelFolder::resolve(&self.model)?.load()?;
+        let loaded = ModelFolder::resolve(&self.pull.locate(&self.model)?)?.load()?;
         let mut classifier = Classifier::new(&loaded, &self.runtime.load()?, self.runtime.backend())?;
         let mut out = stdout().lock();
         let mut code = ExitCode::SUCCESS;

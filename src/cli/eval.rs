@@ -9,6 +9,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
+use super::locate::PullFlag;
 use super::{RuntimeArgs, values};
 use crate::eval::{EvalReport, Samples, evaluate};
 use crate::model::ModelFolder;
@@ -36,12 +37,15 @@ pub(super) struct EvalArgs {
     json: bool,
 
     #[command(flatten)]
+    pull: PullFlag,
+
+    #[command(flatten)]
     runtime: RuntimeArgs,
 }
 
 impl EvalArgs {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
-        let loaded = ModelFolder::resolve(&self.model)?.load()?;
+        let loaded = ModelFolder::resolve(&self.pull.locate(&self.model)?)?.load()?;
         let samples = Samples::find(&self.folder, &loaded.labels)?;
         if let Some(example) = samples.left_out().first() {
             let count = samples.left_out().len();

@@ -8,6 +8,7 @@ use anyhow::bail;
 use clap::Args;
 use serde::Serialize;
 
+use super::locate::PullFlag;
 use super::{build, values};
 use crate::model::ModelFolder;
 use ghostserve_ghostnet::{Form, ModulePacking, Network, Output, PRESETS, Size, StageRow, Target, preset};
@@ -37,6 +38,9 @@ pub(super) struct InspectArgs {
     /// Channels per block in the last column [default: this processor's].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     block: Option<u16>,
+
+    #[command(flatten)]
+    pull: PullFlag,
 
     /// Print one JSON object instead of text.
     #[arg(long)]
@@ -123,9 +127,9 @@ impl InspectArgs {
             Some(config) => (None, Network::new(config)?, PRESET_SIZE),
             None if is_file => (None, Network::new(build::read_config(&self.model)?)?, PRESET_SIZE),
             None => {
-                let loaded = match ModelFolder::resolve(&self.model) {
-                    Ok(folder) => folder.load()?,
-                    Err(error) => bail!("{error}; or a preset: {}", PRESETS.join(", ")),
+                let loaded = match self.pull.locate(&self.model) {
+                    Ok(model) => ModelFolder::resolve(&model)?.load()?,
+                    Err(error) => bail!("{error:#}; or a preset: {}", PRESETS.join(", ")),
                 };
                 let model = Some(ModelDescription {
                     id: loaded.manifest.id.clone(),

@@ -11,7 +11,9 @@ mod environment;
 mod errors;
 mod eval;
 mod health;
+mod init;
 mod inspect;
+mod locate;
 mod pull;
 mod serve;
 mod values;
@@ -42,6 +44,7 @@ enum Command {
     Inspect(inspect::InspectArgs),
     Build(build::BuildArgs),
     Pull(pull::PullArgs),
+    Init(Box<init::InitArgs>),
     Health(health::HealthArgs),
     Bench(Box<bench::BenchArgs>),
     Completions(completions::CompletionsArgs),
@@ -94,6 +97,7 @@ pub fn main() -> ExitCode {
         Command::Inspect(args) => args.run(),
         Command::Build(args) => args.run(),
         Command::Pull(args) => args.run(),
+        Command::Init(args) => args.run(),
         Command::Health(args) => args.run(),
         Command::Bench(args) => args.run(),
         Command::Completions(args) => args.run(Cli::command()),

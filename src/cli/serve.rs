@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Args, CommandFactory};
 
+use super::locate::PullFlag;
 use super::{Cli, RuntimeArgs, default_cache, environment};
 use crate::config::Config;
 use crate::memory;
@@ -21,6 +22,9 @@ use crate::telemetry::traces::{OtlpProtocol, TraceConfig, TraceExporter};
 pub(super) struct ServeArgs {
     #[command(flatten)]
     config: Config,
+
+    #[command(flatten, next_help_heading = "Model")]
+    pull: PullFlag,
 
     #[command(flatten, next_help_heading = "Runtime")]
     runtime: RuntimeArgs,
@@ -75,7 +79,7 @@ impl TraceArgs {
 }
 
 impl ServeArgs {
-    pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+    pub(super) fn run(mut self) -> anyhow::Result<ExitCode> {
         memory::tune_allocator();
         memory::raise_file_limit();
         let tokio = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -90,6 +94,7 @@ impl ServeArgs {
         for variable in environment::unknown_variables(&Cli::command()) {
             tracing::warn!("{}", variable.warning());
         }
+        self.config.model = self.pull.locate(&self.config.model)?;
         let runtime = self.runtime.load()?;
         let result = tokio.block_on(async {
             let server = Server::start(self.into_config(), &runtime).await?;

@@ -26,7 +26,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use catalogue::{CATALOGUE, IMAGENET_LABELS};
+pub use catalogue::{CATALOGUE, IMAGENET_LABELS, nearest_name};
 pub use error::HubError;
 pub use folder::FolderOutcome;
 pub use proxy::Proxies;
