@@ -21,6 +21,7 @@ mod openapi;
 mod openvino;
 mod pixels;
 mod pull_command;
+mod python_client;
 mod scaled_decoding;
 mod scheduling;
 mod server;
