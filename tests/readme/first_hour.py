@@ -233,6 +233,20 @@ def stand_in(folder, name, text):
     program.chmod(0o755)
 
 
+def leave(kind, name):
+    """Notes what the end of the walk removes from buildah's storage."""
+    with open(os.environ["FIRST_HOUR_LEFT"], "a") as file:
+        file.write(f"{kind} {name}\n")
+
+
+def clean_up(left):
+    """Removes containers, and the names given to finished images."""
+    for line in reversed(left.read_text().splitlines() if left.exists() else []):
+        kind, name = line.split()
+        command = ["buildah", "rm" if kind == "container" else "rmi", name]
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
+
+
 def stand_in_for_docker(arguments):
     """`docker` where no daemon runs: the README's commands, mapped to buildah. Needs root.
 
@@ -246,7 +260,9 @@ def stand_in_for_docker(arguments):
     if verb == "build":
         if image := os.environ.get("FIRST_HOUR_IMAGE"):
             say(f"STAND-IN: the image {image} takes the place of `docker {' '.join(arguments)}`")
-            os.execvp("buildah", ["buildah", "tag", image, rest[rest.index("-t") + 1]])
+            name = rest[rest.index("-t") + 1]
+            leave("image", name)
+            os.execvp("buildah", ["buildah", "tag", image, name])
         say("STAND-IN: `docker build` is `buildah bud`")
         flags = ["--layers", "--isolation=chroot", "--network=host", "--volume=/etc/ssl/certs:/etc/ssl/certs:ro"]
         os.execvp("buildah", ["buildah", "bud", *flags, "--format=docker", *rest])
@@ -267,8 +283,7 @@ def stand_in_for_docker(arguments):
 
     config = json.loads(run("inspect", "--type=image", options.image))["Docker"]["config"]
     container = run("from", "--pull-never", options.image).strip()
-    with open(os.environ["FIRST_HOUR_CONTAINERS"], "a") as file:
-        file.write(container + "\n")
+    leave("container", container)
     root = Path(run("mount", container).strip())
     (root / "proc").mkdir(exist_ok=True)
     steps = ['mount --bind "$1" "$1"', 'mount --bind /proc "$1/proc"']
@@ -320,7 +335,7 @@ def make_stand_ins(home, options, environment):
 def newcomers_environment(home, port):
     """This process's environment without settings of the server, and with what the README says the reader has."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("GHOSTSERVE_", "MAKE", "MFLAGS"))}
-    environment["FIRST_HOUR_CONTAINERS"] = str(home / "containers")
+    environment["FIRST_HOUR_LEFT"] = str(home / "left")
     # The address of the repository, which the README leaves to its reader.
     environment["REPOSITORY"] = str(ROOT)
     if port != PORT:
@@ -349,7 +364,7 @@ def walk(path, options, home):
     environment = newcomers_environment(home, port)
     make_stand_ins(home, options, environment)
     terminal = Terminal(home, port, environment)
-    start = time.monotonic()
+    start, walked = time.monotonic(), []
     try:
         for block in path:
             say(f"== {block.name} ({time.monotonic() - start:.0f} s)")
@@ -357,14 +372,14 @@ def walk(path, options, home):
             check_output(block, terminal.start(block) if block.server else terminal.run(block))
             # The reader's own photograph lies in the folder in which the commands are typed.
             shutil.copy(options.photo, Path(terminal.folder.read_text().strip(), "photo.jpg"))
+            walked.append(block.name)
             if block.name == options.until:
+                say("NOTE: this is not the whole way, see --until")
                 break
     finally:
         terminal.stop()
-        containers = home / "containers"
-        for container in containers.read_text().split() if containers.exists() else ():
-            subprocess.run(["buildah", "rm", container], stdout=subprocess.DEVNULL, check=False)
-    say(f"done in {time.monotonic() - start:.0f} s: {', '.join(block.name for block in path)}")
+        clean_up(home / "left")
+    say(f"done in {time.monotonic() - start:.0f} s: {', '.join(walked)}")
 
 
 def main():

@@ -3,6 +3,8 @@
 import asyncio
 import io
 import itertools
+import re
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -191,3 +193,24 @@ def test_the_program_prints_a_line_per_image(url: str, photo: Path, capsys: pyte
     assert capsys.readouterr().out.startswith(f"{photo}: ")
     assert main([str(photo), "nothing.jpg", "--url", url]) == 1
     assert "nothing.jpg" in capsys.readouterr().err
+
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+
+
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL))
+def test_the_snippets_of_the_readme_run(
+    code: str,
+    url: str,
+    photo: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "photos").mkdir()
+    for name in ("photo.jpg", "photos/a.jpg", "photos/b.jpg"):
+        shutil.copy(photo, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    # Most snippets rely on the default address, which is not that of this server.
+    exec(code.replace("http://localhost:8080", url).replace("Client()", f"Client({url!r})"), {})
+    assert capsys.readouterr().out.strip()
