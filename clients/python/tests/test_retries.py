@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -211,11 +212,32 @@ def test_many_images_back_off_and_keep_their_order_in_asyncio() -> None:
     assert labels(iter(asyncio.run(ask()))) == EXPECTED
 
 
-def test_nobody_sends_while_the_server_asks_for_a_pause() -> None:
+def test_a_refused_image_waits_as_long_as_asked() -> None:
     server = Server(problem(429, "overloaded", {"retry-after": "1"}))
     client = server.client(retries=Retry(jitter=0))
     assert labels(client.classify_many([b"a"] * 12, concurrency=1)) == ["cat"] * 12
     assert server.times[1] - server.times[0] >= 1
+
+
+def test_a_server_that_takes_few_images_at_once_is_not_sent_many() -> None:
+    lock, active, refused = threading.Lock(), 0, 0
+
+    def three_at_once(request: httpx.Request) -> httpx.Response:
+        nonlocal active, refused
+        with lock:
+            if active == 3:
+                refused += 1
+                return problem(429, "overloaded", {"retry-after": "0"})
+            active += 1
+        time.sleep(0.002)
+        with lock:
+            active -= 1
+        return good(request.content.decode())
+
+    client = Client("http://server", transport=httpx.MockTransport(three_at_once))
+    names = [str(number) for number in range(400)]
+    assert labels(client.classify_many([name.encode() for name in names], concurrency=32)) == names
+    assert 0 < refused < 60
 
 
 def test_patience_ends() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
 from types import TracebackType
@@ -146,9 +147,9 @@ class AsyncClient:
     ) -> AsyncGenerator[Result | ImageError, None]:
         """Classifies any number of images, one per request, and yields their results in order.
 
-        At most `concurrency` requests are open, and at most twice as many images are in memory. When the server
-        has too much work, all of them pause for the time that it names; an image that it refuses for longer than
-        `patience` seconds raises the server's error. An invalid image is an `ImageError` and stops nothing.
+        At most `concurrency` requests are open, and at most twice as many images are in memory. A refused image is sent
+        again after the time that the server names, and fewer are sent at once from then on; one that is refused for
+        longer than `patience` seconds raises the server's error. An invalid image is an `ImageError` and stops nothing.
         `priority=5` leaves the server to its other users first.
         """
         _many.check(concurrency, patience)
@@ -326,20 +327,33 @@ class AsyncClient:
         options: Options,
         patience: float,
     ) -> AsyncGenerator[Result | ImageError, None]:
-        gate, places = _many.Gate(), asyncio.Semaphore(concurrency)
+        limiter, places = _many.Limiter(concurrency), asyncio.Condition()
 
         async def classify(image: Image) -> Result | ImageError:
             async with places:
-                call = await asyncio.to_thread(_calls.classify, [image], parameters, options)
-                attempts = _many.ImageAttempts(self._retry, patience, gate)
-                while True:
-                    while (delay := gate.delay()) > 0:
-                        await asyncio.sleep(delay)
-                    try:
-                        return (await self._send(call, Retry(attempts=0))).results[0]
-                    except GhostServeError as error:
-                        if failed := attempts.handle(error):
-                            return failed
+                await places.wait_for(limiter.try_acquire)
+            try:
+                return await attempt(await asyncio.to_thread(_calls.classify, [image], parameters, options))
+            finally:
+                limiter.release()
+                async with places:
+                    places.notify_all()
+
+        async def attempt(call: Call[Classification]) -> Result | ImageError:
+            attempts = _many.ImageAttempts(self._retry, patience)
+            while True:
+                sent = time.monotonic()
+                try:
+                    result = (await self._send(call, Retry(attempts=0))).results[0]
+                except GhostServeError as error:
+                    handled = attempts.handle(error)
+                    if isinstance(handled, ImageError):
+                        return handled
+                    limiter.refused(sent)
+                    await asyncio.sleep(handled)
+                else:
+                    limiter.answered()
+                    return result
 
         waiting: deque[asyncio.Task[Result | ImageError]] = deque()
         try:

@@ -148,9 +148,9 @@ class Client:
     ) -> Generator[Result | ImageError, None, None]:
         """Classifies any number of images, one per request, and yields their results in order.
 
-        At most `concurrency` requests are open, and at most twice as many images are in memory. When the server
-        has too much work, all of them pause for the time that it names; an image that it refuses for longer than
-        `patience` seconds raises the server's error. An invalid image is an `ImageError` and stops nothing.
+        At most `concurrency` requests are open, and at most twice as many images are in memory. A refused image is sent
+        again after the time that the server names, and fewer are sent at once from then on; one that is refused for
+        longer than `patience` seconds raises the server's error. An invalid image is an `ImageError` and stops nothing.
         `priority=5` leaves the server to its other users first.
         """
         _many.check(concurrency, patience)
@@ -328,21 +328,36 @@ class Client:
         options: Options,
         patience: float,
     ) -> Generator[Result | ImageError, None, None]:
-        gate, stop = _many.Gate(), threading.Event()
+        limiter, places, stop = _many.Limiter(concurrency), threading.Condition(), threading.Event()
 
         def classify(image: Image) -> Result | ImageError:
-            call = _calls.classify([image], parameters, options)
-            attempts = _many.ImageAttempts(self._retry, patience, gate)
-            while True:
-                while (delay := gate.delay()) > 0:
-                    stop.wait(delay)
-                    if stop.is_set():
-                        raise CancelledError
+            with places:
+                places.wait_for(lambda: stop.is_set() or limiter.try_acquire())
+            try:
+                return attempt(_calls.classify([image], parameters, options))
+            finally:
+                with places:
+                    limiter.release()
+                    places.notify_all()
+
+        def attempt(call: Call[Classification]) -> Result | ImageError:
+            attempts = _many.ImageAttempts(self._retry, patience)
+            while not stop.is_set():
+                sent = time.monotonic()
                 try:
-                    return self._send(call, Retry(attempts=0)).results[0]
+                    result = self._send(call, Retry(attempts=0)).results[0]
                 except GhostServeError as error:
-                    if failed := attempts.handle(error):
-                        return failed
+                    handled = attempts.handle(error)
+                    if isinstance(handled, ImageError):
+                        return handled
+                    with places:
+                        limiter.refused(sent)
+                    stop.wait(handled)
+                else:
+                    with places:
+                        limiter.answered()
+                    return result
+            raise CancelledError
 
         waiting: deque[Future[Result | ImageError]] = deque()
         pool = ThreadPoolExecutor(concurrency, thread_name_prefix="ghostserve")
@@ -354,5 +369,7 @@ class Client:
             while waiting:
                 yield waiting.popleft().result()
         finally:
-            stop.set()
+            with places:
+                stop.set()
+                places.notify_all()
             pool.shutdown(cancel_futures=True)

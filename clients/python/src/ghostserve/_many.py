@@ -1,4 +1,4 @@
-"""What `classify_many` of both clients shares: when an image is sent again, and when nobody sends anything."""
+"""What `classify_many` of both clients shares: when an image is sent again, and how many are sent at once."""
 
 from __future__ import annotations
 
@@ -18,21 +18,43 @@ from ._retry import Retry, pause
 from ._types import ImageError
 
 
-class Gate:
-    """The pause of all senders after the server said that it has too much work."""
+class Limiter:
+    """How many images are under way at once: as many as the server takes without refusing some, up to a limit.
 
-    def __init__(self) -> None:
-        """Open."""
-        self._opens = 0.0
+    It starts with few and grows by one per answer, until the first refusal. From then on a refusal takes a quarter
+    away, and fifty answers add one. A refused image keeps its place while it waits, so a server that refuses
+    everything hears of few. Its owner guards it against concurrent use.
+    """
 
-    def delay(self) -> float:
-        """Seconds until requests may be sent; 0 or less: now."""
-        return self._opens - time.monotonic()
+    def __init__(self, concurrency: int) -> None:
+        """Nothing is under way."""
+        self._most = concurrency
+        self._limit = float(min(concurrency, 4))
+        self._growth = 1.0
+        self._active = 0
+        self._reduced = 0.0
 
-    def close_for(self, seconds: float) -> None:
-        """Closes the gate for at least so many seconds."""
-        # Two threads that write at once lose one of two nearly equal times.
-        self._opens = max(self._opens, time.monotonic() + seconds)
+    def try_acquire(self) -> bool:
+        """Takes a place, if there is one."""
+        free = self._active < int(self._limit)
+        self._active += free
+        return free
+
+    def release(self) -> None:
+        """Gives a place back."""
+        self._active -= 1
+
+    def answered(self) -> None:
+        """Notes that the server took an image."""
+        self._limit = min(self._limit + self._growth, float(self._most))
+
+    def refused(self, sent: float) -> None:
+        """Notes that the server refused a request that was sent at this time."""
+        # Requests that were under way at the last reduction say nothing new.
+        if sent >= self._reduced:
+            self._limit = max(1.0, min(self._limit, float(self._active)) * 0.75)
+            self._growth = 0.02
+            self._reduced = time.monotonic()
 
 
 def check(concurrency: int, patience: float) -> None:
@@ -50,12 +72,11 @@ class ImageAttempts:
     retry: Retry
     #: Seconds that the image may be put back.
     patience: float
-    gate: Gate
     failed: int = 0
     first_failure: float | None = None
 
-    def handle(self, error: GhostServeError) -> ImageError | None:
-        """The image's error; or `None` if it shall be sent again when the gate opens. Raises every other error."""
+    def handle(self, error: GhostServeError) -> ImageError | float:
+        """The image's error; or the seconds after which it shall be sent again. Raises every other error."""
         # A request has one image here, so a body that is too large is its image.
         if isinstance(error, ApiError) and (error.code in IMAGE_CODES or error.code == "body_too_large"):
             return ImageError(error.code, error.detail)
@@ -72,5 +93,4 @@ class ImageAttempts:
         self.failed += 1
         if not attempts_left or wait is None or now + wait > self.first_failure + self.patience:
             raise error
-        self.gate.close_for(wait)
-        return None
+        return wait
