@@ -21,13 +21,7 @@ use support::{SIDE, load_photos, random_model};
 fn main() {
     let mut criterion = Criterion::default().configure_from_args();
     let photos = load_photos();
-    let spec = InputSpec {
-        crop: [SIDE, SIDE],
-        source: None,
-        resize: 256,
-        mean: [0.485, 0.456, 0.406],
-        std: [0.229, 0.224, 0.225],
-    };
+    let spec = InputSpec { crop: [SIDE, SIDE], ..InputSpec::imagenet() };
     let transform = Arc::new(Transform::new(spec));
 
     let mut group = criterion.benchmark_group("per image");

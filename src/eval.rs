@@ -104,11 +104,24 @@ impl<'a> Classifier<'a> {
     /// # Errors
     /// The image cannot be used, or the model fails.
     pub fn classify(&mut self, file: &[u8], top_k: usize) -> Result<(ImageInfo, Vec<Prediction>), EvalError> {
-        let prepared = self.preprocessor.run_sync(&self.transform, file)?;
-        let scores = self.session.run_rows(&[&prepared.crop])?.concat();
+        let (info, scores) = self.run(file)?;
         let options = PredictionOptions { top_k, min_confidence: 0.0 };
         let predictions = predict(scores, self.model.manifest.network.output, &self.model.labels, options);
-        Ok((prepared.info, predictions))
+        Ok((info, predictions))
+    }
+
+    /// The network's row of scores for one image file, one a class, as the manifest's `output` says.
+    ///
+    /// # Errors
+    /// The image cannot be used, or the model fails.
+    pub fn scores(&mut self, file: &[u8]) -> Result<Vec<f32>, EvalError> {
+        Ok(self.run(file)?.1)
+    }
+
+    fn run(&mut self, file: &[u8]) -> Result<(ImageInfo, Vec<f32>), EvalError> {
+        let prepared = self.preprocessor.run_sync(&self.transform, file)?;
+        let scores = self.session.run_rows(&[&prepared.crop])?.concat();
+        Ok((prepared.info, scores))
     }
 }
 

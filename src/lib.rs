@@ -16,7 +16,8 @@
 //! A model folder holds a manifest ([`ghostserve_manifest`]), labels and weights. [`model`] loads it: a network of
 //! [`ghostserve_ghostnet`] with the values of [`ghostserve_weights`] becomes an ONNX graph, plain or in ONNX Runtime's
 //! blocked layout, where [`ghostserve_kernels`] computes the operators between the convolutions. [`runtime`] opens
-//! sessions for the graph. [`ghostserve_hub`] makes model folders from published weights.
+//! sessions for the graph. [`ghostserve_hub`] makes model folders from published weights, [`init`] from files of the
+//! user's own.
 //!
 //! `docs/ARCHITECTURE.md` lists which module may import which. `tests/integration/imports.rs` checks it.
 
@@ -27,6 +28,7 @@ pub mod cores;
 pub mod eval;
 pub mod fair_share;
 pub mod heatmap;
+pub mod init;
 pub mod memory;
 pub mod model;
 pub mod plan;

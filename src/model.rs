@@ -12,9 +12,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ghostserve_ghostnet::graph::{ExternalDataError, check_external_data};
-use ghostserve_ghostnet::{BuildError, Config, ConfigError, Cost, Form, Network, Output, Size, Target};
+use ghostserve_ghostnet::{
+    BuildError, Config, ConfigError, Cost, Form, Network, Output, Size, Target, classes_of, identify,
+};
 use ghostserve_kernels::native_block;
 use ghostserve_manifest::{Architecture, Digest, Label, MANIFEST_FILE, Manifest, ManifestError, parse_labels};
+use ghostserve_weights::{TensorSource, WeightsError};
 
 /// The name of the model that is part of the binary.
 pub const EMBEDDED_MODEL: &str = "ghostnetv2-cifar10";
@@ -39,6 +42,8 @@ pub enum ModelFolder {
 pub struct LoadedModel {
     /// The contents of the manifest.
     pub manifest: Manifest,
+    /// SHA-256 of the weights file that was read. It is that of the manifest, if the manifest has one.
+    pub digest: Digest,
     /// The classes, in the order of the outputs.
     pub labels: Vec<Label>,
     /// The graph.
@@ -83,6 +88,45 @@ impl Backbone {
         let target = Target { size: Size { height, width }, outputs: &variant.outputs, form };
         let lowered = self.network.lower(&*file, &target).map_err(error)?;
         Ok(OnnxSource::Memory(lowered.graph.into_onnx(&self.metadata).into()))
+    }
+}
+
+impl Backbone {
+    /// Adds to an error about tensors which network the weights belong to, if it is a known one.
+    fn explain(&self, error: ModelError) -> ModelError {
+        let ModelError::Build { path, source: BuildError::Weights(mismatch) } = error else { return error };
+        let advice = match mismatch {
+            WeightsError::Missing { .. } | WeightsError::Shape { .. } | WeightsError::Unused(_) => {
+                ghostserve_weights::open(&self.weights).ok().and_then(|file| self.advice(&*file))
+            }
+            _ => None,
+        };
+        match advice {
+            Some(advice) => ModelError::Mismatch { path, mismatch: mismatch.to_string(), advice },
+            None => ModelError::Build { path, source: BuildError::Weights(mismatch) },
+        }
+    }
+
+    /// What the weights are instead of this network; `None` if nothing is known about them.
+    fn advice(&self, file: &dyn TensorSource) -> Option<String> {
+        let config = self.network.config();
+        // The number of classes first: it is wrong most often, and the architecture may be right.
+        let classes = classes_of(file).filter(|classes| *classes != config.classes);
+        let counted = classes
+            .map(|classes| format!("the weights have {classes} classes, the labels file has {} lines", config.classes));
+        let own_shape = Network::new(Config { classes: classes.unwrap_or(config.classes), ..config.clone() });
+        if own_shape.is_ok_and(|network| network.difference(file).is_none()) {
+            return counted;
+        }
+        let found = identify(file);
+        let named = match (found.architectures.first(), found.nearest) {
+            (Some(name), _) => format!("these are the weights of {name}: set `network.architecture = \"{name}\"`"),
+            (None, Some(nearest)) if nearest.matching * 2 > nearest.needed => {
+                format!("of the known networks they are nearest to {nearest}")
+            }
+            _ => return counted,
+        };
+        Some(counted.into_iter().fold(named, |named, counted| named + "; " + &counted))
     }
 }
 
@@ -195,6 +239,16 @@ pub enum ModelError {
         /// What does not fit.
         source: BuildError,
     },
+    /// The weights do not fit the architecture, and a comparison with the known ones says why.
+    #[error("{path}: {mismatch}; {advice}")]
+    Mismatch {
+        /// The weights file.
+        path: String,
+        /// The first tensor that does not fit.
+        mismatch: String,
+        /// What the file holds, and what to change.
+        advice: String,
+    },
     /// A foreign ONNX file that is not safe to load.
     #[error("{path}: {source}")]
     External {
@@ -242,9 +296,13 @@ impl ModelFolder {
 
         let weights = self.read(&manifest.network.weights)?;
         let path = self.path(&manifest.network.weights);
-        let found = Digest::of(&weights);
-        if found != manifest.network.digest {
-            return Err(ModelError::Digest { path, expected: manifest.network.digest, found });
+        let digest = Digest::of(&weights);
+        match &manifest.network.digest {
+            Some(expected) if *expected != digest => {
+                return Err(ModelError::Digest { path, expected: expected.clone(), found: digest });
+            }
+            Some(_) => {}
+            None => warn_of_missing_digest(&self.path(MANIFEST_FILE), &digest),
         }
         let (graph, backbone) = match &manifest.network.architecture {
             Architecture::Onnx => {
@@ -263,19 +321,17 @@ impl ModelFolder {
                 if channels != 3 {
                     return Err(ModelError::Build { path, source: BuildError::Channels(channels) });
                 }
-                let metadata = [("architecture", name.clone()), ("digest", manifest.network.digest.to_string())];
+                let metadata = [("architecture", name.clone()), ("digest", digest.to_string())];
                 let backbone = Backbone { network, weights, path, metadata };
                 let classifier = Variant { input: [height, width], outputs: vec![Output::Logits] };
+                let plain = backbone.lower(&classifier, Form::Plain).map_err(|error| backbone.explain(error))?;
                 let blocked = native_block().map(|block| backbone.lower(&classifier, Form::Blocked(block)));
-                let graph = ModelGraph::Built {
-                    input: [channels, height, width],
-                    plain: backbone.lower(&classifier, Form::Plain)?,
-                    blocked: blocked.transpose()?,
-                };
+                let graph =
+                    ModelGraph::Built { input: [channels, height, width], plain, blocked: blocked.transpose()? };
                 (graph, Some(Arc::new(backbone)))
             }
         };
-        Ok(LoadedModel { manifest, labels, graph, backbone })
+        Ok(LoadedModel { manifest, digest, labels, graph, backbone })
     }
 
     /// The network that a manifest names: a preset, or a configuration file in the model folder.
@@ -319,5 +375,18 @@ impl ModelFolder {
             path: self.path(file),
             source: io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8 text"),
         })
+    }
+}
+
+/// Says that a manifest does not tell which weights it means: in the log, or on standard error before there is one.
+fn warn_of_missing_digest(path: &str, digest: &Digest) {
+    let line = format!("digest = \"{digest}\"");
+    if tracing::dispatcher::has_been_set() {
+        tracing::warn!(manifest = path, add = line, "the manifest has no `network.digest`: any weights are loaded");
+    } else {
+        eprintln!(
+            "warning: {path} has no `network.digest`, so any weights are loaded; to accept only these, add below \
+             [network]:\n{line}"
+        );
     }
 }

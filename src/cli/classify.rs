@@ -8,6 +8,7 @@ use anyhow::Context;
 use clap::Args;
 
 use super::RuntimeArgs;
+use super::locate::PullFlag;
 use crate::eval::Classifier;
 use crate::model::ModelFolder;
 
@@ -30,13 +31,16 @@ pub(super) struct ClassifyArgs {
     json: bool,
 
     #[command(flatten)]
+    pull: PullFlag,
+
+    #[command(flatten)]
     runtime: RuntimeArgs,
 }
 
 impl ClassifyArgs {
     /// Tries all files, then fails if any of them failed.
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
-        let loaded = ModelFolder::resolve(&self.model)?.load()?;
+        let loaded = ModelFolder::resolve(&self.pull.locate(&self.model)?)?.load()?;
         let mut classifier = Classifier::new(&loaded, &self.runtime.load()?, self.runtime.backend())?;
         let mut out = stdout().lock();
         let mut code = ExitCode::SUCCESS;

@@ -9,6 +9,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::RuntimeArgs;
+use super::locate::PullFlag;
 use crate::eval::{EvalReport, Samples, evaluate};
 use crate::model::ModelFolder;
 
@@ -32,12 +33,15 @@ pub(super) struct EvalArgs {
     json: bool,
 
     #[command(flatten)]
+    pull: PullFlag,
+
+    #[command(flatten)]
     runtime: RuntimeArgs,
 }
 
 impl EvalArgs {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
-        let loaded = ModelFolder::resolve(&self.model)?.load()?;
+        let loaded = ModelFolder::resolve(&self.pull.locate(&self.model)?)?.load()?;
         let samples = Samples::find(&self.folder, &loaded.labels)?;
         let (runtime, backend) = (self.runtime.load()?, self.runtime.backend());
         let threads = self.threads.unwrap_or_else(|| available_parallelism().map_or(1, std::num::NonZero::get));

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::bail;
 use clap::Args;
 
+use super::locate::PullFlag;
 use super::{build, values};
 use crate::model::ModelFolder;
 use ghostserve_ghostnet::{Form, ModulePacking, Network, Output, PRESETS, Size, Target, preset};
@@ -32,6 +33,9 @@ pub(super) struct InspectArgs {
     /// Channels per block in the last column [default: this processor's].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     block: Option<u16>,
+
+    #[command(flatten)]
+    pull: PullFlag,
 }
 
 impl InspectArgs {
@@ -42,14 +46,14 @@ impl InspectArgs {
             Some(config) => (Network::new(config)?, PRESET_SIZE),
             None if is_file => (Network::new(build::read_config(&self.model)?)?, PRESET_SIZE),
             None => {
-                let loaded = match ModelFolder::resolve(&self.model) {
-                    Ok(folder) => folder.load()?,
-                    Err(error) => bail!("{error}; or a preset: {}", PRESETS.join(", ")),
+                let loaded = match self.pull.locate(&self.model) {
+                    Ok(model) => ModelFolder::resolve(&model)?.load()?,
+                    Err(error) => bail!("{error:#}; or a preset: {}", PRESETS.join(", ")),
                 };
                 let size = loaded.input_size();
                 writeln!(out, "model         {}", loaded.manifest.id)?;
                 writeln!(out, "description   {}", loaded.manifest.description)?;
-                writeln!(out, "digest        {}", loaded.manifest.network.digest)?;
+                writeln!(out, "digest        {}", loaded.digest)?;
                 writeln!(out, "classes       {}", loaded.labels.len())?;
                 let Some(backbone) = &loaded.backbone else {
                     writeln!(out, "architecture  onnx (a foreign graph: no stage table)")?;

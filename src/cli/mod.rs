@@ -8,7 +8,9 @@ mod build;
 mod classify;
 mod eval;
 mod health;
+mod init;
 mod inspect;
+mod locate;
 mod pull;
 mod serve;
 mod values;
@@ -38,6 +40,7 @@ enum Command {
     Inspect(inspect::InspectArgs),
     Build(build::BuildArgs),
     Pull(pull::PullArgs),
+    Init(Box<init::InitArgs>),
     Health(health::HealthArgs),
     Bench(Box<bench::BenchArgs>),
 }
@@ -80,6 +83,7 @@ pub fn main() -> ExitCode {
         Command::Inspect(args) => args.run(),
         Command::Build(args) => args.run(),
         Command::Pull(args) => args.run(),
+        Command::Init(args) => args.run(),
         Command::Health(args) => args.run(),
         Command::Bench(args) => args.run(),
     };

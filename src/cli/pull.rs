@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::io::{Write, stdout};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -11,8 +11,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use ghostserve_ghostnet::PRESETS;
 use ghostserve_hub::{
-    CATALOGUE, DEFAULT_ENDPOINT, FolderOutcome, Hub, HubSettings, Proxies, PullEvent, PullRequest, Reference, Token,
-    TransferLimits,
+    CATALOGUE, DEFAULT_ENDPOINT, FolderOutcome, Hub, HubSettings, Proxies, PullEvent, PullReport, PullRequest,
+    Reference, Token, TransferLimits,
 };
 
 /// Fetch published weights from a model hub and make a model folder of them.
@@ -62,34 +62,16 @@ impl PullArgs {
             reference = reference.at(revision)?;
         }
         let folder = self.output.unwrap_or_else(|| PathBuf::from(reference.model_id()));
-        let hub = Hub::new(HubSettings {
-            endpoint: self.endpoint,
-            token: variable("HF_TOKEN").and_then(|token| Token::new(&token)),
-            proxies: proxies(),
-            cache: self
-                .cache
-                .or_else(super::default_cache)
-                .context("no home folder: say where to keep files with --cache")?,
-            offline: self.offline || variable("HF_HUB_OFFLINE").is_some_and(|value| is_true(&value)),
-            limits: TransferLimits::default(),
-        })?;
-
-        let progress = DownloadProgress::default();
-        let request = PullRequest {
-            reference: &reference,
-            file: self.file.as_deref(),
-            folder: &folder,
+        let options = PullOptions {
+            file: self.file,
             force: self.force,
-            architectures: &PRESETS,
+            offline: self.offline,
+            cache: self.cache,
+            endpoint: self.endpoint,
         };
-        let result = hub.pull(&request, &|event| progress.show(event));
-        progress.clear();
-        let pulled = result?;
+        let pulled = fetch(&reference, &folder, options)?;
 
         let mut out = stdout().lock();
-        for note in &pulled.notes {
-            eprintln!("note: {note}");
-        }
         let network = &pulled.manifest.network;
         let done = match pulled.outcome {
             FolderOutcome::Written => "written",
@@ -100,10 +82,57 @@ impl PullArgs {
         writeln!(out, "from          {}@{}, {}", reference.repository(), pulled.commit, pulled.file)?;
         writeln!(out, "architecture  {}", network.architecture)?;
         writeln!(out, "weights       {} ({} bytes)", network.weights, pulled.size)?;
-        writeln!(out, "digest        {}", network.digest)?;
+        if let Some(digest) = &network.digest {
+            writeln!(out, "digest        {digest}")?;
+        }
         writeln!(out, "\nserve it:     ghostserve serve --model {}", shell_word(&folder.display().to_string()))?;
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// The parameters of a pull that have defaults.
+pub(super) struct PullOptions {
+    file: Option<String>,
+    force: bool,
+    offline: bool,
+    cache: Option<PathBuf>,
+    endpoint: String,
+}
+
+impl PullOptions {
+    /// The settings of the environment, as `ghostserve pull` without flags uses them.
+    pub(super) fn from_environment() -> Self {
+        Self {
+            file: None,
+            force: false,
+            offline: false,
+            cache: variable("GHOSTSERVE_CACHE").map(PathBuf::from),
+            endpoint: variable("HF_ENDPOINT").unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned()),
+        }
+    }
+}
+
+/// Pulls `reference` into `folder` and prints progress and notes on standard error.
+pub(super) fn fetch(reference: &Reference, folder: &Path, options: PullOptions) -> anyhow::Result<PullReport> {
+    let cache = options.cache.or_else(super::default_cache);
+    let hub = Hub::new(HubSettings {
+        endpoint: options.endpoint,
+        token: variable("HF_TOKEN").and_then(|token| Token::new(&token)),
+        proxies: proxies(),
+        cache: cache.context("no home folder: say where to keep files with --cache or GHOSTSERVE_CACHE")?,
+        offline: options.offline || variable("HF_HUB_OFFLINE").is_some_and(|value| is_true(&value)),
+        limits: TransferLimits::default(),
+    })?;
+    let progress = DownloadProgress::default();
+    let request =
+        PullRequest { reference, file: options.file.as_deref(), folder, force: options.force, architectures: &PRESETS };
+    let result = hub.pull(&request, &|event| progress.show(event));
+    progress.clear();
+    let pulled = result?;
+    for note in &pulled.notes {
+        eprintln!("note: {note}");
+    }
+    Ok(pulled)
 }
 
 /// An environment variable, if its value is not blank.
@@ -127,7 +156,7 @@ fn proxies() -> Proxies {
 }
 
 /// A path as it can be typed in a shell.
-fn shell_word(text: &str) -> String {
+pub(super) fn shell_word(text: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || matches!(c, '/' | '.' | '_' | '-');
     if text.chars().all(plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Args;
 
+use super::locate::PullFlag;
 use super::{RuntimeArgs, default_cache};
 use crate::config::Config;
 use crate::memory;
@@ -20,6 +21,9 @@ use crate::telemetry::traces::{OtlpProtocol, TraceConfig, TraceExporter};
 pub(super) struct ServeArgs {
     #[command(flatten)]
     config: Config,
+
+    #[command(flatten, next_help_heading = "Model")]
+    pull: PullFlag,
 
     #[command(flatten, next_help_heading = "Runtime")]
     runtime: RuntimeArgs,
@@ -74,7 +78,7 @@ impl TraceArgs {
 }
 
 impl ServeArgs {
-    pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+    pub(super) fn run(mut self) -> anyhow::Result<ExitCode> {
         memory::tune_allocator();
         memory::raise_file_limit();
         let tokio = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -85,6 +89,7 @@ impl ServeArgs {
         };
         let installed = logging::install(&self.logs.log, self.logs.log_format, traces.as_ref());
         installed.with_context(|| format!("--log `{}`", self.logs.log))?;
+        self.config.model = self.pull.locate(&self.config.model)?;
         let runtime = self.runtime.load()?;
         let result = tokio.block_on(async {
             let server = Server::start(self.into_config(), &runtime).await?;

@@ -10,9 +10,28 @@ pub(super) fn image_size(text: &str) -> Result<[usize; 2], String> {
     Ok([side(height)?, side(width)?])
 }
 
+/// Parses a number for each of R, G and B: `0.485,0.456,0.406`, or one number for all three.
+pub(super) fn three_numbers(text: &str) -> Result<[f32; 3], String> {
+    let numbers: Result<Vec<f32>, _> = text.split(',').map(|number| number.trim().parse::<f32>()).collect();
+    match numbers.as_deref() {
+        Ok([one]) if one.is_finite() => Ok([*one; 3]),
+        Ok(&[r, g, b]) if [r, g, b].iter().all(|number| number.is_finite()) => Ok([r, g, b]),
+        _ => Err(format!("expected three numbers with commas, as 0.485,0.456,0.406, found `{text}`")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_number_stands_for_three() {
+        assert_eq!(three_numbers("0.5"), Ok([0.5; 3]));
+        assert_eq!(three_numbers("0.1, 0.2,0.3"), Ok([0.1, 0.2, 0.3]));
+        for text in ["", "0.1,0.2", "a", "nan", "1,2,3,4"] {
+            assert!(three_numbers(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn images_are_square_unless_two_sides_are_given() {

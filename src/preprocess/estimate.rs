@@ -197,7 +197,7 @@ mod tests {
     use ghostserve_manifest::InputSpec;
 
     fn transform() -> Transform {
-        Transform::new(InputSpec { crop: [224, 224], source: None, resize: 256, mean: [0.5; 3], std: [0.25; 3] })
+        Transform::new(InputSpec::imagenet())
     }
 
     fn png(width: u32, height: u32) -> Source {

@@ -7,14 +7,14 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use ghostserve_manifest::InputSpec;
+use ghostserve_manifest::{CropMode, InputSpec, Resize};
 
 /// The way to fit a photograph into an input of another shape.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Fit {
-    /// The photograph is resized until it covers a little more than the input, and cropped to its centre. This is how
-    /// the network was evaluated.
+    /// The model's own rule, by which it was evaluated: the `crop_mode` of its input. In most models the photograph is
+    /// resized until it covers a little more than the input, and cropped to its centre.
     #[default]
     Crop,
     /// The whole photograph, in its own proportions, with a border of the mean colour around it.
@@ -56,11 +56,58 @@ pub(super) struct Placement {
     pub(super) canvas: (u32, u32),
 }
 
+/// The size of a resized photograph before its centre is cropped, and how it is rounded.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum ResizeRule {
+    /// Covers the target in its own proportions; the longer side is rounded down. torchvision's `Resize(side)`.
+    Cover,
+    /// Covers the target in its own proportions; sides are rounded to the nearest. timm's `ResizeKeepRatio`.
+    CoverRounded,
+    /// Is the target. torchvision's `Resize((height, width))`.
+    Squash,
+    /// Fits into the target in its own proportions; sides are rounded to the nearest. timm's `ResizeKeepRatio` of the
+    /// longest side.
+    Inside,
+}
+
+impl ResizeRule {
+    fn of(spec: &InputSpec) -> Self {
+        match (spec.crop_mode, spec.resize) {
+            (CropMode::Center, Resize::Side(_)) => Self::Cover,
+            (CropMode::Center, Resize::Sides(_)) => Self::CoverRounded,
+            (CropMode::Squash, _) => Self::Squash,
+            (CropMode::Border, _) => Self::Inside,
+        }
+    }
+
+    /// Width and height of the resized photograph.
+    fn resized(self, image: (u32, u32), target: (u32, u32)) -> (u64, u64) {
+        let (w, h) = (u64::from(image.0), u64::from(image.1));
+        let (target_w, target_h) = (u64::from(target.0), u64::from(target.1));
+        // In timm's order of operations, so that halves round alike.
+        let ratios = (f64::from(image.0) / f64::from(target.0), f64::from(image.1) / f64::from(target.1));
+        let rounded = |ratio: f64| {
+            let side = |side: u32| ((f64::from(side) / ratio).round_ties_even() as u64).max(1);
+            (side(image.0), side(image.1))
+        };
+        match self {
+            // As in torchvision, the other side is truncated and not rounded.
+            Self::Cover if w * target_h <= h * target_w => (target_w, target_w * h / w),
+            Self::Cover => (target_h * w / h, target_h),
+            Self::CoverRounded => rounded(ratios.0.min(ratios.1)),
+            Self::Squash => (target_w, target_h),
+            Self::Inside => rounded(ratios.0.max(ratios.1)),
+        }
+    }
+}
+
 /// A resize whose box depends on the photograph.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct ResizeStep {
     fit: Fit,
-    /// Size that the resized photograph covers before the crop: width, height.
+    /// The rule of [`Fit::Crop`].
+    rule: ResizeRule,
+    /// Size that the rule resizes to before the crop: width, height.
     cover: (u32, u32),
     canvas: (u32, u32),
 }
@@ -78,11 +125,14 @@ impl ResizeSteps {
     pub(super) fn of_model(spec: &InputSpec) -> Self {
         let square = |side: usize| (side as u32, side as u32);
         let [height, width] = spec.crop.map(|side| side as u32);
-        let own = ResizeStep { fit: Fit::Crop, cover: square(spec.resize), canvas: (width, height) };
+        let [cover_height, cover_width] = spec.resize.sides().map(|side| side as u32);
+        let (cover, canvas) = ((cover_width, cover_height), (width, height));
+        let own = ResizeStep { fit: Fit::Crop, rule: ResizeRule::of(spec), cover, canvas };
         match spec.source {
             None => Self { first: own, second: None },
             Some(source) => {
-                let small = ResizeStep { fit: Fit::Crop, cover: square(source), canvas: square(source) };
+                let (cover, canvas) = (square(source), square(source));
+                let small = ResizeStep { fit: Fit::Crop, rule: ResizeRule::Cover, cover, canvas };
                 Self { first: small, second: Some(own) }
             }
         }
@@ -91,10 +141,13 @@ impl ResizeSteps {
     /// The steps for another size (height, width) or fit than the model's own. A crop removes the same fraction at
     /// the edges as the model's own crop.
     pub(super) fn of_view(spec: &InputSpec, [height, width]: [usize; 2], fit: Fit) -> Self {
-        let longer = spec.crop[0].max(spec.crop[1]).max(1);
-        let cover = |side: usize| (side * spec.resize / longer) as u32;
-        let (cover, canvas) = ((cover(width), cover(height)), (width as u32, height as u32));
-        Self { first: ResizeStep { fit, cover, canvas }, second: None }
+        let rule = ResizeRule::of(spec);
+        let longer = spec.crop[0].max(spec.crop[1]);
+        let of = if rule == ResizeRule::Cover { [longer; 2] } else { spec.crop };
+        let resize = spec.resize.sides();
+        let cover = |axis: usize, side: usize| ((side * resize[axis] / of[axis].max(1)) as u32).max(1);
+        let (cover, canvas) = ((cover(1, width), cover(0, height)), (width as u32, height as u32));
+        Self { first: ResizeStep { fit, rule, cover, canvas }, second: None }
     }
 
     /// Size of the input: height, width.
@@ -127,7 +180,10 @@ impl ResizeSteps {
         let [height, width] = self.size();
         let sides = [f64::from(image.0), f64::from(image.1)];
         let canvas = [width as f64, height as f64];
-        let to_photograph = |axis: usize, input: f64| ((input - offset[axis]) / scale[axis]).clamp(0.0, sides[axis]);
+        let to_photograph = |axis: usize, input: f64| {
+            let (start, length) = (first.visible[axis], first.visible[axis + 2]);
+            ((input - offset[axis]) / scale[axis]).max(start).min(start + length).clamp(0.0, sides[axis])
+        };
         let (right, bottom) = (last.position.0 + last.out.0, last.position.1 + last.out.1);
         Geometry {
             fit: self.first.fit,
@@ -157,13 +213,13 @@ impl Placement {
 
 impl ResizeStep {
     fn place(self, image: (u32, u32)) -> Placement {
-        let Self { fit, cover, canvas } = self;
+        let Self { fit, rule, cover, canvas } = self;
         // No decoder returns an image without pixels. If one did, the image would be placed as a line or a point;
         // dividing by its side would panic.
         let image = (image.0.max(1), image.1.max(1));
         let whole = [0.0, 0.0, f64::from(image.0), f64::from(image.1)];
         match fit {
-            Fit::Crop => Placement { visible: crop_box(image, cover, canvas), out: canvas, position: (0, 0), canvas },
+            Fit::Crop => centre(image, rule.resized(image, cover), canvas),
             Fit::Stretch => Placement { visible: whole, out: canvas, position: (0, 0), canvas },
             Fit::Letterbox => {
                 let [across, down] = [f64::from(canvas.0) / whole[2], f64::from(canvas.1) / whole[3]];
@@ -177,23 +233,23 @@ impl ResizeStep {
     }
 }
 
-/// Returns the box of the source that is visible after a resize that covers `cover` and a centre crop: left, top,
-/// width, height. If `cover` is a square, this is torchvision's resize of the shorter side.
-fn crop_box(image: (u32, u32), cover: (u32, u32), crop: (u32, u32)) -> [f64; 4] {
-    let (w, h) = (u64::from(image.0), u64::from(image.1));
-    let (cover_w, cover_h) = (u64::from(cover.0), u64::from(cover.1));
-    // As in torchvision, the other side is truncated and not rounded.
-    let (new_w, new_h) =
-        if w * cover_h <= h * cover_w { (cover_w, cover_w * h / w) } else { (cover_h * w / h, cover_h) };
-    let side = |old: u64, new: u64, crop: u32| {
-        let scale = old as f64 / new as f64;
-        // As Python's `round`, halves go to the even number.
-        let offset = ((new - u64::from(crop)) as f64 / 2.0).round_ties_even();
-        (offset * scale, f64::from(crop) * scale)
+/// Places the centre of a photograph that is resized to `resized` on a canvas. Where it is smaller than the canvas,
+/// all of it is visible. All three sizes are width and height.
+fn centre(image: (u32, u32), resized: (u64, u64), canvas: (u32, u32)) -> Placement {
+    // Start and length in the photograph, length and position on the canvas.
+    let axis = |old: u32, new: u64, canvas: u32| match new.checked_sub(u64::from(canvas)) {
+        Some(surplus) => {
+            let scale = f64::from(old) / new as f64;
+            // As Python's `round`, halves go to the even number.
+            let offset = (surplus as f64 / 2.0).round_ties_even();
+            (offset * scale, f64::from(canvas) * scale, canvas, 0)
+        }
+        // An odd pixel of the border goes to the right and to the bottom.
+        None => (0.0, f64::from(old), new as u32, (canvas - new as u32) / 2),
     };
-    let (left, box_w) = side(w, new_w, crop.0);
-    let (top, box_h) = side(h, new_h, crop.1);
-    [left, top, box_w, box_h]
+    let (left, width, out_width, x) = axis(image.0, resized.0, canvas.0);
+    let (top, height, out_height, y) = axis(image.1, resized.1, canvas.1);
+    Placement { visible: [left, top, width, height], out: (out_width, out_height), position: (x, y), canvas }
 }
 
 #[cfg(test)]
@@ -209,7 +265,7 @@ mod tests {
     use crate::preprocess::{Crop, Pixels, Scale, Transform};
 
     fn spec(source: Option<usize>) -> InputSpec {
-        InputSpec { crop: [224, 224], source, resize: 256, mean: [0.5; 3], std: [0.25; 3] }
+        InputSpec { source, ..InputSpec::imagenet() }
     }
 
     /// Returns left, top, right and bottom of a green box on black, where it is half as bright.

@@ -21,7 +21,7 @@ use super::decode::displayed;
 use super::geometry::{Geometry, Placement, ResizeSteps};
 use super::{Fit, Pixels, Scale};
 use crate::row::Row;
-use ghostserve_manifest::InputSpec;
+use ghostserve_manifest::{InputSpec, Interpolation};
 
 /// Minimum number of pixels of a reduced image per pixel of the resized one, along each axis.
 ///
@@ -107,17 +107,18 @@ impl Transform {
     #[must_use]
     pub fn crop(&self, pixels: &Pixels) -> RgbImage {
         let size = displayed(pixels.orientation, pixels.stored.0, pixels.stored.1);
-        let first = draw(pixels, self.steps.first(size), self.border());
+        let (border, filter) = (self.border(), self.spec.interpolation);
+        let first = draw(pixels, self.steps.first(size), border, filter);
         let Some(second) = self.steps.second() else { return first };
         let stored = first.dimensions();
         let upright = Pixels { rgb: first, stored, scale: Scale::Full, orientation: Orientation::NoTransforms };
-        draw(&upright, second, self.border())
+        draw(&upright, second, border, filter)
     }
 
     /// Colour of the border around a photograph that does not fill the input: the mean colour, which normalises to
     /// nearly zero.
     fn border(&self) -> Rgb<u8> {
-        Rgb(self.spec.mean.map(|mean| (mean * 255.0).round() as u8))
+        Rgb(self.spec.mean.map(|mean| (mean * 255.0).round_ties_even() as u8))
     }
 
     /// Writes the network's input for a crop: planar R, G, B, normalised. `row` has [`Transform::row_len`] elements.
@@ -219,9 +220,14 @@ impl AxisSpan {
     }
 
     /// Returns the whole pixels that this span's filter reaches, and the span counted from the first of them.
-    fn reach(self) -> (Self, Self) {
-        // The cubic filter reaches two pixels of the coarser of the two images, and one more because of rounding.
-        let support = 2.0 * (self.length / f64::from(self.out)).max(1.0) + 1.0;
+    fn reach(self, filter: Interpolation) -> (Self, Self) {
+        let radius = match filter {
+            Interpolation::Bilinear => 1.0,
+            Interpolation::Bicubic => 2.0,
+            Interpolation::Lanczos => 3.0,
+        };
+        // The radius counts pixels of the coarser of the two images. One more is because of rounding.
+        let support = radius * (self.length / f64::from(self.out)).max(1.0) + 1.0;
         let first = (self.start - support).floor().max(0.0);
         let last = (self.start + self.length + support).ceil().min(f64::from(self.source));
         let count = (last - first) as u32;
@@ -231,8 +237,8 @@ impl AxisSpan {
 }
 
 /// Draws the network's input: the visible part of a photograph, resized, on a canvas.
-fn draw(pixels: &Pixels, to: Placement, border: Rgb<u8>) -> RgbImage {
-    let resized = resize_box(pixels, to.visible, to.out);
+fn draw(pixels: &Pixels, to: Placement, border: Rgb<u8>, filter: Interpolation) -> RgbImage {
+    let resized = resize_box(pixels, to.visible, to.out, filter);
     if to.out == to.canvas {
         return resized;
     }
@@ -242,7 +248,7 @@ fn draw(pixels: &Pixels, to: Placement, border: Rgb<u8>) -> RgbImage {
 }
 
 /// Resizes a box of the displayed image to `width`×`height` pixels, upright.
-fn resize_box(pixels: &Pixels, visible: [f64; 4], (width, height): (u32, u32)) -> RgbImage {
+fn resize_box(pixels: &Pixels, visible: [f64; 4], (width, height): (u32, u32), filter: Interpolation) -> RgbImage {
     let Pixels { rgb, stored, scale, orientation } = pixels;
     let size = displayed(*orientation, stored.0, stored.1);
     // The box is computed for the whole image, with its rules of rounding. In a reduced image it is scaled exactly.
@@ -255,13 +261,13 @@ fn resize_box(pixels: &Pixels, visible: [f64; 4], (width, height): (u32, u32)) -
     // cubic's overshoot, so the order is visible at hard edges. In an image that lies on its side, displayed rows are
     // stored columns.
     let crop = if displayed(*orientation, 1, 2) == (1, 2) {
-        let (rows, down) = down.reach();
-        let narrow = resize(rgb, across, rows);
-        resize(&narrow, AxisSpan::new(0.0, f64::from(out_w), out_w, out_w), down)
+        let (rows, down) = down.reach(filter);
+        let narrow = resize(rgb, across, rows, filter);
+        resize(&narrow, AxisSpan::new(0.0, f64::from(out_w), out_w, out_w), down, filter)
     } else {
-        let (columns, across) = across.reach();
-        let flat = resize(rgb, columns, down);
-        resize(&flat, across, AxisSpan::new(0.0, f64::from(out_h), out_h, out_h))
+        let (columns, across) = across.reach(filter);
+        let flat = resize(rgb, columns, down, filter);
+        resize(&flat, across, AxisSpan::new(0.0, f64::from(out_h), out_h, out_h), filter)
     };
     if *orientation == Orientation::NoTransforms {
         return crop;
@@ -272,10 +278,15 @@ fn resize_box(pixels: &Pixels, visible: [f64; 4], (width, height): (u32, u32)) -
 }
 
 /// Resizes a box of an image. An axis whose span is whole pixels, one to one, is copied.
-fn resize(image: &RgbImage, across: AxisSpan, down: AxisSpan) -> RgbImage {
-    // CatmullRom is the cubic with a = −1/2, which is Pillow's BICUBIC. As a convolution it widens with the scale,
-    // which prevents aliasing.
-    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom)).crop(
+fn resize(image: &RgbImage, across: AxisSpan, down: AxisSpan, filter: Interpolation) -> RgbImage {
+    let filter = match filter {
+        Interpolation::Bilinear => FilterType::Bilinear,
+        // The cubic with a = −1/2, which is Pillow's BICUBIC.
+        Interpolation::Bicubic => FilterType::CatmullRom,
+        Interpolation::Lanczos => FilterType::Lanczos3,
+    };
+    // As a convolution, a filter widens with the scale, which prevents aliasing.
+    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(filter)).crop(
         across.start,
         down.start,
         across.length,

@@ -287,7 +287,7 @@ mod tests {
 
     #[test]
     fn calibration_images_are_smooth_have_edges_and_differ() {
-        let input = InputSpec { crop: [48, 64], source: None, resize: 64, mean: [0.5; 3], std: [0.25; 3] };
+        let input = InputSpec { crop: [48, 64], mean: [0.5; 3], std: [0.25; 3], ..InputSpec::imagenet() };
         let all: Vec<_> = (0..MIN_INPUTS).map(|index| calibration_image(index, &input)).collect();
         let (mut smooth, mut edges) = (0, 0);
         for (index, image) in all.iter().enumerate() {

@@ -14,7 +14,7 @@ use crate::preprocess::Transform;
 use crate::runtime::{PreparedGraph, Runs, Runtime, Session, SessionSpec, Sessions, VariantLimits, Variants};
 use crate::service::{Features, ImageTask, ModelPlan, RequestStatistics, ServedModel};
 use crate::telemetry::Metrics;
-use ghostserve_manifest::Manifest;
+use ghostserve_manifest::{Digest, Manifest};
 
 /// Threads that run workers.
 type WorkerThreads = Vec<thread::JoinHandle<()>>;
@@ -42,9 +42,9 @@ pub(super) fn start_model(
     let options = config.execution.plan_options();
     let spec = session_spec(&loaded, config, &options);
     let graph = runtime.prepare_for(&loaded, spec)?;
-    let LoadedModel { manifest, labels, backbone, .. } = loaded;
-    let digest = manifest.network.digest.as_str();
-    let execution = plan::choose(PlannedModel { runtime, graph: &graph, spec, digest }, &options)?;
+    let LoadedModel { manifest, digest, labels, backbone, .. } = loaded;
+    let planned = PlannedModel { runtime, graph: &graph, spec, digest: digest.as_str() };
+    let execution = plan::choose(planned, &options)?;
 
     let spec = SessionSpec { max_batch: execution.max_batch, threads: execution.threads_per_worker, ..spec };
     let queue = Queue::new(admission_limits(config), Arc::clone(cores), metrics.for_model(&manifest.id));
@@ -69,11 +69,12 @@ pub(super) fn start_model(
     };
     let (workers, threads) = spawn_workers(&setup, execution.workers)?;
     let plan = model_plan(config, &setup, execution, cores.total());
-    publish_plan(metrics, &manifest, &plan);
+    publish_plan(metrics, &manifest, &digest, &plan);
     let transform = Transform::new(manifest.input);
     let transform = Arc::new(if config.request.exact_decode { transform.exact() } else { transform });
     let served = ServedModel {
         manifest,
+        digest,
         labels,
         cost,
         plan,
@@ -182,10 +183,9 @@ fn model_plan(config: &Config, setup: &WorkerSetup, execution: ExecutionPlan, co
 }
 
 /// Reports the model and its plan in the metrics and the log.
-fn publish_plan(metrics: &Metrics, manifest: &Manifest, plan: &ModelPlan) {
+fn publish_plan(metrics: &Metrics, manifest: &Manifest, digest: &Digest, plan: &ModelPlan) {
     let architecture = manifest.network.architecture.to_string();
-    let digest = manifest.network.digest.as_str();
-    metrics.model_info.with_label_values(&[&manifest.id[..], digest, &architecture]).set(1);
+    metrics.model_info.with_label_values(&[&manifest.id[..], digest.as_str(), &architecture]).set(1);
     metrics
         .plan_info
         .with_label_values(&[

@@ -10,10 +10,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
-use sha2::{Digest, Sha256};
+use sha2::{Digest as _, Sha256};
 
 use crate::preprocess::ImageInfo;
-use ghostserve_manifest::Manifest;
+use ghostserve_manifest::{Digest, InputSpec};
 
 /// The scores of an image.
 #[derive(Clone, Debug, PartialEq)]
@@ -75,11 +75,11 @@ impl ScoreCache {
         Self { entries: Cache::with_weighter(entries, bytes, ScoredWeight) }
     }
 
-    /// The key of a file.
-    pub(super) fn key(manifest: &Manifest, file: &[u8]) -> CacheKey {
+    /// The key of a file, for the model with these weights and this input.
+    pub(super) fn key(weights: &Digest, input: &InputSpec, file: &[u8]) -> CacheKey {
         let mut hash = Sha256::new();
         // The prefix states its length, so that no prefix and file can be taken for another pair.
-        let prefix = format!("{} {:?}\n", manifest.network.digest.as_str(), manifest.input);
+        let prefix = format!("{weights} {input:?}\n");
         hash.update((prefix.len() as u64).to_le_bytes());
         hash.update(prefix.as_bytes());
         hash.update(file);

@@ -138,7 +138,7 @@ impl Service {
         // Only files are remembered: a client that sends tensors is not expected to send the same one again.
         let key = match (&self.cache, &source) {
             (Some(cache), Source::File(file)) => {
-                let key = ScoreCache::key(&model.manifest, file);
+                let key = ScoreCache::key(&model.digest, &model.manifest.input, file);
                 if let Some(scored) = cache.get(&key) {
                     self.count_lookup(model, CacheOutcome::Hit);
                     return ImageLookup::Cached(scored);

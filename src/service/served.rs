@@ -12,13 +12,15 @@ use crate::plan::{PlanMeasurement, PlanOrigin};
 use crate::preprocess::Transform;
 use crate::runtime::{Agreement, GraphForm, Precision, Provider, Runs, Variants};
 use ghostserve_ghostnet::{Cost, Network};
-use ghostserve_manifest::{Label, Manifest};
+use ghostserve_manifest::{Digest, Label, Manifest};
 
 /// A model that is being served.
 #[derive(Debug)]
 pub struct ServedModel {
     /// The manifest of its folder.
     pub manifest: Manifest,
+    /// SHA-256 of its weights file.
+    pub digest: Digest,
     /// The classes, in the order of the outputs.
     pub labels: Vec<Label>,
     /// Parameters and operations per image, where the architecture is known.

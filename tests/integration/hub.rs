@@ -38,7 +38,7 @@ fn a_folder_is_written_once_and_verified() {
     let text = std::fs::read_to_string(user.folder().join(MANIFEST_FILE)).unwrap();
     let manifest = Manifest::parse(&text).unwrap();
     assert_eq!(manifest, pulled.manifest);
-    assert_eq!((manifest.network.digest, manifest.input.resize), (Digest::of(&expected), 256));
+    assert_eq!((manifest.network.digest, manifest.input.resize), (Some(Digest::of(&expected)), 256.into()));
     for words in ["me/net-in1k", COMMIT, "model.safetensors", "apache-2.0"] {
         assert!(text.lines().any(|line| line.starts_with('#') && line.contains(words)), "{words}: {text}");
     }

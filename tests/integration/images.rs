@@ -73,5 +73,5 @@ pub(crate) fn png_profile_bomb() -> Vec<u8> {
 
 /// The input of a model: a square crop with ImageNet's mean and standard deviation.
 pub(crate) fn input_spec(source: Option<usize>, resize: usize, crop: usize) -> InputSpec {
-    InputSpec { crop: [crop; 2], source, resize, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225] }
+    InputSpec { crop: [crop; 2], source, resize: resize.into(), ..InputSpec::imagenet() }
 }

@@ -38,6 +38,7 @@ mod config;
 mod dfc;
 mod file;
 pub mod graph;
+mod identify;
 mod layers;
 mod lowering;
 mod mobile;
@@ -51,6 +52,7 @@ pub use config::{
     BlockKind, BottleneckConfig, Config, ConfigError, DfcConfig, Enhance, Gate, GateAt, Pool, Upsample, make_divisible,
 };
 pub use dfc::Dfc;
+pub use identify::{Difference, Identification, classes_of, identify};
 pub use layers::{Activation, Cost, Size};
 pub use lowering::ModulePacking;
 pub use mobile::InvertedResidual;

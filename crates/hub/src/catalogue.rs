@@ -19,6 +19,37 @@ pub const IMAGENET_LABELS: &str = include_str!("../../../models/imagenet-1k/labe
 /// Number of lines of [`IMAGENET_LABELS`].
 pub(super) const IMAGENET_CLASSES: usize = 1000;
 
+/// The catalogue's name that is most like `text`, for messages about names that do not exist; `None` if none is like it.
+///
+/// A name without its tag, such as `ghostnetv2_100`, counts as the name.
+#[must_use]
+pub fn nearest_name(text: &str) -> Option<&'static str> {
+    let text = text.strip_prefix("timm/").unwrap_or(text).to_lowercase();
+    let distance = |name: &str| {
+        let short = name.split('.').next().unwrap_or(name);
+        edit_distance(&text, name).min(edit_distance(&text, short))
+    };
+    let nearest = CATALOGUE.into_iter().map(|name| (distance(name), name)).min()?;
+    // More than a quarter of the letters wrong is another name.
+    (nearest.0 * 4 <= text.len()).then_some(nearest.1)
+}
+
+/// Number of letters to insert, delete or replace to turn `a` into `b`.
+fn edit_distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, from) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, to) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(from != *to);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -37,5 +68,21 @@ mod tests {
         assert!(ids.len() == IMAGENET_CLASSES && ids.is_sorted());
         assert_eq!((&labels[0].name[..], &labels[999].name[..]), ("tench", "toilet tissue"));
         assert_eq!(labels[134].name, "crane (bird)");
+    }
+
+    #[test]
+    fn misspelt_names_have_a_nearest_one_and_others_have_none() {
+        for (text, name) in [
+            ("ghostnetv2_100", "ghostnetv2_100.in1k"),
+            ("ghostnetv2_160.in1", "ghostnetv2_160.in1k"),
+            ("timm/GhostNetV3_100.in1k", "ghostnetv3_100.in1k"),
+            ("ghostnet-v2_130", "ghostnetv2_130.in1k"),
+            ("mobilenetv2_100", "mobilenetv2_100.ra_in1k"),
+        ] {
+            assert_eq!(nearest_name(text), Some(name), "{text}");
+        }
+        for text in ["", "x", "resnet50", "models/mine", "yolov8n.onnx"] {
+            assert_eq!(nearest_name(text), None, "{text}");
+        }
     }
 }

@@ -50,7 +50,8 @@ impl FolderContent<'_> {
             Some(format!("its {MANIFEST_FILE}"))
         } else if !same_text(&manifest.labels_file, self.labels) {
             Some(format!("its {}", manifest.labels_file))
-        } else if fs::read(folder.join(weights)).is_ok_and(|bytes| Digest::of(&bytes) == manifest.network.digest) {
+        } else if fs::read(folder.join(weights)).is_ok_and(|bytes| Some(Digest::of(&bytes)) == manifest.network.digest)
+        {
             None
         } else {
             Some(format!("its {weights}"))

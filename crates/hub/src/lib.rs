@@ -26,7 +26,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use catalogue::{CATALOGUE, IMAGENET_LABELS};
+pub use catalogue::{CATALOGUE, IMAGENET_LABELS, nearest_name};
 pub use error::HubError;
 pub use folder::FolderOutcome;
 pub use proxy::Proxies;
@@ -225,7 +225,7 @@ impl Hub {
             network: NetworkSpec {
                 architecture: ghostserve_manifest::Architecture::Preset(config.architecture),
                 weights: weights_file,
-                digest: blob.digest,
+                digest: Some(blob.digest),
                 output: OutputKind::Logits,
             },
             input: config.input,

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::catalogue::{CATALOGUE_OWNER, IMAGENET_CLASSES, IMAGENET_LABELS};
 use super::{HubError, Reference};
-use ghostserve_manifest::InputSpec;
+use ghostserve_manifest::{CropMode, InputSpec, Interpolation, Resize};
 
 // timm's defaults for settings that a configuration does not have.
 const DEFAULT_CROP: f64 = 0.875;
@@ -158,7 +158,9 @@ fn input_spec(pretrained: &Pretrained) -> Result<InputSpec, String> {
         source: None,
         // In f64 and rounded down, as in timm. The cast saturates; the manifest's check refuses values that are too
         // large.
-        resize: (height as f64 / crop).floor() as usize,
+        resize: Resize::Side((height as f64 / crop).floor() as usize),
+        crop_mode: CropMode::Center,
+        interpolation: Interpolation::Bicubic,
         mean: pretrained.mean.unwrap_or(DEFAULT_MEAN),
         std: pretrained.std.unwrap_or(DEFAULT_STD),
     })
@@ -219,13 +221,20 @@ mod tests {
     #[test]
     fn the_transform_equals_timms() {
         let parsed = parse(sample_config()).unwrap();
-        assert_eq!((parsed.input.crop, parsed.input.resize), ([224, 224], 235), "224 / 0.95 = 235.8, rounded down");
+        assert_eq!(
+            (parsed.input.crop, parsed.input.resize),
+            ([224, 224], Resize::Side(235)),
+            "224 / 0.95 = 235.8, rounded down"
+        );
         assert_eq!((parsed.input.mean, parsed.labels.as_str()), ([0.5; 3], "class 0\nclass 1\n"));
         assert_eq!(parsed.notes.len(), 1);
 
         let flat = json!({"architecture": "ghostnetv2_100", "num_classes": 1, "crop_pct": 1.0, "labels": ["a"]});
         let parsed = parse(flat).unwrap();
-        assert_eq!((parsed.input.resize, parsed.input.mean, &parsed.labels[..]), (224, DEFAULT_MEAN, "a\n"));
+        assert_eq!(
+            (parsed.input.resize, parsed.input.mean, &parsed.labels[..]),
+            (Resize::Side(224), DEFAULT_MEAN, "a\n")
+        );
     }
 
     #[test]

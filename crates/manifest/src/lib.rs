@@ -39,8 +39,8 @@ pub struct NetworkSpec {
     pub architecture: Architecture,
     /// Name of the file in the model folder.
     pub weights: String,
-    /// SHA-256 of that file.
-    pub digest: Digest,
+    /// SHA-256 of that file. Without it, any file of that name is loaded, with a warning.
+    pub digest: Option<Digest>,
     /// The kind of values in the network's output rows.
     pub output: OutputKind,
 }
@@ -75,22 +75,128 @@ pub enum OutputKind {
     Probabilities,
 }
 
+/// The filter of a resize. Each is antialiased, as in Pillow: it widens with the reduction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Interpolation {
+    /// The cubic with a = −1/2.
+    #[default]
+    Bicubic,
+    /// The triangle.
+    Bilinear,
+    /// The sinc with three lobes.
+    Lanczos,
+}
+
+impl fmt::Display for Interpolation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Bicubic => "bicubic",
+            Self::Bilinear => "bilinear",
+            Self::Lanczos => "lanczos",
+        })
+    }
+}
+
+/// The way from a photograph of any proportions to the crop, under timm's names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum CropMode {
+    /// The photograph keeps its proportions and covers `resize`. The crop is its centre.
+    #[default]
+    Center,
+    /// The photograph takes the proportions of `resize`. The crop is its centre.
+    Squash,
+    /// The photograph keeps its proportions and fits into `resize`. The crop is its centre, with a border of the mean
+    /// colour where the photograph does not reach.
+    Border,
+}
+
+impl fmt::Display for CropMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Center => "center",
+            Self::Squash => "squash",
+            Self::Border => "border",
+        })
+    }
+}
+
+/// The size to which a photograph is resized before the crop, in pixels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Resize {
+    /// A square. With [`CropMode::Center`] this is torchvision's `Resize(side)`: the shorter side gets this length,
+    /// and the longer one is rounded down.
+    Side(usize),
+    /// Height and width. With [`CropMode::Center`] this is timm's rule for an input that is not a square: the
+    /// photograph covers both sides, and its own are rounded to the nearest.
+    Sides([usize; 2]),
+}
+
+impl Resize {
+    /// Height and width.
+    #[must_use]
+    pub fn sides(self) -> [usize; 2] {
+        match self {
+            Self::Side(side) => [side; 2],
+            Self::Sides(sides) => sides,
+        }
+    }
+}
+
+impl From<usize> for Resize {
+    fn from(side: usize) -> Self {
+        Self::Side(side)
+    }
+}
+
+impl fmt::Display for Resize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Side(side) => write!(f, "{side}"),
+            Self::Sides(sides) => write!(f, "{sides:?}"),
+        }
+    }
+}
+
 /// The transform from a decoded photograph to the network's input. All sizes are in pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct InputSpec {
     /// Height and width of the network's input: the centre crop.
     #[serde(rename = "size")]
     pub crop: [usize; 2],
+    /// The way from a photograph of any proportions to the crop.
+    pub crop_mode: CropMode,
+    /// The filter of every resize.
+    pub interpolation: Interpolation,
     /// If set, the photograph is first reduced to this shorter side and centre-cropped to a square of it, as for the
     /// training of a network on small images.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<usize>,
-    /// The shorter side is resized to this (bicubic, antialiased) before the crop.
-    pub resize: usize,
+    /// The size before the crop: of the shorter side, or height and width.
+    pub resize: Resize,
     /// Mean of R, G and B that is subtracted, on a scale of 0 to 1.
     pub mean: [f32; 3],
     /// Standard deviation of R, G and B by which the result is divided.
     pub std: [f32; 3],
+}
+
+impl InputSpec {
+    /// The input of most networks trained on ImageNet: 224×224 pixels from the centre of a photograph whose shorter
+    /// side is 256, with ImageNet's mean and standard deviation.
+    #[must_use]
+    pub fn imagenet() -> Self {
+        Self {
+            crop: [224, 224],
+            crop_mode: CropMode::default(),
+            interpolation: Interpolation::default(),
+            source: None,
+            resize: Resize::Side(256),
+            mean: [0.485, 0.456, 0.406],
+            std: [0.229, 0.224, 0.225],
+        }
+    }
 }
 
 /// A SHA-256 digest, written as `sha256:` and 64 lower-case hexadecimal digits.
@@ -182,7 +288,7 @@ struct RawManifest {
 struct RawNetwork {
     architecture: String,
     weights: String,
-    digest: String,
+    digest: Option<String>,
     #[serde(default)]
     output: OutputKind,
 }
@@ -192,7 +298,11 @@ struct RawNetwork {
 struct RawInput {
     size: [usize; 2],
     source: Option<usize>,
-    resize: usize,
+    resize: Resize,
+    #[serde(default)]
+    crop_mode: CropMode,
+    #[serde(default)]
+    interpolation: Interpolation,
     mean: [f32; 3],
     std: [f32; 3],
 }
@@ -234,32 +344,12 @@ impl Manifest {
                 format!("`{architecture}`"),
             );
         }
-        let Some(digest) = Digest::parse(&raw.network.digest) else {
-            let found = format!("`{}`", raw.network.digest);
+        let digest = raw.network.digest.as_deref().map(Digest::parse);
+        if digest == Some(None) {
+            let found = format!("`{}`", raw.network.digest.unwrap_or_default());
             return wrong("network.digest", "`sha256:` and 64 lower-case hexadecimal digits", found);
-        };
-        let input = &raw.input;
-        for (field, side) in [
-            ("input.size", input.size[0]),
-            ("input.size", input.size[1]),
-            ("input.resize", input.resize),
-            ("input.source", input.source.unwrap_or(1)),
-        ] {
-            if !(1..=MAX_SIDE).contains(&side) {
-                return wrong(field, "1 to 4096 pixels", side.to_string());
-            }
         }
-        if input.resize < input.size[0].max(input.size[1]) {
-            return wrong("input.resize", "at least the longer side of `input.size`", input.resize.to_string());
-        }
-        if let Some(mean) = input.mean.iter().find(|m| !m.is_finite()) {
-            return wrong("input.mean", "finite numbers", mean.to_string());
-        }
-        if let Some(std) = input.std.iter().find(|s| !(s.is_finite() && **s > 0.0)) {
-            return wrong("input.std", "positive numbers", std.to_string());
-        }
-
-        let RawInput { size, source, resize, mean, std } = raw.input;
+        let input = check_input(raw.input)?;
         Ok(Self {
             id: raw.id,
             description: raw.description,
@@ -269,10 +359,10 @@ impl Manifest {
                     _ => Architecture::Preset(raw.network.architecture),
                 },
                 weights: raw.network.weights,
-                digest,
+                digest: digest.flatten(),
                 output: raw.network.output,
             },
-            input: InputSpec { crop: size, source, resize, mean, std },
+            input,
             labels_file: raw.labels.file,
         })
     }
@@ -289,24 +379,57 @@ impl Manifest {
             OutputKind::Logits => "logits",
             OutputKind::Probabilities => "probabilities",
         };
+        let digest = network.digest.as_ref().map(|digest| format!("digest = \"{digest}\"\n")).unwrap_or_default();
         let source = input.source.map(|side| format!("source = {side}\n")).unwrap_or_default();
         format!(
-            "{}id = {}\ndescription = {}\n\n[network]\narchitecture = {}\nweights = {}\ndigest = \"{}\"\noutput = \
-             \"{output}\"\n\n[input]\nsize = {:?}\n{source}resize = {}\nmean = {:?}\nstd = {:?}\n\n[labels]\n\
-             file = {}\n",
+            "{}id = {}\ndescription = {}\n\n[network]\narchitecture = {}\nweights = {}\n{digest}output = \
+             \"{output}\"\n\n[input]\nsize = {:?}\n{source}resize = {}\ncrop_mode = \"{}\"\ninterpolation = \
+             \"{}\"\nmean = {:?}\nstd = {:?}\n\n[labels]\nfile = {}\n",
             lines.collect::<String>(),
             quoted(&self.id),
             quoted(&self.description),
             quoted(&network.architecture.to_string()),
             quoted(&network.weights),
-            network.digest,
             input.crop,
             input.resize,
+            input.crop_mode,
+            input.interpolation,
             input.mean,
             input.std,
             quoted(&self.labels_file),
         )
     }
+}
+
+/// Checks the values of `[input]`.
+fn check_input(raw: RawInput) -> Result<InputSpec, ManifestError> {
+    let wrong = |field, expected, found: String| Err(ManifestError::Value { field, expected, found });
+    let RawInput { size, source, resize, crop_mode, interpolation, mean, std } = raw;
+    let [height, width] = resize.sides();
+    for (field, side) in [
+        ("input.size", size[0]),
+        ("input.size", size[1]),
+        ("input.resize", height),
+        ("input.resize", width),
+        ("input.source", source.unwrap_or(1)),
+    ] {
+        if !(1..=MAX_SIDE).contains(&side) {
+            return wrong(field, "1 to 4096 pixels", side.to_string());
+        }
+    }
+    if crop_mode != CropMode::Border && (height < size[0] || width < size[1]) {
+        return match resize {
+            Resize::Side(side) => wrong("input.resize", "at least the longer side of `input.size`", side.to_string()),
+            Resize::Sides(sides) => wrong("input.resize", "at least the sides of `input.size`", format!("{sides:?}")),
+        };
+    }
+    if let Some(mean) = mean.iter().find(|m| !m.is_finite()) {
+        return wrong("input.mean", "finite numbers", mean.to_string());
+    }
+    if let Some(std) = std.iter().find(|s| !(s.is_finite() && **s > 0.0)) {
+        return wrong("input.std", "positive numbers", std.to_string());
+    }
+    Ok(InputSpec { crop: size, crop_mode, interpolation, source, resize, mean, std })
 }
 
 /// Parses a labels file: one class per line, in class order, as `label` or `wnid<TAB>label`.

@@ -36,8 +36,7 @@ pub(super) fn model_name(text: &str) -> Option<&str> {
 }
 
 pub(super) fn model_reference(model: &ServedModel) -> v1::ModelReference {
-    let manifest = &model.manifest;
-    v1::ModelReference { id: manifest.id.clone(), digest: manifest.network.digest.to_string() }
+    v1::ModelReference { id: model.manifest.id.clone(), digest: model.digest.to_string() }
 }
 
 pub(super) fn timing(times: StageTimes) -> v1::Timing {

@@ -117,7 +117,7 @@ fn model(served: &ServedModel, default: &str) -> v1::Model {
         id: manifest.id.clone(),
         description: manifest.description.clone(),
         architecture: manifest.network.architecture.to_string(),
-        digest: manifest.network.digest.to_string(),
+        digest: served.digest.to_string(),
         labels: served.labels.iter().map(|label| label.name.clone()).collect(),
         default: manifest.id == default,
         input: Some(v1::Size { width, height }),

@@ -22,8 +22,7 @@ pub(super) struct ModelRef<'a> {
 
 impl<'a> ModelRef<'a> {
     pub(super) fn of(model: &'a ServedModel) -> Self {
-        let manifest = &model.manifest;
-        Self { id: &manifest.id, digest: manifest.network.digest.as_str() }
+        Self { id: &model.manifest.id, digest: model.digest.as_str() }
     }
 }
 

@@ -344,7 +344,7 @@ fn encode_answer(plan: &FeaturePlan, extracted: &Extracted, style: AnswerStyle) 
                 tensors.iter().filter(|t| t.stride > 0).map(|t| (t.name.clone(), t.stride.into())).collect();
             let metadata = [
                 ("model", manifest.id.clone()),
-                ("digest", manifest.network.digest.to_string()),
+                ("digest", plan.model().digest.to_string()),
                 ("results", text(&items)),
                 ("strides", text(&strides)),
             ];

@@ -43,7 +43,8 @@ pub(super) struct Details {
     #[serde(skip_serializing_if = "Option::is_none")]
     macs: Option<u64>,
     input: InputSpec,
-    interpolation: &'static str,
+    /// The filter of the resize, for people.
+    interpolation: String,
     labels: Vec<Label>,
     /// Outputs of `/v1/features` and `/v1/attention`; absent for models given as ONNX files.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -97,7 +98,7 @@ fn summary(app: &App, model: &ServedModel) -> Summary {
         id: manifest.id.clone(),
         description: manifest.description.clone(),
         architecture: manifest.network.architecture.to_string(),
-        digest: manifest.network.digest.to_string(),
+        digest: model.digest.to_string(),
         classes: model.labels.len(),
         default: manifest.id == app.service.default_model(),
     }
@@ -122,7 +123,7 @@ pub(super) async fn show(
         parameters: model.cost.map(|cost| cost.parameters),
         macs: model.cost.map(|cost| cost.macs),
         input: model.manifest.input,
-        interpolation: "bicubic, antialiased",
+        interpolation: format!("{}, antialiased", model.manifest.input.interpolation),
         labels: model.labels.clone(),
         features: model.features.as_ref().map(|features| feature_details(features, model.manifest.input.crop)),
         plan: model.plan.clone(),

@@ -208,7 +208,7 @@ pub(in crate::server) fn config(app: &App, model: &NamedModel) -> ModelConfig {
             max_queue_delay_microseconds: (plan.batch_delay_ms * 1e3) as u64,
         },
         parameters: BTreeMap::from([
-            parameter("digest", model.served.manifest.network.digest.to_string()),
+            parameter("digest", model.served.digest.to_string()),
             parameter("architecture", model.served.manifest.network.architecture.to_string()),
         ]),
         model_transaction_policy: TransactionPolicy { decoupled: false },

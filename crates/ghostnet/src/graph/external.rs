@@ -4,6 +4,7 @@
 //! any file that the server may read. The check visits every field in which the format permits a tensor, before the
 //! runtime reads the file.
 
+use std::collections::BTreeSet;
 use std::path::{Component, Path};
 
 use prost::Message;
@@ -35,39 +36,62 @@ pub enum ExternalDataError {
 /// # Errors
 /// The file is not an ONNX model, or a location is absolute or leaves the folder with `..`.
 pub fn check_external_data(bytes: &[u8]) -> Result<(), ExternalDataError> {
-    let model = proto::ModelProto::decode(bytes)?;
+    visit_tensors(&proto::ModelProto::decode(bytes)?, &mut check_tensor)
+}
+
+/// The paths of all files in which `model` keeps tensors.
+pub(super) fn external_locations(model: &proto::ModelProto) -> BTreeSet<String> {
+    let mut locations = BTreeSet::new();
+    let collected: Result<(), ExternalDataError> = visit_tensors(model, &mut |tensor| {
+        locations.extend(locations_of(tensor).map(str::to_owned));
+        Ok(())
+    });
+    // The closure returns no error.
+    let _ = collected;
+    locations
+}
+
+/// A function that is called for each tensor until one is refused.
+type Visitor<'a> = &'a mut dyn FnMut(&proto::TensorProto) -> Result<(), ExternalDataError>;
+
+/// Calls `visit` for every tensor of a model.
+fn visit_tensors(model: &proto::ModelProto, visit: Visitor<'_>) -> Result<(), ExternalDataError> {
     if let Some(graph) = &model.graph {
-        check_graph(graph)?;
+        visit_graph(graph, visit)?;
     }
-    model.functions.iter().try_for_each(|f| check_nodes(&f.node))
+    model.functions.iter().try_for_each(|f| visit_nodes(&f.node, visit))
 }
 
-fn check_graph(graph: &proto::GraphProto) -> Result<(), ExternalDataError> {
-    graph.initializer.iter().try_for_each(check_tensor)?;
-    graph.sparse_initializer.iter().try_for_each(check_sparse)?;
-    check_nodes(&graph.node)
+fn visit_graph(graph: &proto::GraphProto, visit: Visitor<'_>) -> Result<(), ExternalDataError> {
+    graph.initializer.iter().try_for_each(&mut *visit)?;
+    graph.sparse_initializer.iter().try_for_each(|sparse| visit_sparse(sparse, visit))?;
+    visit_nodes(&graph.node, visit)
 }
 
-fn check_nodes(nodes: &[proto::NodeProto]) -> Result<(), ExternalDataError> {
+fn visit_nodes(nodes: &[proto::NodeProto], visit: Visitor<'_>) -> Result<(), ExternalDataError> {
     for attribute in nodes.iter().flat_map(|n| &n.attribute) {
-        attribute.t.iter().chain(&attribute.tensors).try_for_each(check_tensor)?;
-        attribute.sparse_tensor.iter().chain(&attribute.sparse_tensors).try_for_each(check_sparse)?;
-        attribute.g.iter().chain(&attribute.graphs).try_for_each(check_graph)?;
+        attribute.t.iter().chain(&attribute.tensors).try_for_each(&mut *visit)?;
+        let mut sparse = attribute.sparse_tensor.iter().chain(&attribute.sparse_tensors);
+        sparse.try_for_each(|sparse| visit_sparse(sparse, visit))?;
+        attribute.g.iter().chain(&attribute.graphs).try_for_each(|graph| visit_graph(graph, visit))?;
     }
     Ok(())
 }
 
-fn check_sparse(sparse: &proto::SparseTensorProto) -> Result<(), ExternalDataError> {
-    sparse.values.iter().chain(&sparse.indices).try_for_each(check_tensor)
+fn visit_sparse(sparse: &proto::SparseTensorProto, visit: Visitor<'_>) -> Result<(), ExternalDataError> {
+    sparse.values.iter().chain(&sparse.indices).try_for_each(visit)
+}
+
+/// The paths that a tensor names. An entry counts for every `data_location`: a reader may look only at its presence.
+fn locations_of(tensor: &proto::TensorProto) -> impl Iterator<Item = &str> {
+    tensor.external_data.iter().filter(|e| e.key == "location").map(|e| &e.value[..])
 }
 
 fn check_tensor(tensor: &proto::TensorProto) -> Result<(), ExternalDataError> {
-    // Checked for every `data_location`: a reader may look only at the presence of the entry.
-    for entry in tensor.external_data.iter().filter(|e| e.key == "location") {
-        let inside =
-            Path::new(&entry.value).components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir));
+    for location in locations_of(tensor) {
+        let inside = Path::new(location).components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir));
         if !inside {
-            return Err(ExternalDataError::Outside { tensor: tensor.name.clone(), location: entry.value.clone() });
+            return Err(ExternalDataError::Outside { tensor: tensor.name.clone(), location: location.to_owned() });
         }
     }
     Ok(())

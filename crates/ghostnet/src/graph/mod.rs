@@ -13,12 +13,14 @@ mod initializers;
 mod layout;
 mod onnx;
 mod ops;
+mod summary;
 
 pub use blocked::{FusedActivation, GateFunction, OPERATOR_DOMAIN, PackedGhostTail, PackedSqueezeExcite, PackedStrips};
 pub use external::{ExternalDataError, check_external_data};
 pub use initializers::initializers;
 pub use layout::Layout;
 pub use ops::{Conv2d, Interpolation, Linear};
+pub use summary::{Dimension, OnnxSummary, TensorSpec};
 
 use std::collections::HashSet;
 use std::fmt;
