@@ -22,6 +22,7 @@ mod openvino;
 mod pixels;
 mod pull_command;
 mod python_client;
+mod readme;
 mod scaled_decoding;
 mod scheduling;
 mod server;
