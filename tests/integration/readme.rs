@@ -5,7 +5,8 @@ use std::path::Path;
 use std::process::Command;
 
 /// The steps that the way must have, in this order; others may lie between.
-const STEPS: [&str; 7] = ["clone", "run (server)", "classify", "feature-maps", "init", "own-model (server)", "container"];
+const STEPS: [&str; 7] =
+    ["clone", "run (server)", "classify", "feature-maps", "init", "own-model (server)", "container"];
 
 #[test]
 fn the_readme_leads_from_a_clone_to_a_container() {

@@ -138,7 +138,13 @@ class Terminal:
         command = ["env", "-i", "bash", "-c", self.command(block)]
         try:
             done = subprocess.run(
-                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=BLOCK, cwd=self.home
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                timeout=BLOCK,
+                cwd=self.home,
             )
         except subprocess.TimeoutExpired:
             fail(f"`{block.name}` did not end within {BLOCK} s")
@@ -157,7 +163,12 @@ class Terminal:
         command = self.command(Block(block.name, block.language, f"exec {last}\n", False, []))
         with self.server_log.open("w") as log:
             self.server = subprocess.Popen(
-                ["env", "-i", "bash", "-c", command], stdout=log, stderr=log, cwd=self.home, start_new_session=True
+                ["env", "-i", "bash", "-c", command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.home,
+                start_new_session=True,
             )
         end = time.monotonic() + (BLOCK if "make run" in last else READY)
         while not answers(self.port):
