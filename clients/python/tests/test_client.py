@@ -1,4 +1,4 @@
-"""Retries, deadlines, errors and parsing, against answers made here."""
+"""Retries, deadlines, errors, parsing and geometry, against answers made here."""
 
 import asyncio
 import itertools
@@ -17,6 +17,7 @@ from ghostserve import (
     Client,
     ConnectionFailedError,
     DeadlineExceededError,
+    Geometry,
     ImageError,
     InvalidResponseError,
     OverloadedError,
@@ -298,3 +299,11 @@ def test_tensors_share_the_answers_bytes() -> None:
 def test_damaged_tensors_are_refused(content: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         parse_safetensors(content)
+
+
+def test_boxes_are_converted_for_each_direction() -> None:
+    geometry = Geometry("stretch", 64, 64, (2.0, 4.0), (1.0, -3.0), (0, 0, 30, 20), (0, 0, 0, 0))
+    assert geometry.to_input((1, 2, 3, 4)) == (3, 5, 7, 13)
+    assert geometry.to_input((1, 2, 3, 4), 8) == (3 / 8, 5 / 8, 7 / 8, 13 / 8)
+    assert geometry.to_photo((3, 5, 7, 13)) == (1, 2, 3, 4)
+    assert geometry.to_photo((0.375, 0.625, 0.875, 1.625), 8) == (1, 2, 3, 4)
