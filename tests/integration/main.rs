@@ -21,6 +21,8 @@ mod openapi;
 mod openvino;
 mod pixels;
 mod pull_command;
+mod python_client;
+mod readme;
 mod scaled_decoding;
 mod scheduling;
 mod server;

@@ -1,0 +1,40 @@
+"""`python -m ghostserve photo.jpg …`: classifies files, a line each."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from . import Client, GhostServeError, ImageError, __version__
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the program. Returns its exit status: 1 if an image or the server failed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ghostserve", description="Classify images with a GhostServe server."
+    )
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="an image file")
+    parser.add_argument("--url", default="http://localhost:8080", help="the server (default: %(default)s)")
+    parser.add_argument("--top-k", type=int, default=1, help="predictions per image (default: %(default)s)")
+    parser.add_argument("--concurrency", type=int, default=4, help="open requests (default: %(default)s)")
+    parser.add_argument("--version", action="version", version=__version__)
+    options = parser.parse_args(arguments)
+    failed = False
+    try:
+        with Client(options.url) as client:
+            results = client.classify_many(options.images, concurrency=options.concurrency, top_k=options.top_k)
+            for path, result in zip(options.images, results, strict=True):
+                if isinstance(result, ImageError):
+                    failed = True
+                    print(f"{path}: error: {result.detail}", file=sys.stderr)
+                else:
+                    labels = ", ".join(f"{p.label} {p.probability:.3f}" for p in result.predictions)
+                    print(f"{path}: {labels}")
+    except (GhostServeError, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
