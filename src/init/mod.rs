@@ -227,8 +227,8 @@ fn labels<'f>(
         }
         let lines = first.classes.map_or_else(|| "a".to_owned(), |classes| format!("{classes} lines, a"));
         return Err(InitError::Labels(format!(
-            "--labels FILE is missing: a text file with {lines} class a line, in the order of the network's outputs; for \
-             classes that were folders (ImageFolder): `LC_ALL=C ls FOLDER > labels.txt`"
+            "--labels FILE is missing: a text file with {lines} class a line, in the order of the network's outputs; \
+             for classes that were folders (ImageFolder): `LC_ALL=C ls FOLDER > labels.txt`"
         )));
     };
     let text = fs::read_to_string(path).map_err(InitError::io("read", path))?;
@@ -311,7 +311,7 @@ fn weights_name(path: &Path, folder: &Path, facts: &NetworkFacts) -> String {
     }
 }
 
-/// The model's name: given, the folder's, or the file's without its ending. Other characters than a name may have become
+/// The model's name: given, the folder's, or the file's without its ending. Characters that a name may not have become
 /// dashes.
 fn model_id(request: &InitRequest<'_>) -> String {
     if let Some(id) = request.id {

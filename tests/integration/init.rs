@@ -88,7 +88,8 @@ fn weights_of(name: &str, classes: usize) -> Vec<u8> {
             (key, shape, bytes)
         })
         .collect();
-    let views = tensors.iter().map(|(key, shape, bytes)| (key, TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap()));
+    let views =
+        tensors.iter().map(|(key, shape, bytes)| (key, TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap()));
     safetensors::serialize(views, None).unwrap()
 }
 
@@ -111,7 +112,10 @@ fn weights_are_identified_and_become_a_folder_that_serves() {
     assert!(err.contains("pre-processing is that of timm") && err.contains("--preset"), "{err}");
     let manifest = home.manifest("net");
     assert_eq!((manifest.id.as_str(), manifest.input.crop), ("net", [64, 64]));
-    assert_eq!((manifest.input.resize.to_string(), manifest.input.interpolation.to_string()), ("73".into(), "bicubic".into()));
+    assert_eq!(
+        (manifest.input.resize.to_string(), manifest.input.interpolation.to_string()),
+        ("73".into(), "bicubic".into())
+    );
     assert!(manifest.network.digest.is_some());
     assert!(home.succeeds(&["classify", "net", "photo.jpg"]).0.contains('%'));
 
@@ -151,7 +155,8 @@ fn onnx_files_are_described_by_what_is_in_them() {
 
     let error = home.fails(&["init", "resnet50.onnx", "--labels", "labels.txt", "-o", "x", "--size", "16"]);
     assert!(error.contains("--size") && error.contains("8x8"), "{error}");
-    let error = home.fails(&["init", "resnet50.onnx", "--labels", "labels.txt", "-o", "x", "--output", "probabilities"]);
+    let error =
+        home.fails(&["init", "resnet50.onnx", "--labels", "labels.txt", "-o", "x", "--output", "probabilities"]);
     assert!(error.contains("no probabilities") && error.contains("--output logits"), "{error}");
     home.write("page.onnx", "<!DOCTYPE html>");
     let error = home.fails(&["init", "page.onnx", "--labels", "labels.txt"]);
@@ -256,7 +261,8 @@ fn torch_python() -> Option<PathBuf> {
 fn run_script(home: &Home, python: &Path, code: &str) -> String {
     let code = code.replace("pretrained=True", "pretrained=False").replace("EPOCHS = 10", "EPOCHS = 1");
     let code = code.replace("batch_size=32", "batch_size=6");
-    let output = home.command(python.to_str().unwrap()).args(["-W", "ignore", "-c", &code]).env("NO_PROXY", "*").output();
+    let output =
+        home.command(python.to_str().unwrap()).args(["-W", "ignore", "-c", &code]).env("NO_PROXY", "*").output();
     let output = output.unwrap();
     assert!(output.status.success(), "{code}\n{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
