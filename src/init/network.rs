@@ -155,7 +155,7 @@ fn image_shape(input: &TensorSpec) -> Result<[Dimension; 4], String> {
                 return Ok([batch.clone(), channels.clone(), height.clone(), width.clone()]);
             }
             (_, Some(1 | 3 | 4)) => {
-                "its channels are last, as TensorFlow has them: convert it to channels first (tf2onnx: --inputs-as-nchw)"
+                "its channels are last, as in TensorFlow: convert it to channels first (tf2onnx: --inputs-as-nchw)"
             }
             _ => "only images of three channels are served: export a network for RGB",
         },
