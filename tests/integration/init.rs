@@ -222,6 +222,31 @@ fn a_model_that_is_not_on_disk_is_pulled_or_says_how() {
     assert!(error.contains("give `ghostnetv2_100.in1k`"), "{error}");
 }
 
+/// `tests/goldens/make_export.py` makes the files.
+#[test]
+fn an_export_of_pytorch_gives_pytorchs_probabilities() {
+    let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens");
+    let expected = std::fs::read(goldens.join("exported/expected.json")).unwrap();
+    let expected: serde_json::Value = serde_json::from_slice(&expected).unwrap();
+    let (file, image) =
+        (goldens.join("exported/net.onnx"), goldens.join("images").join(expected["image"].as_str().unwrap()));
+    let home = Home::new();
+    home.write("labels.txt", "a\nb\nc\n");
+    let file = file.to_str().unwrap();
+    let (out, _) = home.succeeds(&["init", file, "--labels", "labels.txt", "--preset", "torchvision", "-o", "net"]);
+    assert!(out.contains("output        probabilities") && out.contains("64x64: resize 73 bilinear"), "{out}");
+    assert!(home.path("net/net.onnx.data").is_file(), "the tensors beside the file");
+
+    let (out, _) = home.succeeds(&["classify", "net", image.to_str().unwrap(), "--json"]);
+    let line: serde_json::Value = serde_json::from_str(&out).unwrap();
+    for prediction in line["predictions"].as_array().unwrap() {
+        let class = prediction["label"].as_str().unwrap().as_bytes()[0] - b'a';
+        let (found, expected) = (&prediction["probability"], &expected["probabilities"][usize::from(class)]);
+        let difference = (found.as_f64().unwrap() - expected.as_f64().unwrap()).abs();
+        assert!(difference < 5e-3, "class {class}: expected {expected}, found {found}");
+    }
+}
+
 /// The manual's blocks of a language.
 fn blocks(language: &str) -> Vec<&'static str> {
     MANUAL.split(&format!("```{language}\n")).skip(1).map(|rest| rest.split_once("```\n").unwrap().0).collect()
