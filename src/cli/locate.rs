@@ -52,9 +52,15 @@ impl PullFlag {
             }
         }
         if !self.pull {
-            bail!(match nearest_name(model).filter(|_| !CATALOGUE.contains(&model)) {
-                Some(name) => format!("no model `{model}` on disk; fetch it with `{command}`, or did you mean {name}?"),
-                None => format!("no model `{model}` on disk; fetch it with `{command}`, or add --pull"),
+            let known = CATALOGUE.contains(&model);
+            bail!(match nearest_name(model) {
+                _ if known => format!("no model `{model}` on disk; fetch it with `{command}`, or add --pull"),
+                Some(name) =>
+                    format!("no model `{model}` on disk: did you mean {name}? `{command}` asks the hub for it"),
+                None => format!(
+                    "no model `{model}` on disk, which is a folder with a {MANIFEST_FILE}; if it is a repository of the \
+                     hub, fetch it with `{command}`, or add --pull"
+                ),
             });
         }
         let pulled = fetch(&reference, &folder, PullOptions::from_environment());

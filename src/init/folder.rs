@@ -54,7 +54,9 @@ impl StagedFolder {
     pub(super) fn conflict(&self) -> Result<Option<PathBuf>, InitError> {
         for file in &self.files {
             let target = self.target.join(file);
-            if target.exists() && !same_contents(&self.path.join(file), &target).map_err(InitError::io("read", &target))? {
+            if target.exists()
+                && !same_contents(&self.path.join(file), &target).map_err(InitError::io("read", &target))?
+            {
                 return Ok(Some(target));
             }
         }

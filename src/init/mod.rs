@@ -185,8 +185,9 @@ pub fn init(
     if let Some(file) = staged.conflict()?.filter(|_| !request.force) {
         return Err(InitError::Exists(file.display().to_string()));
     }
-    prove(staged.path(), runtime, &mut notes)
-        .map_err(|reason| InitError::Model(reason.replace(&*staged.path().to_string_lossy(), &folder.to_string_lossy())))?;
+    prove(staged.path(), runtime, &mut notes).map_err(|reason| {
+        InitError::Model(reason.replace(&*staged.path().to_string_lossy(), &folder.to_string_lossy()))
+    })?;
     let outcome = staged.place()?;
     Ok(InitReport {
         folder,
@@ -226,8 +227,8 @@ fn labels<'f>(
         }
         let lines = first.classes.map_or_else(|| "a".to_owned(), |classes| format!("{classes} lines, a"));
         return Err(InitError::Labels(format!(
-            "--labels FILE is missing: a text file with {lines} class a line, in the order of the network's outputs; for \
-             classes that were folders (ImageFolder): `LC_ALL=C ls FOLDER > labels.txt`"
+            "--labels FILE is missing: a text file with {lines} class a line, in the order of the network's outputs; \
+             for classes that were folders (ImageFolder): `LC_ALL=C ls FOLDER > labels.txt`"
         )));
     };
     let text = fs::read_to_string(path).map_err(InitError::io("read", path))?;
@@ -270,7 +271,8 @@ fn input_spec(
     let (height, width) = (side(0)?, side(1)?);
     let size = [height.or(width), width.or(height)].map(|side| side.unwrap_or(DEFAULT_SIDE));
     if height.or(width).is_none() {
-        notes.push(format!("the file does not say the size of its input: {DEFAULT_SIDE} is assumed, --size changes it"));
+        notes
+            .push(format!("the file does not say the size of its input: {DEFAULT_SIDE} is assumed, --size changes it"));
     }
     if options.is_complete() {
         return Ok(options.apply(options.preset.unwrap_or(InputPreset::Timm), size));
@@ -309,7 +311,7 @@ fn weights_name(path: &Path, folder: &Path, facts: &NetworkFacts) -> String {
     }
 }
 
-/// The model's name: given, the folder's, or the file's without its ending. Other characters than a name may have become
+/// The model's name: given, the folder's, or the file's without its ending. Characters that a name may not have become
 /// dashes.
 fn model_id(request: &InitRequest<'_>) -> String {
     if let Some(id) = request.id {
@@ -341,7 +343,9 @@ fn default_description(path: &Path, facts: &NetworkFacts) -> String {
 fn prove(folder: &Path, runtime: Option<(&Runtime, Backend)>, notes: &mut Vec<String>) -> Result<(), String> {
     let loaded = ModelFolder::Directory(folder.to_owned()).load().map_err(|error: ModelError| error.to_string())?;
     let Some((runtime, backend)) = runtime else {
-        notes.push("ONNX Runtime is not here, so the model was checked, but not run (`make runtime` fetches it)".to_owned());
+        notes.push(
+            "ONNX Runtime is not here, so the model was checked, but not run (`make runtime` fetches it)".to_owned(),
+        );
         return Ok(());
     };
     let classifier = Classifier::new(&loaded, runtime, backend);
@@ -357,7 +361,10 @@ fn prove(folder: &Path, runtime: Option<(&Runtime, Backend)>, notes: &mut Vec<St
             "its scores are no probabilities (they sum to {sum}): give --output logits, or export it with a softmax"
         )),
         OutputKind::Logits if distribution && scores.len() > 1 => {
-            notes.push("the scores look like probabilities; if the network ends in a softmax, give --output probabilities".into());
+            notes.push(
+                "the scores look like probabilities; if the network ends in a softmax, give --output probabilities"
+                    .into(),
+            );
             Ok(())
         }
         _ => Ok(()),

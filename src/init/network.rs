@@ -89,8 +89,8 @@ fn identified(file: &dyn TensorSource) -> Result<String, String> {
     match (&found.architectures[..], &found.nearest) {
         ([name], _) => Ok((*name).to_owned()),
         ([], Some(nearest)) => Err(format!(
-            "no known network has these tensors; the nearest is {nearest}. If the network is a variant, describe it in a \
-             file and give --architecture my.toml (docs/networks.md); any other network can be served as ONNX"
+            "no known network has these tensors; the nearest is {nearest}. If the network is a variant, describe it in \
+             a file and give --architecture my.toml (docs/networks.md); any other network can be served as ONNX"
         )),
         ([], None) => Err(no_classifier(file)),
         (several, _) => Err(format!("several networks fit: choose one with --architecture: {}", several.join(", "))),
@@ -108,14 +108,14 @@ fn no_classifier(file: &dyn TensorSource) -> String {
     let mut keys = file.keys();
     keys.sort();
     if keys.iter().any(|key| key == "conv_stem.weight") {
-        return "it has no `classifier.weight`: it is a network without its classifier (timm: num_classes=0); save one that \
-                was trained on your classes"
+        return "it has no `classifier.weight`: it is a network without its classifier (timm: num_classes=0); save \
+                one that was trained on your classes"
             .to_owned();
     }
     let listed: Vec<_> = keys.iter().take(MAX_LISTED).map(|key| format!("`{key}`")).collect();
     format!(
-        "it has no tensors of a GhostNet or MobileNetV2 of timm (it has {}, …); any other classifier can be served as ONNX: \
-         torch.onnx.export(model.eval(), torch.zeros(1, 3, 224, 224), \"model.onnx\")",
+        "it has no tensors of a GhostNet or MobileNetV2 of timm (it has {}, …); any other classifier can be served as \
+         ONNX: torch.onnx.export(model.eval(), torch.zeros(1, 3, 224, 224), \"model.onnx\")",
         listed.join(", ")
     )
 }
@@ -155,7 +155,7 @@ fn image_shape(input: &TensorSpec) -> Result<[Dimension; 4], String> {
                 return Ok([batch.clone(), channels.clone(), height.clone(), width.clone()]);
             }
             (_, Some(1 | 3 | 4)) => {
-                "its channels are last, as TensorFlow has them: convert it with channels first (tf2onnx: --inputs-as-nchw)"
+                "its channels are last, as in TensorFlow: convert it to channels first (tf2onnx: --inputs-as-nchw)"
             }
             _ => "only images of three channels are served: export a network for RGB",
         },
@@ -192,10 +192,12 @@ impl OutputFacts {
     pub(super) fn kind(&self) -> Result<OutputKind, String> {
         match self.operator.as_deref() {
             Some("Softmax") => Ok(OutputKind::Probabilities),
-            Some("Sigmoid" | "HardSigmoid") => Err("the graph ends in a sigmoid, a yes or no for each class, and this \
-                server gives the probabilities of classes that exclude each other; export the values before the sigmoid, \
-                or give --output logits or probabilities if you know better"
-                .to_owned()),
+            Some("Sigmoid" | "HardSigmoid") => {
+                Err("the graph ends in a sigmoid, a yes or no for each class, and this \
+                server gives the probabilities of classes that exclude each other; export the values before the \
+                sigmoid, or give --output logits or probabilities if you know better"
+                    .to_owned())
+            }
             // The softmax of log-probabilities is the probabilities, so LogSoftmax counts as logits.
             _ => Ok(OutputKind::Logits),
         }

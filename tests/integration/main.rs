@@ -14,6 +14,7 @@ mod grpc;
 mod hub;
 mod images;
 mod imports;
+mod init;
 mod models;
 mod network;
 mod oip_rest;
@@ -32,7 +33,7 @@ mod slow_clients;
 mod support;
 mod traces;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use ghostserve::runtime::{LIBRARY_ENV, Runtime};
@@ -45,4 +46,10 @@ pub(crate) fn runtime() -> Runtime {
         Runtime::load(Some(Path::new(&library))).expect("`make runtime` has been run")
     };
     RUNTIME.get_or_init(load).clone()
+}
+
+/// The path of ONNX Runtime, for programs that run in another folder.
+pub(crate) fn runtime_path() -> PathBuf {
+    let library = std::env::var_os(LIBRARY_ENV).expect("cargo sets it, see .cargo/config.toml");
+    std::path::absolute(library).unwrap()
 }

@@ -346,6 +346,8 @@ def make_stand_ins(home, options, environment):
 def newcomers_environment(home, port):
     """This process's environment without settings of the server, and with what the README says the reader has."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("GHOSTSERVE_", "MAKE", "MFLAGS"))}
+    # No plan of an earlier start.
+    environment["XDG_CACHE_HOME"] = str(home / "cache")
     environment["FIRST_HOUR_LEFT"] = str(home / "left")
     # The address of the repository, which the README leaves to its reader.
     environment["REPOSITORY"] = str(ROOT)
