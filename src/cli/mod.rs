@@ -14,6 +14,7 @@ mod health;
 mod inspect;
 mod pull;
 mod serve;
+mod systemd;
 mod values;
 mod version;
 
