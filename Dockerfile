@@ -69,7 +69,8 @@ ARG EP=cpu
 ENV PATH=/usr/bin \
     GHOSTSERVE_ONNXRUNTIME=/usr/lib/ghostserve \
     GHOSTSERVE_PROVIDER=${EP} \
-    GHOSTSERVE_LOG_FORMAT=json
+    GHOSTSERVE_LOG_FORMAT=json \
+    ORT_DISABLE_TELEMETRY=1
 # A number, so that Kubernetes can tell that it is not root.
 USER 65532:65532
 EXPOSE 8080

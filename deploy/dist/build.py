@@ -3,10 +3,10 @@
 
     build.py BINARY --runtime FOLDER [--output target/dist]
 
-BINARY must run on this machine: its completions and manual pages are its own. FOLDER has ONNX Runtime, as
-deploy/onnxruntime/fetch.py leaves it. Needs Python 3.11, cargo with the sources of the dependencies, readelf, and dpkg-deb for
-the Debian package. Equal inputs give equal files: names are sorted, owners are root, times are SOURCE_DATE_EPOCH or the
-last commit's.
+BINARY must run on this machine, because it writes its completions and manual pages. FOLDER has ONNX Runtime, as
+deploy/onnxruntime/fetch.py leaves it. Needs Python 3.11, cargo with the sources of the dependencies, readelf, and
+dpkg-deb for the Debian package. Equal inputs give equal files: names are sorted, owners are root, times are
+SOURCE_DATE_EPOCH or the last commit's.
 """
 
 import argparse
@@ -120,8 +120,8 @@ def onnx_runtime(runtime, processor):
     stamp = runtime / "wheel.sha256"
     if not stamp.is_file() or stamp.read_text().strip() != sha256:
         raise SystemExit(
-            f"error: {runtime} is not {name} {number} for linux-{processor}; fetch it with deploy/onnxruntime/fetch.py, "
-            "and leave GHOSTSERVE_ONNXRUNTIME unset for `make dist`"
+            f"error: {runtime} is not {name} {number} for linux-{processor}; fetch it with "
+            "deploy/onnxruntime/fetch.py, and leave GHOSTSERVE_ONNXRUNTIME unset for `make dist`"
         )
     return name, number, sha256
 
@@ -194,8 +194,8 @@ def debian_files(binary, files):
     changes = gzip.compress((ROOT / "CHANGELOG.md").read_bytes(), mtime=0)
     result[f"usr/{DOC}/changelog.gz"] = changes, 0o644
     licence = result.pop(f"usr/{DOC}/LICENSE")[0].decode()
-    head = "GhostServe is licensed under Apache-2.0, the text below. It contains the Rust crates whose licences are in\n"
-    head += "crates-licenses.txt, and ONNX Runtime, whose licences are in the folder onnxruntime.\n\n"
+    head = "GhostServe is licensed under Apache-2.0, the text below. The licences of the Rust crates in it are in\n"
+    head += "crates-licenses.txt, those of ONNX Runtime in the folder onnxruntime.\n\n"
     result[f"usr/{DOC}/copyright"] = (head + licence).encode(), 0o644
     return result
 

@@ -118,8 +118,8 @@ def licences(target):
                 f"{crate.licence or 'its licence'}; add it to deploy/dist/crates.py"
             )
         users[normalized(text)].append(f"{crate.name} {crate.version} (declared; its package has no licence file)")
-    head = "Licences of the Rust crates in the program ghostserve. Its own licence is in LICENSE, that of ONNX Runtime in\n"
-    head += "the folder onnxruntime.\n\n"
+    head = "Licences of the Rust crates in the program ghostserve. Its own licence is in LICENSE or copyright,\n"
+    head += "that of ONNX Runtime in the folder onnxruntime.\n\n"
     width = max(len(f"{crate.name} {crate.version}") for crate in others)
     for crate in others:
         head += f"{crate.name + ' ' + crate.version:{width}}  {crate.licence or 'see its file'}\n"

@@ -24,6 +24,7 @@ PLACES = {
     "deploy/kubernetes/base/kustomization.yaml": [rf"^    newTag: ({NUMBER})$"],
     "deploy/kubernetes/overlays/kserve/kustomization.yaml": [rf"^    newTag: ({NUMBER})$"],
     "clients/python/pyproject.toml": [rf'^version = "({NUMBER})"$'],
+    "clients/python/src/ghostserve/__init__.py": [rf'^__version__ = "({NUMBER})"$'],
 }
 HEADING = re.compile(rf"^## \[({NUMBER})\] - (\S+)$", re.MULTILINE)
 

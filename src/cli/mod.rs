@@ -16,6 +16,7 @@ mod inspect;
 mod locate;
 mod pull;
 mod serve;
+mod systemd;
 mod values;
 mod version;
 

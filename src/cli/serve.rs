@@ -7,7 +7,7 @@ use anyhow::Context;
 use clap::{Args, CommandFactory};
 
 use super::locate::PullFlag;
-use super::{Cli, RuntimeArgs, default_cache, environment};
+use super::{Cli, RuntimeArgs, default_cache, environment, systemd};
 use crate::config::Config;
 use crate::memory;
 use crate::server::{self, Server};
@@ -99,6 +99,9 @@ impl ServeArgs {
         let result = tokio.block_on(async {
             let server = Server::start(self.into_config(), &runtime).await?;
             log_addresses(&server)?;
+            if let Err(error) = systemd::report_ready() {
+                tracing::warn!(%error, "cannot report readiness to the service manager ({})", systemd::SOCKET_ENV);
+            }
             server.run().await;
             Ok(ExitCode::SUCCESS)
         });

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Makes the packages of `make dist` and installs them in a bare Debian: no Python, no compiler, nothing but what a minimal
-system has. The archive must work wherever it is unpacked and moved to; the Debian package must install, upgrade and purge
-cleanly, and its service must keep its promises. Needs root, buildah, strace and systemd-analyze.
+"""Makes the packages of `make dist` and installs them in a bare Debian without Python and compilers. The archive must
+work wherever it is unpacked and moved to. The Debian package must install, upgrade and purge cleanly, and its service
+must run within its restrictions. Needs root, buildah, strace and systemd-analyze.
 
     dist.py BINARY --runtime FOLDER
 """
@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
@@ -34,8 +35,10 @@ EXPOSURE = 15
 # prctl's option that forbids memory which is both writable and executable, as MemoryDenyWriteExecute does.
 PR_SET_MDWE = 65
 # Files that installing any package changes.
-VOLATILE = re.compile(r"(var/(lib/dpkg|log|cache/(ldconfig|debconf))|proc|tmp|run)/|etc/(passwd|group|g?shadow|subu?id|subgid)-?$|"
-                      r"etc/ld\.so\.cache$|etc/\.pwd\.lock$")  # fmt: skip
+VOLATILE = re.compile(
+    r"(var/(lib/dpkg|log|cache/(ldconfig|debconf))|proc|tmp|run)/"
+    r"|etc/((passwd|group|g?shadow|subu?id|subgid)-?|ld\.so\.cache|\.pwd\.lock)$"
+)
 
 
 def run(*command, code=0, **kwargs):
@@ -77,9 +80,9 @@ def inside(root, *command, code=0, **settings):
     return run(*within(root, *command), code=code, env=environment(**settings))
 
 
-def stop(process, code=0):
+def stop(process):
     process.terminate()
-    check(process.wait(40) == code, f"the server drains and exits with status {code}")
+    check(process.wait(40) == 0, "the server drains and exits with status 0")
 
 
 def classify(port, process):
@@ -157,12 +160,14 @@ def check_archive(root, archive, document):
     found.add(serve(root, "ghostserve"))
     check(len(found) == 1, f"every place gives the same answer, found {found}")
     inside(root, "rm", "-r", "/home/ghostserve", "/usr/local/bin/ghostserve")
-    print(f"archive: {archive.stat().st_size / 1e6:.1f} MB; serves in two places, moved, and through a link ({found.pop()})")
+    size = archive.stat().st_size / 1e6
+    print(f"archive: {size:.1f} MB; serves in two places, moved, and through a link ({found.pop()})")
 
 
 def manual_commands(words):
-    """Returns the one line of docs/install.md that has these words, without sudo and with names filled in."""
-    lines = [line for line in (ROOT / "docs/install.md").read_text().splitlines() if all(word in line for word in words)]
+    """Returns the one line of docs/install.md that has these words, without sudo."""
+    text = (ROOT / "docs/install.md").read_text()
+    lines = [line for line in text.splitlines() if all(word in line for word in words)]
     check(len(lines) == 1, f"docs/install.md has one line with {words}, found {lines}")
     return lines[0].replace("sudo ", "")
 
@@ -176,8 +181,7 @@ def check_local(root, archive):
     unit = (root / "usr/local/lib/systemd/system/ghostserve.service").read_text()
     check("ExecStart=/usr/local/bin/ghostserve serve\n" in unit, "the archive's unit starts the program in /usr/local")
     inside(root, "ghostserve", "classify", MODEL, "/tmp/photo.jpg", HOME="/tmp")
-    check_command = next(line for line in manual_commands(["Check the installed files"]).split("`") if "sha256sum" in line)
-    inside(root, "sh", "-ec", check_command)
+    inside(root, "sh", "-ec", manual_commands(["Check the installed files"]).split("`")[1])
     inside(root, "sh", "-ec", manual_commands(["SHA256SUMS", "xargs rm"]))
     after = files_of(root)
     left = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
@@ -211,8 +215,8 @@ def check_contents(root, top, document):
 def check_completions(top, zsh):
     bash = top / "share/bash-completion/completions/ghostserve"
     run("bash", "-n", bash)
-    for path, word in ((bash, "complete "), (top / zsh, "#compdef ghostserve"),
-                       (top / "share/fish/vendor_completions.d/ghostserve.fish", "complete -c ghostserve")):  # fmt: skip
+    fish = top / "share/fish/vendor_completions.d/ghostserve.fish"
+    for path, word in ((bash, "complete "), (top / zsh, "#compdef ghostserve"), (fish, "complete -c ghostserve")):
         check(word in path.read_text(), f"{path.name} completes ghostserve's arguments")
 
 
@@ -239,7 +243,8 @@ def check_package(root, package):
     wrong = [f for f in owned if (root / f[1:]).lstat().st_uid or (root / f[1:]).lstat().st_mode & 0o022]
     check(not wrong, f"files are root's and writable by root alone, found {wrong}")
     inside(root, "dpkg", "--verify", "ghostserve")
-    check((root / "var/lib/ghostserve").stat().st_uid == int(re.search(r"uid=(\d+)", user[0])[1]), "the state is its user's")
+    uid = int(re.search(r"uid=(\d+)", user[0])[1])
+    check((root / "var/lib/ghostserve").stat().st_uid == uid, "the folder of models is its user's")
     check_completions(root / "usr", "share/zsh/vendor-completions/_ghostserve")
     check((root / "usr/share/man/man1/ghostserve.1.gz").is_file(), "the manual page is where man looks")
     link = root / "etc/systemd/system/multi-user.target.wants/ghostserve.service"
@@ -249,13 +254,14 @@ def check_package(root, package):
     answer = inside(root, "ghostserve", "classify", MODEL, "/tmp/photo.jpg", HOME="/tmp")
     check("%" in answer or "0." in answer, f"a photograph is classified, found {answer!r}")
     check_unit(root)
-    label = check_service(root, user[0])
+    label = check_service(root, uid)
 
     inside(root, "dpkg", "--install", "/tmp/ghostserve.deb")
     check("drain" in (root / "etc/default/ghostserve").read_text().lower(), "an upgrade keeps changed settings")
     inside(root, "dpkg", "--remove", "ghostserve")
     check(not (root / "usr/bin/ghostserve").exists(), "removing removes the program")
-    check((root / "etc/default/ghostserve").is_file() and (root / "var/lib/ghostserve").is_dir(), "but no settings or models")
+    kept = (root / "etc/default/ghostserve").is_file() and (root / "var/lib/ghostserve").is_dir()
+    check(kept, "removing keeps settings and models")
     inside(root, "dpkg", "--purge", "ghostserve")
     after = files_of(root)
     left = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
@@ -288,6 +294,7 @@ def check_unit(root):
         check(not warnings and "ghostserve.service" not in done.stderr, f"systemd reads the unit: {done.stderr}")
         report = run(analyze, "security", "--no-pager", "--offline=true", f"--threshold={EXPOSURE}", unit)
     settings = settings_of(root)
+    check(settings["Type"] == ["notify"], "`systemctl start` returns when the server is ready")
     check(settings["KillSignal"] == ["SIGTERM"], "the service drains when it is stopped")
     help_text = inside(root, "ghostserve", "serve", "--help")
     drain = [int(re.search(rf"--{flag} <TIME>.*?\[default: (\d+)s\]", help_text, re.DOTALL)[1])
@@ -318,7 +325,7 @@ def deny_executable_memory():
     ctypes.CDLL(None).prctl(PR_SET_MDWE, 1, 0, 0, 0)
 
 
-def check_service(root, user):
+def check_service(root, uid):
     """Runs the service as systemd would: its command, user, settings and limits, with its system calls traced."""
     port = free_port()
     settings = root / "etc/default/ghostserve"
@@ -328,7 +335,6 @@ def check_service(root, user):
     declared = settings_of(root)
     values |= dict(value.split("=", 1) for value in declared["Environment"])
     command = declared["ExecStart"][0].split()
-    uid = re.search(r"uid=(\d+)", user)[1]
     # The folder that systemd makes for the service.
     inside(root, "install", "-d", "-o", "ghostserve", "-g", "ghostserve", f"{values['XDG_CACHE_HOME']}/ghostserve")
     with tempfile.TemporaryDirectory() as folder:
@@ -336,8 +342,15 @@ def check_service(root, user):
         strace = [tool("strace", "Debian: strace"), "-f", "-qq", "-s", "64", "-o", str(trace)]
         limits = [f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--no-new-privs", "--bounding-set=-all"]
         limited = within(root, "setpriv", *limits, *command)
+        ready = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        # A name without a path: that of the bare system's folder is too long for a socket.
+        ready.bind(f"\0ghostserve-{os.getpid()}")
+        ready.settimeout(60)
+        values["NOTIFY_SOCKET"] = f"@ghostserve-{os.getpid()}"
         process = subprocess.Popen(strace + limited, env=environment(**values), preexec_fn=deny_executable_memory)
         try:
+            check(ready.recv(100) == b"READY=1", "the server tells systemd when it is ready")
+            check(request(port, "GET", "/readyz")[0] == 200, "it is ready when it says so")
             label = classify(port, process)
             check_identity(trace, command, uid)
             # strace passes no signals on.
@@ -351,6 +364,7 @@ def check_service(root, user):
     check(len(used) > 20, f"the trace has system calls, found {sorted(used)}")
     denied = used - allowed_calls(root)
     check(not denied, f"the service may use every system call that it makes, not {sorted(denied)}")
+    check("deviceid" not in str(list(root.glob("var/**/*"))), "ONNX Runtime stores no identifier of the machine")
     stored = list((root / "var/cache/ghostserve").iterdir())
     check(stored, "the measured plan is stored in the service's cache")
     print(f"service: runs as its user without capabilities; {len(used)} system calls, all of them allowed")
@@ -371,7 +385,8 @@ def server_of(trace, command):
 
 def calls_of(trace, command):
     """Returns the names of the system calls that the server made."""
-    return set(re.findall(r"^\d+ +(?:<\.\.\. )?([a-z_0-9]+)(?:\(| resumed)", start_of(trace, command)[1], re.MULTILINE))
+    _, text = start_of(trace, command)
+    return set(re.findall(r"^\d+ +(?:<\.\.\. )?([a-z_0-9]+)(?:\(| resumed)", text, re.MULTILINE))
 
 
 def check_identity(trace, command, uid):
