@@ -208,11 +208,11 @@ const SHORT_DIGEST: usize = "sha256:".len() + 12;
 fn log_plan(manifest: &Manifest, architecture: &str, classes: usize, plan: &ModelPlan) {
     let digest = manifest.network.digest.as_str();
     let digest = digest.get(..SHORT_DIGEST).unwrap_or(digest);
-    tracing::info!(model = %manifest.id, digest, architecture, classes, "model loaded");
+    tracing::info!(model = %manifest.id, %digest, %architecture, classes, "model loaded");
     tracing::info!(
         provider = %plan.provider,
         precision = %plan.precision,
-        form = plan.graph.as_str(),
+        form = %plan.graph.as_str(),
         workers = plan.workers,
         threads_per_worker = plan.threads_per_worker,
         max_batch = plan.max_batch,

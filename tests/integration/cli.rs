@@ -351,7 +351,8 @@ pub(crate) struct Process(Child);
 impl Process {
     /// Starts the server on a free port. Returns it with its address and the rest of its log.
     pub(crate) fn start(extra: &[&str]) -> (Self, String, impl Iterator<Item = String> + use<>) {
-        let arguments = [&["serve", "--listen", "127.0.0.1:0", "--log-format", "json", "--drain-grace", "200ms"], extra];
+        let arguments =
+            [&["serve", "--listen", "127.0.0.1:0", "--log-format", "json", "--drain-grace", "200ms"], extra];
         let (process, mut start, lines) = Self::start_until(&arguments.concat(), "ready");
         let ready: serde_json::Value = serde_json::from_str(&start.pop().unwrap()).expect("a line is a JSON object");
         (process, ready["address"].as_str().unwrap().to_owned(), lines)
@@ -465,7 +466,8 @@ fn a_server_whose_terminal_is_gone_goes_on() {
 
 #[test]
 fn the_start_is_three_lines_for_people() {
-    let (process, lines, _log) = Process::start_until(&["serve", "--listen", "127.0.0.1:0", "--no-calibration"], "ready");
+    let (process, lines, _log) =
+        Process::start_until(&["serve", "--listen", "127.0.0.1:0", "--no-calibration"], "ready");
     assert_eq!(lines.len(), 3, "{lines:#?}");
     for (line, words) in lines.iter().zip([
         &["ghostnetv2-cifar10", "sha256:", "classes=10"][..],
