@@ -451,6 +451,20 @@ fn unrelated_signals_do_not_stop_the_server() {
 }
 
 #[test]
+fn a_terminal_that_closes_during_the_start_does_not_end_it() {
+    let mut command = ghostserve();
+    // The warning about the variable comes before ONNX Runtime and the model are loaded.
+    command.args(["serve", "--listen", "127.0.0.1:0", "--no-calibration"]).env("GHOSTSERVE_COLOUR", "1");
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let process = Process(child);
+    assert!(lines.any(|line| line.contains("GHOSTSERVE_COLOUR")));
+    process.signal("HUP");
+    assert!(lines.any(|line| line.contains("ready")), "it starts");
+    process.stop();
+}
+
+#[test]
 fn a_server_whose_terminal_is_gone_goes_on() {
     let (mut process, address, log) = Process::start(&[]);
     // Nobody reads the log any more, so every line fails to be written.
