@@ -29,7 +29,7 @@ impl UnknownVariable {
         match &self.nearest {
             Some(nearest) => format!("the environment variable {name} is not a setting: did you mean {nearest}?"),
             None => format!(
-                "the environment variable {name} is not a setting and has no effect; `ghostserve serve --help` lists all"
+                "the environment variable {name} is not a setting and has no effect; `ghostserve serve --help` has all"
             ),
         }
     }

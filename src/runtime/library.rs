@@ -21,8 +21,9 @@ impl Runtime {
         // A relative path is relative to the user's working directory. The loader would look elsewhere first.
         let path = if path.is_file() { std::path::absolute(&path).unwrap_or(path) } else { path };
         let error = |reason: String| RuntimeError::Library { path: path.display().to_string(), reason };
+        // `ort` does not say why the library cannot be loaded. Loading it again does.
         let environment = ort::init_from(&path)
-            .map_err(|e| error(e.to_string()))?
+            .map_err(|e| error(library_version(&path).err().unwrap_or_else(|| e.to_string())))?
             .with_name("ghostserve")
             .with_telemetry(false)
             .with_logger(Arc::new(|level, category: &str, _id: &str, _location: &str, message: &str| match level {
@@ -43,8 +44,12 @@ impl Runtime {
 /// The version that the library at `path` reports. `ort` reads it too, but does not expose it.
 #[allow(unsafe_code)]
 fn library_version(path: &Path) -> Result<String, String> {
-    // SAFETY: `ort` has loaded the library before. Loading it again only raises its reference count; no code runs.
-    let library = unsafe { libloading::Library::new(path) }.map_err(|e| e.to_string())?;
+    // SAFETY: `ort` has loaded the library before, or has tried to. Loading it again only raises its reference count,
+    // or fails in the same way.
+    let library = unsafe { libloading::Library::new(path) }.map_err(|error| {
+        let reason = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
+        reason.trim_start_matches(&format!("{}: ", path.display())).to_owned()
+    })?;
     // SAFETY: every ONNX Runtime library exports a function of this name and type.
     let base = unsafe { library.get::<unsafe extern "C" fn() -> *const ort::sys::OrtApiBase>(b"OrtGetApiBase") }
         .map_err(|e| e.to_string())?;

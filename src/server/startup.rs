@@ -209,11 +209,11 @@ fn log_plan(manifest: &Manifest, digest: &Digest, classes: usize, plan: &ModelPl
     let digest = digest.as_str();
     let digest = digest.get(..SHORT_DIGEST).unwrap_or(digest);
     let architecture = &manifest.network.architecture;
-    tracing::info!(model = %manifest.id, digest, %architecture, classes, "model loaded");
+    tracing::info!(model = %manifest.id, %digest, %architecture, classes, "model loaded");
     tracing::info!(
         provider = %plan.provider,
         precision = %plan.precision,
-        form = plan.graph.as_str(),
+        form = %plan.graph.as_str(),
         workers = plan.workers,
         threads_per_worker = plan.threads_per_worker,
         max_batch = plan.max_batch,

@@ -30,8 +30,8 @@ pub fn install(filter: &str, format: LogFormat, exporter: Option<&TraceExporter>
     let filter = EnvFilter::try_new(filter)?.and(filter_fn(move |metadata| !is_traced(metadata)));
     // Only a terminal gets colours: files and collectors would store the escape sequences.
     let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
-    // By default a line that cannot be written is reported on standard error, and that panics if it is standard error
-    // that is closed: a server whose terminal is gone must go on.
+    // A line that cannot be written must not be reported on standard error: that panics if it is standard error that is
+    // closed, and a server whose terminal is gone must go on.
     let lines = lines.log_internal_errors(false);
     let lines = match format {
         LogFormat::Text => lines.with_target(false).boxed(),

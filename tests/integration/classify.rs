@@ -53,6 +53,24 @@ async fn the_content_type_does_not_have_to_be_right_for_a_raw_image() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_curl_has_damaged_is_answered_with_the_right_command() {
+    let server = TestServer::start().await;
+    let form = "application/x-www-form-urlencoded";
+    // `curl -d @FILE` leaves out line breaks; later versions also leave out zero bytes.
+    let without = |removed: &[u8]| JPEG.iter().copied().filter(|byte| !removed.contains(byte)).collect::<Vec<_>>();
+    let long = [without(b"\r\n"), vec![1; 4096]].concat();
+    for body in [without(b"\r\n\0"), long, b"image=%FF%D8%FF".to_vec()] {
+        for path in ["/v1/classify", "/v1/features"] {
+            let response = server.post(path).body(body.clone()).header("content-type", form).send().await.unwrap();
+            let (status, json) = answer(response).await;
+            assert_eq!((status, &json["code"]), (415, &"unsupported_media_type".into()), "{json}");
+            let detail = json["detail"].as_str().unwrap();
+            assert!(["--data-binary @", "requests.post", "-F image=@"].iter().all(|w| detail.contains(w)), "{detail}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn raw_multipart_and_json_give_the_same_answer() {
     let server = TestServer::start().await;
     let (_, raw) = server.classify("", JPEG).await;

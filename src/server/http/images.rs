@@ -212,8 +212,8 @@ fn is_damaged_by_a_form(body: &[u8]) -> bool {
 fn damaged_by_a_form() -> Problem {
     let detail = "the body has the type of a form, `application/x-www-form-urlencoded`, and no line breaks, as if \
                   `curl -d` had removed them from a file; send the file unchanged, as `curl --data-binary @FILE` or \
-                  Python's `requests.post(url, data=open(FILE, \"rb\"))`, or as a file of a `multipart/form-data` body, \
-                  as `curl -F image=@FILE`";
+                  Python's `requests.post(url, data=open(FILE, \"rb\"))`, or as a file of a `multipart/form-data` \
+                  body, as `curl -F image=@FILE`";
     Problem::new(Code::UnsupportedMediaType, detail)
 }
 
