@@ -63,7 +63,10 @@ impl PullArgs {
         }
         let folder = self.output.unwrap_or_else(|| PathBuf::from(reference.model_id()));
         let hub = Hub::new(HubSettings {
-            endpoint: self.endpoint,
+            // As HF_TOKEN: a variable that is set to nothing is not set.
+            endpoint: Some(self.endpoint)
+                .filter(|endpoint| !endpoint.trim().is_empty())
+                .unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned()),
             token: variable("HF_TOKEN").and_then(|token| Token::new(&token)),
             proxies: proxies(),
             cache: self
