@@ -25,7 +25,8 @@ use ghostserve_manifest::{InputSpec, Interpolation};
 
 /// Minimum number of pixels of a reduced image per pixel of the resized one, along each axis.
 ///
-/// Each pixel of a reduced image is an average, which the cubic filter averages again. With one pixel per pixel,
+/// Each pixel of a reduced image is an average, which the filter averages again. The numbers are the cubic's; the
+/// other filters stay within its bounds (`tests/integration/scaled_decoding.rs`). With one pixel per pixel,
 /// sharp photographs differ by 2 to 3 of 255 on average and by up to 70 from the result of the whole image; with two
 /// by 0.8 and up to 25; with three by 0.4 and up to 12. A photograph of 12 megapixels has 2.9 for an input of 256
 /// when a quarter of its size is decoded.

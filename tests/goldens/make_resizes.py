@@ -1,7 +1,7 @@
 """Writes resizes/ and resizes.json: crops by every filter and crop mode of torchvision and timm, of files in images/.
 
-Each record holds the `[input]` values of a manifest and the name of its crop, a lossless RGB PNG. The steps come from the
-libraries: `create_transform` of timm, or `Resize` and `CenterCrop` of torchvision.
+Each record holds the `[input]` values of a manifest and the name of its crop, a lossless RGB PNG. The steps
+come from the libraries: `create_transform` of timm, or `Resize` and `CenterCrop` of torchvision.
 """
 
 from __future__ import annotations

@@ -49,7 +49,8 @@ struct CaseTransform {
     expected: String,
 }
 
-/// A crop of `tests/goldens/resizes.json`: the values of a manifest, and the file with the pixels of timm or torchvision.
+/// A crop of `tests/goldens/resizes.json`: the values of a manifest, and the file with the pixels of timm or
+/// torchvision.
 #[derive(Deserialize)]
 struct Resized {
     file: String,
