@@ -2,9 +2,10 @@
 //!
 //! The result equals that of torchvision's and timm's transforms over Pillow, for each filter and crop mode of a
 //! manifest, up to the rounding of 8-bit intermediate rows. Sizes and offsets follow their rules exactly. Two
-//! differences change no pixel's value beyond that rounding: only the source rows and columns under the crop are resized, and the EXIF orientation
-//! is applied to the small crop instead of the whole photograph. A third difference changes values: large JPEG files
-//! are decoded at a fraction of their size ([`Transform::scale`]), unless [`Transform::exact`] forbids it.
+//! differences change no pixel's value beyond that rounding: only the source rows and columns under the crop are
+//! resized, and the EXIF orientation is applied to the small crop instead of the whole photograph. A third difference
+//! changes values: large JPEG files are decoded at a fraction of their size ([`Transform::scale`]), unless
+//! [`Transform::exact`] forbids it.
 //!
 //! [`Transform::view`] does the same for other input sizes, and for whole photographs instead of their centre.
 //! [`Transform::geometry`] returns the mapping between photograph and input.
