@@ -116,7 +116,10 @@ impl PullOptions {
 pub(super) fn fetch(reference: &Reference, folder: &Path, options: PullOptions) -> anyhow::Result<PullReport> {
     let cache = options.cache.or_else(super::default_cache);
     let hub = Hub::new(HubSettings {
-        endpoint: options.endpoint,
+        // As HF_TOKEN: a variable that is set to nothing is not set.
+        endpoint: Some(options.endpoint)
+            .filter(|endpoint| !endpoint.trim().is_empty())
+            .unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned()),
         token: variable("HF_TOKEN").and_then(|token| Token::new(&token)),
         proxies: proxies(),
         cache: cache.context("no home folder: say where to keep files with --cache or GHOSTSERVE_CACHE")?,

@@ -261,11 +261,25 @@ mod tests {
     use image::{DynamicImage, Rgb, RgbImage};
     use proptest::prelude::*;
 
+    use ghostserve_manifest::Interpolation;
+
     use super::*;
     use crate::preprocess::{Crop, Pixels, Scale, Transform};
 
     fn spec(source: Option<usize>) -> InputSpec {
         InputSpec { source, ..InputSpec::imagenet() }
+    }
+
+    fn squash() -> InputSpec {
+        InputSpec { crop_mode: CropMode::Squash, interpolation: Interpolation::Bilinear, ..spec(None) }
+    }
+
+    fn border() -> InputSpec {
+        InputSpec { crop_mode: CropMode::Border, interpolation: Interpolation::Lanczos, ..spec(None) }
+    }
+
+    fn wide() -> InputSpec {
+        InputSpec { crop: [192, 256], resize: Resize::Sides([202, 269]), ..spec(None) }
     }
 
     /// Returns left, top, right and bottom of a green box on black, where it is half as bright.
@@ -297,8 +311,20 @@ mod tests {
     #[test]
     fn a_marker_is_found_where_the_geometry_says() {
         let sides = [(640, 480), (480, 640), (1200, 300), (300, 1000), (2000, 1500), (224, 224), (97, 131)];
-        let views =
-            [([224, 224], None), ([320, 416], None), ([640, 640], None), ([416, 320], None), ([224, 224], Some(96))];
+        let (own, small) = (spec(None), spec(Some(96)));
+        let views = [
+            (own, [224, 224]),
+            (own, [320, 416]),
+            (own, [640, 640]),
+            (own, [416, 320]),
+            (small, [224, 224]),
+            (squash(), [224, 224]),
+            (squash(), [320, 416]),
+            (border(), [224, 224]),
+            (border(), [320, 416]),
+            (wide(), [192, 256]),
+            (wide(), [320, 320]),
+        ];
         let mut checked = 0;
         for (width, height) in sides {
             // A green box that is off the centre and visible in every view.
@@ -310,7 +336,7 @@ mod tests {
                 let inside = (marker[0]..marker[2]).contains(&x) && (marker[1]..marker[3]).contains(&y);
                 if inside { Rgb([0, 255, 0]) } else { Rgb([0, 0, 0]) }
             });
-            for (size, source) in views {
+            for (spec, size) in views {
                 for fit in [Fit::Crop, Fit::Letterbox, Fit::Stretch] {
                     for orientation in [Orientation::NoTransforms, Orientation::Rotate90, Orientation::FlipHorizontal] {
                         // The stored image is turned so that the orientation turns it back.
@@ -322,19 +348,19 @@ mod tests {
                         let stored = stored.into_rgb8();
                         let sides = stored.dimensions();
                         let pixels = Pixels { rgb: stored, stored: sides, scale: Scale::Full, orientation };
-                        let transform = Arc::new(Transform::new(spec(source)).view(size, fit));
+                        let transform = Arc::new(Transform::new(spec).view(size, fit));
                         let crop = Crop::new(&transform, &pixels);
                         assert_eq!(crop.pixels().unwrap().dimensions(), (size[1] as u32, size[0] as u32));
 
                         let geometry = transform.geometry(width, height);
                         let on_input = green_box(crop.pixels().unwrap());
-                        let is_small = source.is_some() && fit == Fit::Crop;
+                        let is_small = spec.source.is_some() && fit == Fit::Crop;
                         for (i, (input, edge)) in on_input.into_iter().zip(marker).enumerate() {
                             let expected = edge * geometry.scale[i % 2] + geometry.offset[i % 2];
                             // The tolerance is a pixel of the input. Pixels of the small source are three times as
                             // wide.
                             let tolerance = if is_small { 2.0 } else { 1.0 };
-                            let what = format!("{width}x{height} {size:?} {source:?} {fit:?} {orientation:?} edge {i}");
+                            let what = format!("{width}x{height} {spec:?} {size:?} {fit:?} {orientation:?} edge {i}");
                             assert!((input - expected).abs() <= tolerance, "{what}: {input}, expected {expected}");
                             checked += 1;
                         }
@@ -342,7 +368,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!(checked, 7 * 5 * 3 * 3 * 4);
+        assert_eq!(checked, 7 * 11 * 3 * 3 * 4);
     }
 
     #[test]
@@ -359,11 +385,28 @@ mod tests {
     }
 
     #[test]
+    fn the_geometry_of_a_squashed_and_of_a_bordered_photograph() {
+        let squashed = Transform::new(squash()).geometry(512, 256);
+        assert_eq!((squashed.scale, squashed.offset), ([0.5, 1.0], [-16.0, -16.0]));
+        assert_eq!((squashed.visible, squashed.padding), ([32.0, 16.0, 480.0, 240.0], [0; 4]));
+        let bordered = Transform::new(border()).geometry(512, 256);
+        assert_eq!((bordered.scale, bordered.offset), ([0.5, 0.5], [-16.0, 48.0]));
+        assert_eq!((bordered.visible, bordered.padding), ([32.0, 0.0, 480.0, 256.0], [0, 48, 0, 48]));
+        // The small source is a square of the photograph; the border around it is not the photograph's rest.
+        let small = InputSpec { source: Some(100), resize: Resize::Side(200), ..border() };
+        let small = Transform::new(small).geometry(200, 100);
+        assert_eq!((small.visible, small.padding), ([50.0, 0.0, 150.0, 100.0], [12; 4]));
+    }
+
+    #[test]
     fn the_view_of_the_models_own_size_is_its_own_transform() {
         for source in [None, Some(96)] {
             let own = Transform::new(spec(source));
             assert_eq!(own.view([224, 224], Fit::Crop).steps(), own.steps());
             assert_eq!(own.view([320, 320], Fit::Crop).geometry(365, 365).scale, [1.0, 1.0], "365 = 320 · 256 / 224");
+        }
+        for spec in [squash(), border(), wide()] {
+            assert_eq!(ResizeSteps::of_view(&spec, spec.crop, Fit::Crop), ResizeSteps::of_model(&spec));
         }
     }
 
@@ -372,7 +415,9 @@ mod tests {
         let rgb = RgbImage::from_pixel(100, 50, Rgb([255, 0, 0]));
         let pixels = Pixels { rgb, stored: (100, 50), scale: Scale::Full, orientation: Orientation::NoTransforms };
         let view = Transform::new(spec(None)).view([64, 64], Fit::Letterbox).crop(&pixels);
-        assert_eq!((view.get_pixel(0, 0), view.get_pixel(63, 63)), (&Rgb([128; 3]), &Rgb([128; 3])));
+        // ImageNet's mean, times 255.
+        let mean = Rgb([124, 116, 104]);
+        assert_eq!((view.get_pixel(0, 0), view.get_pixel(63, 63)), (&mean, &mean));
         assert_eq!(view.get_pixel(32, 32), &Rgb([255, 0, 0]));
     }
 
@@ -385,10 +430,11 @@ mod tests {
             width in prop_oneof![0u32..4, 0u32..20_000, any::<u32>()],
             height in prop_oneof![0u32..4, 0u32..20_000, any::<u32>()],
             source in prop_oneof![Just(None), Just(Some(32)), Just(Some(224))],
+            spec in prop_oneof![Just(spec(None)), Just(squash()), Just(border()), Just(wide())],
             rows in 2usize..20, columns in 2usize..20,
             fit in prop_oneof![Just(Fit::Crop), Just(Fit::Letterbox), Just(Fit::Stretch)],
         ) {
-            let own = Transform::new(spec(source));
+            let own = Transform::new(InputSpec { source, ..spec });
             for transform in [own.clone(), own.view([32 * rows, 32 * columns], fit)] {
                 let geometry = transform.geometry(width, height);
                 let numbers = geometry.scale.iter().chain(&geometry.offset).chain(&geometry.visible);

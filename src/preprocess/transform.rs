@@ -1,10 +1,11 @@
-//! Resizes, crops, orients and normalises images: the evaluation transform of the released weights.
+//! Resizes, crops, orients and normalises images: the transform with which a network was evaluated.
 //!
-//! The result equals `Resize(shorter side, bicubic)` and `CenterCrop` of torchvision over Pillow up to the rounding
-//! of 8-bit intermediate rows, with Pillow's integer rules for sizes and offsets. Two differences change no pixel's
-//! value beyond that rounding: only the source rows and columns under the crop are resized, and the EXIF orientation
-//! is applied to the small crop instead of the whole photograph. A third difference changes values: large JPEG files
-//! are decoded at a fraction of their size ([`Transform::scale`]), unless [`Transform::exact`] forbids it.
+//! The result equals that of torchvision's and timm's transforms over Pillow, for each filter and crop mode of a
+//! manifest, up to the rounding of 8-bit intermediate rows. Sizes and offsets follow their rules exactly. Two
+//! differences change no pixel's value beyond that rounding: only the source rows and columns under the crop are
+//! resized, and the EXIF orientation is applied to the small crop instead of the whole photograph. A third difference
+//! changes values: large JPEG files are decoded at a fraction of their size ([`Transform::scale`]), unless
+//! [`Transform::exact`] forbids it.
 //!
 //! [`Transform::view`] does the same for other input sizes, and for whole photographs instead of their centre.
 //! [`Transform::geometry`] returns the mapping between photograph and input.
@@ -25,7 +26,8 @@ use ghostserve_manifest::{InputSpec, Interpolation};
 
 /// Minimum number of pixels of a reduced image per pixel of the resized one, along each axis.
 ///
-/// Each pixel of a reduced image is an average, which the cubic filter averages again. With one pixel per pixel,
+/// Each pixel of a reduced image is an average, which the filter averages again. The numbers are the cubic's; the
+/// other filters stay within its bounds (`tests/integration/scaled_decoding.rs`). With one pixel per pixel,
 /// sharp photographs differ by 2 to 3 of 255 on average and by up to 70 from the result of the whole image; with two
 /// by 0.8 and up to 25; with three by 0.4 and up to 12. A photograph of 12 megapixels has 2.9 for an input of 256
 /// when a quarter of its size is decoded.

@@ -9,6 +9,7 @@ use ghostserve_manifest::Digest;
 use image::{ImageFormat, Rgb, RgbImage};
 use serde_json::{Value, json};
 
+use crate::cli::run;
 use crate::images::{JPEG, encode};
 use crate::runtime;
 use crate::server::{TestServer, answer, code, config};
@@ -126,6 +127,34 @@ async fn a_foreign_onnx_classifier_is_served_from_a_folder() {
     }
     let (_, model) = answer(server.get("/v1/models/colours").await).await;
     assert_eq!((&model["architecture"], &model["parameters"]), (&json!("onnx"), &Value::Null));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_without_a_digest_is_served_with_its_transform_and_a_warning() {
+    let weights = colour_network(0.0);
+    let manifest = FOREIGN
+        .replace("digest = \"DIGEST\"\n", "")
+        .replace("resize = 8\n", "resize = [9, 10]\ncrop_mode = \"border\"\ninterpolation = \"bilinear\"\n");
+    let folder = write_model_folder(&manifest, "red\ngreen\nblue\n", "model.onnx", &weights);
+    let path = folder.path().to_str().unwrap().to_owned();
+
+    // Without a log, the line to add goes to standard error.
+    let digest = Digest::of(&weights);
+    let (ok, out, err) = run(&["inspect", &path]);
+    assert!(ok && out.contains(digest.as_str()), "{out}{err}");
+    assert!(err.contains("manifest.toml has no `network.digest`"), "{err}");
+    assert!(err.contains(&format!("\ndigest = \"{digest}\"\n")), "{err}");
+
+    let server = TestServer::with(|c| c.model = path).await;
+    let (status, json) = server.classify("", one_colour([0, 250, 9])).await;
+    assert_eq!((status, &json["results"][0]["predictions"][0]["label"]), (200, &json!("green")));
+    assert_eq!(json["model"]["digest"], digest.as_str(), "that of the file which was loaded");
+    let (_, model) = answer(server.get("/v1/models/colours").await).await;
+    assert_eq!(model["digest"], digest.as_str());
+    assert_eq!(model["interpolation"], "bilinear, antialiased");
+    let input = &model["input"];
+    assert_eq!((&input["resize"], &input["crop_mode"]), (&json!([9, 10]), &json!("border")));
+    assert_eq!(input["interpolation"], "bilinear");
 }
 
 async fn start_error(folder: &Path) -> String {

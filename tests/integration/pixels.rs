@@ -8,7 +8,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use ghostserve::preprocess::{Format, ImageError, ImageLimits, Transform, decode, probe};
-use ghostserve_manifest::InputSpec;
+use ghostserve_manifest::{CropMode, InputSpec, Interpolation, Resize};
 use image::RgbImage;
 use serde::Deserialize;
 
@@ -47,6 +47,44 @@ struct CaseTransform {
     resize: usize,
     crop: usize,
     expected: String,
+}
+
+/// A crop of `tests/goldens/resizes.json`: the values of a manifest, and the file with the pixels of timm or
+/// torchvision.
+#[derive(Deserialize)]
+struct Resized {
+    file: String,
+    size: [usize; 2],
+    interpolation: Interpolation,
+    resize: Resize,
+    crop_mode: CropMode,
+    expected: String,
+}
+
+#[test]
+fn every_filter_and_crop_mode_equals_timms_and_torchvisions() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens");
+    let cases: Vec<Resized> = serde_json::from_str(include_str!("../goldens/resizes.json")).unwrap();
+    let (mut wrong, mut roundings) = (Vec::new(), Vec::new());
+    for case in &cases {
+        let Resized { size, interpolation, resize, crop_mode, .. } = *case;
+        let spec = InputSpec { crop: size, interpolation, resize, crop_mode, ..InputSpec::imagenet() };
+        let found = crop(&std::fs::read(folder.join(&case.file)).unwrap(), spec);
+        let expected = image::open(folder.join(&case.expected)).unwrap().into_rgb8();
+        assert_eq!(found.dimensions(), expected.dimensions());
+        let (mean, max) = difference(&found, &expected);
+        println!("{:<30} {interpolation} {crop_mode} {resize}: mean {mean:.3} max {max}", case.expected);
+        if mean > MEAN_TOLERANCE || max > MAX_TOLERANCE {
+            wrong.push(format!("{}, {interpolation} {crop_mode} {resize}: mean {mean:.3}, max {max}", case.file));
+        }
+        if crop_mode == CropMode::Center && resize.sides() == [50, 50] {
+            roundings.push((&case.file, found));
+        }
+    }
+    assert!(cases.len() > 50 && wrong.is_empty(), "{wrong:#?}");
+    // torchvision rounds the longer side down, timm to the nearest: a number and two equal numbers are two rules.
+    let differ = roundings.chunks(2).any(|pair| pair[0].0 == pair[1].0 && difference(&pair[0].1, &pair[1].1).1 > 20);
+    assert!(differ, "a case tells the two rules apart");
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::path::Path;
 use ghostserve::model::{EMBEDDED_MODEL, ModelFolder};
 use ghostserve::preprocess::{ImageLimits, Scale, Transform, decode, probe};
 use ghostserve::runtime::{Backend, SessionSpec};
+use ghostserve_manifest::{InputSpec, Interpolation};
 use image::RgbImage;
 
 use crate::images::input_spec;
@@ -54,19 +55,22 @@ fn view(file: &[u8], transform: &Transform) -> (RgbImage, Scale) {
 fn reduced_decoding_keeps_the_networks_input_within_its_bounds() {
     let (mut scales, mut exceeded) = (Vec::new(), Vec::new());
     for (name, file) in scenes() {
-        for (source, resize, crop) in
-            [(None, 240, 224), (None, 128, 112), (None, 73, 64), (None, 32, 32), (Some(32), 64, 64), (None, 24, 24)]
+        let sizes =
+            [(None, 240, 224), (None, 128, 112), (None, 73, 64), (None, 32, 32), (Some(32), 64, 64), (None, 24, 24)];
+        let filters = [Interpolation::Bicubic, Interpolation::Bilinear, Interpolation::Lanczos];
+        for ((source, resize, crop), interpolation) in
+            sizes.into_iter().flat_map(|size| filters.map(|filter| (size, filter)))
         {
-            let transform = Transform::new(input_spec(source, resize, crop));
+            let transform = Transform::new(InputSpec { interpolation, ..input_spec(source, resize, crop) });
             let (found, scale) = view(&file, &transform);
             let (expected, full) = view(&file, &transform.exact());
             assert_eq!(full, Scale::Full);
             let differences = || found.iter().zip(expected.iter()).map(|(a, b)| a.abs_diff(*b));
             let mean = differences().map(f64::from).sum::<f64>() / found.len() as f64;
             let max = differences().max().unwrap();
-            println!("{name:<22} to {resize:>3} at {scale:?}: mean {mean:.3}, max {max}");
+            println!("{name:<22} to {resize:>3} at {scale:?}, {interpolation}: mean {mean:.3}, max {max}");
             if mean > bounds(&name).mean || max > bounds(&name).max {
-                exceeded.push(format!("{name} to {resize} at {scale:?}: mean {mean}, max {max}"));
+                exceeded.push(format!("{name} to {resize} at {scale:?}, {interpolation}: mean {mean}, max {max}"));
             }
             if scale == Scale::Full {
                 assert_eq!(max, 0);

@@ -253,11 +253,16 @@ fn status_failure(
     with_token: bool,
 ) -> RequestFailure {
     let url = without_query(url);
-    let code = headers.get("x-error-code").and_then(|c| c.to_str().ok()).unwrap_or_default();
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let (code, message) = (text("x-error-code"), text("x-error-message"));
     let status_code = status.as_u16();
     match status_code {
         401 | 403 => {
             let advice = match (code, with_token) {
+                // The hub refuses a token that it does not know also where none is needed.
+                (_, true) if message.contains("Invalid credentials") => {
+                    "it does not know the token in HF_TOKEN: renew it, or unset HF_TOKEN for a public repository"
+                }
                 ("GatedRepo", true) => "it is gated: accept its conditions on the hub with the account of HF_TOKEN",
                 ("GatedRepo", false) => "it is gated: accept its conditions on the hub, then set HF_TOKEN",
                 // The hub also answers 401 for missing repositories, so that it does not reveal private ones.
@@ -268,14 +273,19 @@ fn status_failure(
         }
         404 => HubError::NotFound { what: format!("{repository} ({url})") }.into(),
         408 | 425 | 429 | 500..=599 => {
-            let wait = headers.get(RETRY_AFTER).and_then(|w| w.to_str().ok()).and_then(|w| w.trim().parse().ok());
-            RequestFailure::Retry {
-                reason: format!("the answer was {status_code}"),
-                wait: wait.map(Duration::from_secs),
-            }
+            let rate_limit = (status_code == 429).then(|| rate_limit_reset(text("ratelimit"))).flatten();
+            let wait = rate_limit.or_else(|| text(RETRY_AFTER.as_str()).trim().parse().ok()).map(Duration::from_secs);
+            RequestFailure::Retry { reason: format!("the answer was {status_code}"), wait }
         }
         _ => HubError::Status { url, status: status_code }.into(),
     }
+}
+
+/// Seconds until requests are allowed again, from a `RateLimit` header such as `"api";r=0;t=55`. One more is because
+/// the hub rounds them down.
+fn rate_limit_reset(header: &str) -> Option<u64> {
+    let reset = header.split([';', ',']).find_map(|part| part.trim().strip_prefix("t="))?;
+    reset.trim().parse::<u64>().ok().map(|seconds| seconds.saturating_add(1))
 }
 
 fn redirect_error(url: &str, reason: &str) -> HubError {
@@ -303,9 +313,42 @@ pub(super) fn without_query(url: &str) -> String {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, clippy::panic)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_wait_of_a_rate_limit_is_read() {
+        let wait = |status: u16, headers: &[(&'static str, &str)]| {
+            let headers =
+                headers.iter().map(|(name, value)| (http::HeaderName::from_static(name), value.parse().unwrap()));
+            let status = StatusCode::from_u16(status).unwrap();
+            match status_failure("https://hub/x", status, &headers.collect(), "a/b", false) {
+                RequestFailure::Retry { wait, .. } => wait.map(|wait| wait.as_secs()),
+                RequestFailure::Final(error) => panic!("{error}"),
+            }
+        };
+        let limit = ("ratelimit", "\"api\";r=0;t=55");
+        assert_eq!(wait(429, &[limit]), Some(56));
+        assert_eq!(wait(429, &[limit, ("retry-after", "3")]), Some(56));
+        assert_eq!(wait(503, &[limit, ("retry-after", "3")]), Some(3), "the limit is not the cause");
+        assert_eq!(wait(429, &[("ratelimit", "\"api\";r=0;t=soon")]), None);
+    }
+
+    #[test]
+    fn a_token_that_the_hub_does_not_know_is_named() {
+        let headers = HeaderMap::from_iter([(
+            http::HeaderName::from_static("x-error-message"),
+            "Invalid credentials in Authorization header".parse().unwrap(),
+        )]);
+        let refused =
+            |with_token| match status_failure("https://h/x", StatusCode::UNAUTHORIZED, &headers, "a/b", with_token) {
+                RequestFailure::Final(error) => error.to_string(),
+                RequestFailure::Retry { reason, .. } => panic!("{reason}"),
+            };
+        assert!(refused(true).contains("renew it, or unset HF_TOKEN"), "{}", refused(true));
+        assert!(refused(false).contains("there is no such repository"), "{}", refused(false));
+    }
 
     #[test]
     fn redirections_follow_our_rules() {

@@ -20,7 +20,10 @@ const DEFAULT_STD: [f32; 3] = [0.229, 0.224, 0.225];
 const MAX_CLASSES: usize = 100_000;
 
 /// Arguments of timm's model constructors that do not change the inference.
-const HARMLESS_ARGUMENTS: [&str; 5] = ["num_classes", "in_chans", "drop_rate", "drop_path_rate", "pretrained"];
+const HARMLESS_ARGUMENTS: [&str; 3] = ["drop_rate", "drop_path_rate", "pretrained"];
+
+/// timm's names for the average of all positions.
+const AVERAGE_POOLS: [&str; 3] = ["avg", "fast", "fastavg"];
 
 /// The parts of a repository's configuration that a manifest holds.
 #[derive(Clone, Debug, PartialEq)]
@@ -96,10 +99,7 @@ fn read_config(text: &str, reference: &Reference, architectures: &[&str]) -> Res
             architecture.escape_debug()
         ));
     }
-    if let Some(key) = model_args.keys().find(|key| !HARMLESS_ARGUMENTS.contains(&&key[..])) {
-        return Err(format!("`model_args.{}` changes the network: not supported", key.escape_debug()));
-    }
-    if global_pool.as_deref().is_some_and(|pool| !matches!(pool, "avg" | "fast" | "fastavg")) {
+    if global_pool.as_deref().is_some_and(|pool| !AVERAGE_POOLS.contains(&pool)) {
         return Err(unsupported("global_pool", "avg", global_pool));
     }
     if pretrained.label_offset.unwrap_or(0) != 0 {
@@ -110,6 +110,7 @@ fn read_config(text: &str, reference: &Reference, architectures: &[&str]) -> Res
     if !(1..=MAX_CLASSES).contains(&classes) {
         return Err(format!("`num_classes`: expected 1 to {MAX_CLASSES}, found {classes}"));
     }
+    check_arguments(&model_args, classes)?;
 
     let mut notes = Vec::new();
     let imagenet = reference.repository().starts_with(&format!("{CATALOGUE_OWNER}/"))
@@ -136,31 +137,63 @@ fn unsupported(field: &str, expected: &str, found: Option<String>) -> String {
     format!("`{field}`: expected {expected}, found `{}`: our pre-processing has no other", found.escape_debug())
 }
 
+/// Checks the arguments of timm's model constructor. timm 1.0.31 writes all three that are named here.
+fn check_arguments(arguments: &Map<String, Value>, classes: usize) -> Result<(), String> {
+    for (key, value) in arguments {
+        let expected = match &key[..] {
+            "in_chans" if *value != 3 => "3".to_owned(),
+            "num_classes" if *value != classes => format!("{classes}, as in `num_classes`"),
+            "global_pool" if !AVERAGE_POOLS.iter().any(|pool| *value == *pool) => "avg".to_owned(),
+            "in_chans" | "num_classes" | "global_pool" => continue,
+            key if HARMLESS_ARGUMENTS.contains(&key) => continue,
+            _ => return Err(format!("`model_args.{}` changes the network: not supported", key.escape_debug())),
+        };
+        return Err(format!("`model_args.{key}`: expected {expected}, found {}", shorten(&value.to_string())));
+    }
+    Ok(())
+}
+
+/// The first characters of a text from a hub, without control characters.
+fn shorten(text: &str) -> String {
+    text.escape_debug().take(40).collect()
+}
+
 /// The evaluation transform.
 fn input_spec(pretrained: &Pretrained) -> Result<InputSpec, String> {
     let Pretrained { interpolation, crop_mode, .. } = pretrained;
-    if interpolation.as_deref().is_some_and(|kind| kind != "bicubic") {
-        return Err(unsupported("interpolation", "bicubic", interpolation.clone()));
-    }
-    if crop_mode.as_deref().is_some_and(|mode| mode != "center") {
-        return Err(unsupported("crop_mode", "center", crop_mode.clone()));
-    }
+    let interpolation = match interpolation.as_deref() {
+        None | Some("bicubic") => Interpolation::Bicubic,
+        Some("bilinear") => Interpolation::Bilinear,
+        Some("lanczos") => Interpolation::Lanczos,
+        Some(_) => return Err(unsupported("interpolation", "bicubic, bilinear or lanczos", interpolation.clone())),
+    };
+    let crop_mode = match crop_mode.as_deref() {
+        None | Some("center") => CropMode::Center,
+        Some("squash") => CropMode::Squash,
+        Some("border") => CropMode::Border,
+        Some(_) => return Err(unsupported("crop_mode", "center, squash or border", crop_mode.clone())),
+    };
     let [channels, height, width] = pretrained.input_size.unwrap_or([3, 224, 224]);
-    if channels != 3 || height != width {
-        return Err(format!("`input_size`: expected 3 channels and a square, found {channels}x{height}x{width}"));
+    if channels != 3 {
+        return Err(format!("`input_size`: expected 3 channels, found {channels}x{height}x{width}"));
     }
     let crop = pretrained.crop_pct.unwrap_or(DEFAULT_CROP);
     if !(crop > 0.0 && crop <= 1.0) {
         return Err(format!("`crop_pct`: expected more than 0, at most 1, found {crop}"));
     }
+    // In f64 and rounded down, as in timm. The cast saturates; the manifest's check refuses values that are too large.
+    let [resize_height, resize_width] = [height, width].map(|side| (side as f64 / crop).floor() as usize);
     Ok(InputSpec {
         crop: [height, width],
+        crop_mode,
+        interpolation,
         source: None,
-        // In f64 and rounded down, as in timm. The cast saturates; the manifest's check refuses values that are too
-        // large.
-        resize: Resize::Side((height as f64 / crop).floor() as usize),
-        crop_mode: CropMode::Center,
-        interpolation: Interpolation::Bicubic,
+        // timm resizes by torchvision's rule if the input is a square, and by its own if not.
+        resize: if height == width {
+            Resize::Side(resize_height)
+        } else {
+            Resize::Sides([resize_height, resize_width])
+        },
         mean: pretrained.mean.unwrap_or(DEFAULT_MEAN),
         std: pretrained.std.unwrap_or(DEFAULT_STD),
     })
@@ -238,6 +271,32 @@ mod tests {
     }
 
     #[test]
+    fn every_filter_and_crop_mode_of_timm_is_read() {
+        let with = |interpolation: &str, crop_mode: &str, size: [usize; 3]| {
+            let mut config = sample_config();
+            config["pretrained_cfg"]["interpolation"] = interpolation.into();
+            config["pretrained_cfg"]["crop_mode"] = crop_mode.into();
+            config["pretrained_cfg"]["input_size"] = json!(size);
+            let input = parse(config).unwrap().input;
+            (input.interpolation, input.crop_mode, input.crop, input.resize)
+        };
+        let square = with("bilinear", "squash", [3, 224, 224]);
+        assert_eq!(square, (Interpolation::Bilinear, CropMode::Squash, [224, 224], Resize::Side(235)));
+        let wide = with("lanczos", "border", [3, 192, 256]);
+        assert_eq!(wide, (Interpolation::Lanczos, CropMode::Border, [192, 256], Resize::Sides([202, 269])));
+        assert_eq!(with("bicubic", "center", [3, 256, 192]).3, Resize::Sides([269, 202]));
+    }
+
+    #[test]
+    fn an_export_of_timm_1_0_31_is_read() {
+        let mut config = sample_config();
+        for pool in AVERAGE_POOLS {
+            config["model_args"] = json!({"in_chans": 3, "num_classes": 2, "global_pool": pool});
+            parse(config.clone()).unwrap();
+        }
+    }
+
+    #[test]
     fn labels_come_from_the_configuration_or_are_imagenets() {
         let with = |names: Value, descriptions: Value| {
             let mut config = sample_config();
@@ -262,9 +321,12 @@ mod tests {
     fn settings_that_would_be_computed_differently_are_refused() {
         for (pointer, value, words) in [
             ("/architecture", json!("resnet50"), "expected one of ghostnetv2_100, found `resnet50`"),
-            ("/pretrained_cfg/interpolation", json!("bilinear"), "`interpolation`: expected bicubic"),
-            ("/pretrained_cfg/crop_mode", json!("squash"), "`crop_mode`"),
-            ("/pretrained_cfg/input_size", json!([3, 224, 256]), "a square"),
+            (
+                "/pretrained_cfg/interpolation",
+                json!("nearest"),
+                "`interpolation`: expected bicubic, bilinear or lanczos",
+            ),
+            ("/pretrained_cfg/crop_mode", json!("stretch"), "`crop_mode`: expected center, squash or border"),
             ("/pretrained_cfg/input_size", json!([1, 224, 224]), "3 channels"),
             ("/pretrained_cfg/crop_pct", json!(0.0), "`crop_pct`"),
             ("/pretrained_cfg/mean", json!([0.5]), "not a timm configuration"),
@@ -277,9 +339,17 @@ mod tests {
             let error = parse(config).unwrap_err();
             assert!(error.contains(words), "{pointer}: {error}");
         }
-        let mut wide = sample_config();
-        wide["model_args"] = json!({"width": 2.0});
-        assert!(parse(wide).unwrap_err().contains("`model_args.width`"));
+        for (arguments, words) in [
+            (json!({"width": 2.0}), "`model_args.width` changes the network"),
+            (json!({"in_chans": 1}), "`model_args.in_chans`: expected 3, found 1"),
+            (json!({"num_classes": 3}), "`model_args.num_classes`: expected 2, as in `num_classes`, found 3"),
+            (json!({"global_pool": "max"}), "`model_args.global_pool`: expected avg, found \\\"max\\\""),
+        ] {
+            let mut config = sample_config();
+            config["model_args"] = arguments;
+            let error = parse(config).unwrap_err();
+            assert!(error.contains(words), "{error}");
+        }
         let mut shifted = sample_config();
         shifted["pretrained_cfg"]["label_offset"] = 1.into();
         assert!(parse(shifted).unwrap_err().contains("label_offset"));

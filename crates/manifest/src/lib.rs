@@ -518,6 +518,23 @@ file = "labels.txt"
         let manifest = Manifest::parse(GOOD).unwrap();
         assert_eq!(manifest.network.architecture, Architecture::Preset("ghostnetv2_100".into()));
         assert_eq!((manifest.input.crop, manifest.input.source), ([64, 64], Some(32)));
+        let defaults = (manifest.input.crop_mode, manifest.input.interpolation);
+        assert_eq!(defaults, (CropMode::Center, Interpolation::Bicubic));
+    }
+
+    #[test]
+    fn only_a_border_may_be_resized_to_less_than_the_input() {
+        let with = |lines: &str| Manifest::parse(&GOOD.replace("resize = 64", lines)).map(|m| m.input.resize);
+        assert_eq!(with("resize = [70, 64]").unwrap(), Resize::Sides([70, 64]));
+        assert!(with("resize = [70, 63]").unwrap_err().to_string().contains("at least the sides of `input.size`"));
+        assert!(with("resize = 63\ncrop_mode = \"squash\"").is_err());
+        assert_eq!(with("resize = 63\ncrop_mode = \"border\"").unwrap(), Resize::Side(63));
+    }
+
+    #[test]
+    fn a_manifest_without_a_digest_is_valid() {
+        let line = GOOD.lines().find(|line| line.starts_with("digest")).unwrap();
+        assert_eq!(Manifest::parse(&GOOD.replace(line, "")).unwrap().network.digest, None);
     }
 
     #[test]
@@ -530,6 +547,15 @@ file = "labels.txt"
             let text = manifest.to_toml(&["from\nid = \"evil\"".into()]);
             assert!(text.starts_with("# from id"), "{text}");
             assert_eq!(Manifest::parse(&text).unwrap(), manifest, "{text}");
+        }
+        manifest.network.digest = None;
+        manifest.input.resize = Resize::Sides([70, 80]);
+        for crop_mode in [CropMode::Center, CropMode::Squash, CropMode::Border] {
+            for interpolation in [Interpolation::Bicubic, Interpolation::Bilinear, Interpolation::Lanczos] {
+                (manifest.input.crop_mode, manifest.input.interpolation) = (crop_mode, interpolation);
+                let text = manifest.to_toml(&[]);
+                assert_eq!(Manifest::parse(&text).unwrap(), manifest, "{text}");
+            }
         }
     }
 
@@ -547,6 +573,9 @@ file = "labels.txt"
             ("mean = [0.485", "mean = [nan", "input.mean"),
             ("resize = 64", "resize = 64\nresise = 3", "resise"),
             ("resize = 64", "", "resize"),
+            ("resize = 64", "resize = \"64\"", "resize"),
+            ("resize = 64", "resize = 64\ninterpolation = \"cubic\"", "bicubic"),
+            ("resize = 64", "resize = 64\ncrop_mode = \"centre\"", "center"),
         ] {
             let text = GOOD.replacen(from, to, 1);
             assert_ne!(text, GOOD, "{from} is in the text");
