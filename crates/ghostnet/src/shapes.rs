@@ -81,10 +81,10 @@ impl OutputShapes<'_> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::{Config, GateAt};
+    use crate::{GateAt, preset};
 
     fn gate(gate_at: GateAt, input: [usize; 2], layer: &str) -> OutputShape {
-        let mut config = Config::preset("ghostnetv2_100").unwrap();
+        let mut config = preset("ghostnetv2_100").unwrap();
         config.dfc.gate_at = gate_at;
         let network = Network::new(config).unwrap();
         let [height, width] = input;
