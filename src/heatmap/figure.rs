@@ -18,7 +18,7 @@ const BAR: u32 = 22;
 /// The length of a tick of the colour bar, pixels.
 const TICK: u32 = 6;
 /// Pixels for a cell of a label's characters.
-const LABEL_SCALE: u32 = 2;
+const LABEL_SCALE: u32 = 3;
 const PAPER: Rgb<u8> = Rgb([255, 255, 255]);
 const INK: Rgb<u8> = Rgb([32, 32, 32]);
 /// The part of a pixel's colour that comes from the gate; the rest is the photograph in grey.
@@ -111,8 +111,8 @@ mod tests {
                 .filter(|(x, y)| *image.get_pixel(*x, *y) == INK)
                 .count()
         };
-        assert!([labels(10..30), labels(230..255), labels(455..480)].iter().all(|ink| *ink > 60));
-        assert_eq!(labels(40..220), 0);
+        assert!([labels(5..40), labels(225..265), labels(450..485)].iter().all(|ink| *ink > 200));
+        assert_eq!(labels(40..225), 0);
     }
 
     #[test]
