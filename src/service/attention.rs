@@ -72,6 +72,7 @@ pub(super) fn default_size(own: [usize; 2], max_pixels: usize) -> [usize; 2] {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

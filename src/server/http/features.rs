@@ -234,12 +234,13 @@ fn attention_gate(gates: &[AttentionGate], layer: Option<&str>) -> Result<Attent
 
 /// Refuses a picture of a single cell, before the image is read.
 fn check_gate_has_cells(plan: &FeaturePlan, gate: &AttentionGate) -> Result<(), Problem> {
-    if gate.cells().iter().product::<usize>() > 1 {
+    let is_shown = |gate: &&AttentionGate| gate.cells().iter().product::<usize>() > 1;
+    if is_shown(&gate) {
         return Ok(());
     }
     let Size { height, width } = plan.size();
     let gates = plan.model().features.as_ref().map(|features| AttentionGate::all(&features.network, [height, width]));
-    let other = gates.as_deref().and_then(AttentionGate::default_of).map(|other| {
+    let other = gates.as_deref().and_then(AttentionGate::default_of).filter(is_shown).map(|other| {
         let [rows, columns] = other.cells();
         format!("`layer={}`, which has {columns}x{rows}, or for ", other.layer())
     });
