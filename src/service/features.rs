@@ -20,11 +20,11 @@ use crate::telemetry::spans;
 use ghostserve_ghostnet::{Output, OutputShape, Size};
 
 /// The smallest side of an input: below it, attention at the last stride has nothing to pool.
-const MIN_SIDE: usize = 64;
+pub(super) const MIN_SIDE: usize = 64;
 /// Sides are multiples of the largest stride.
-const STRIDE: usize = 32;
+pub(super) const STRIDE: usize = 32;
 /// The longest side, whatever the other is.
-const MAX_SIDE: usize = 4096;
+pub(super) const MAX_SIDE: usize = 4096;
 
 /// Time for encoding one byte of a large answer: it is copied, converted, or written as base64.
 const ENCODE_BYTE: Duration = Duration::from_nanos(1);

@@ -6,6 +6,7 @@
 //! its own outcome: a bad image does not fail the others. The service knows nothing of HTTP. It holds the running
 //! models by name; the server starts them.
 
+mod attention;
 mod cache;
 mod classify;
 mod error;
@@ -17,6 +18,7 @@ mod served;
 mod statistics;
 mod task;
 
+pub use attention::AttentionGate;
 use cache::ScoreCache;
 pub use cache::Scored;
 pub use classify::{Classified, ClassifyPlan, ImageResult};

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use super::attention::default_size;
 use super::{ImageTask, RequestStatistics};
 use crate::batch::{Queue, WorkerState};
 use crate::config::FeatureLimits;
@@ -52,6 +53,15 @@ pub struct Features {
     pub limits: FeatureLimits,
     /// Sessions for other inputs and outputs than the classifier's.
     pub variants: Arc<Variants>,
+}
+
+impl Features {
+    /// Height and width of the input for attention if a request names none: the model's own, `own`, enlarged to a
+    /// shorter side of 224 as far as the limit of pixels allows.
+    #[must_use]
+    pub fn attention_size(&self, own: [usize; 2]) -> [usize; 2] {
+        default_size(own, self.limits.max_feature_pixels)
+    }
 }
 
 /// How a model runs on this machine, as it is reported to clients.

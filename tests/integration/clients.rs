@@ -49,7 +49,7 @@ async fn the_snippets_of_the_manual_print_the_documented_output() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("photo.jpg"), JPEG).unwrap();
     let examples = snippets();
-    assert_eq!(examples.len(), 7);
+    assert_eq!(examples.len(), 8);
     let mut examples_run = 0;
     for (code, expected) in examples {
         if code.contains("torch") && !torch {
@@ -66,7 +66,7 @@ async fn the_snippets_of_the_manual_print_the_documented_output() {
         assert_eq!(out, expected, "{code}");
         examples_run += 1;
     }
-    assert!(examples_run >= 5);
+    assert!(examples_run >= 6);
 }
 
 #[tokio::test(flavor = "multi_thread")]

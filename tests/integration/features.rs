@@ -310,23 +310,77 @@ async fn maps_and_attention_are_rendered_as_png_images() {
     let tiles = decoded(get(&server, "/v1/features?levels=c4", "image/png", JPEG).await);
     assert_eq!(tiles.dimensions(), (11 * 50 + 2, 11 * 50 + 2));
     assert!(tiles.pixels().map(|p| p.0).collect::<std::collections::BTreeSet<_>>().len() > 50);
-    let overlay = decoded(get(&server, "/v1/attention", "image/png", JPEG).await);
-    assert_eq!(overlay.dimensions(), (320, 320));
+    assert_is_attention_figure(&decoded(get(&server, "/v1/attention", "image/png", JPEG).await));
+    assert_is_attention_figure(&decoded(get(&server, "/v1/attention?size=64", "image/png", JPEG).await));
     // The `Accept` header of browsers includes images.
     let browser = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,image/png,*/*;q=0.8";
     let response = server.post("/v1/attention").header("accept", browser).body(JPEG).send().await.unwrap();
     assert_eq!(response.headers()["content-type"], "image/png");
+    assert_eq!(response.headers()["content-disposition"], "inline; filename=\"attention.7.0.png\"");
     for (path, words) in [
         ("/v1/features?levels=c3,c4", "one level"),
         ("/v1/features?levels=embedding", "one level"),
         ("/v1/features?levels=c3&top_k=2", "predictions"),
         ("/v1/attention?dtype=f16", "dtype"),
+        ("/v1/attention?layer=8.3&size=64", "`layer=8.3` has one cell at size 64x64"),
+        ("/v1/attention?layer=8.3&size=64", "ask for `layer=3.0`, which has 8x8, or for a larger `size`, such as 224"),
     ] {
         let response = server.post(path).header("accept", "image/png").body(JPEG).send().await.unwrap();
         let (status, problem) = answer(response).await;
         assert_eq!((status, &problem["code"]), (400, &json!("invalid_parameter")), "{path}");
         assert!(problem["detail"].as_str().unwrap().contains(words), "{problem}");
     }
+}
+
+/// Whether a picture has a photograph, the same with a gate of many colours over it, and a colour bar with labels.
+fn assert_is_attention_figure(figure: &RgbImage) {
+    let (width, height) = figure.dimensions();
+    assert_eq!(height, 448 + 40);
+    assert!((2 * 448..2 * 448 + 250).contains(&width), "{width}");
+    let pixels = |columns: std::ops::Range<u32>| {
+        let pixels = columns.flat_map(|x| (20..height - 20).map(move |y| (x, y)));
+        pixels.map(|(x, y)| figure.get_pixel(x, y).0.map(i32::from)).collect::<Vec<_>>()
+    };
+    let (photograph, overlay) = (pixels(20..468), pixels(488..936));
+    assert_ne!(photograph, overlay);
+    // The ends of the colour map: yellow has more green than blue, violet less.
+    let tint = |pixel: &[i32; 3]| pixel[1] - pixel[2];
+    let count = |test: &dyn Fn(i32) -> bool| overlay.iter().filter(|pixel| test(tint(pixel))).count();
+    let (yellow, violet) = (count(&|tint| tint > 60), count(&|tint| tint < -20));
+    assert!(yellow > 500 && violet > 500, "the gate's whole range is shown: {yellow} yellow, {violet} violet");
+    assert!(pixels(990..width).contains(&[32; 3]), "labels");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn attention_chooses_a_layer_and_a_size_that_show_something() {
+    let server = TestServer::start().await;
+    let input_of = |json: &Value| {
+        let geometry = &json["results"][0]["geometry"];
+        json!([geometry["width"], geometry["height"]])
+    };
+    for (query, layer, cells, input) in [
+        ("", "7.0", [7, 7], [224, 224]),
+        ("?size=64", "3.0", [8, 8], [64, 64]),
+        ("?size=448", "8.3", [7, 7], [448, 448]),
+        ("?size=320x224", "7.0", [7, 10], [320, 224]),
+        ("?layer=8.3", "8.3", [3, 3], [224, 224]),
+        ("?layer=8.3&size=64", "8.3", [1, 1], [64, 64]),
+    ] {
+        let path = format!("/v1/attention{query}");
+        let (status, json) = answer(server.post(&path).body(JPEG).send().await.unwrap()).await;
+        assert_eq!((status, &json["layer"]), (200, &json!(layer)), "{query}");
+        let result = &json["results"][0];
+        assert_eq!(result["features"][0]["shape"].as_array().unwrap()[1..], [json!(cells[0]), json!(cells[1])]);
+        assert_eq!(input_of(&json), json!(input), "{query}");
+    }
+    let found = read_safetensors(&get(&server, "/v1/attention", SAFETENSORS, JPEG).await);
+    assert_eq!(found.metadata["layer"], "7.0");
+    let about = &unzip(&get(&server, "/v1/attention", NPZ, JPEG).await)["about.json"];
+    assert_eq!(serde_json::from_slice::<Value>(about).unwrap()["layer"], "7.0");
+    // Below the limit of pixels, the default is the largest input that it allows.
+    let small = TestServer::with(|config| config.features.max_feature_pixels = 200 * 200).await;
+    let (_, json) = answer(small.post("/v1/attention").body(JPEG).send().await.unwrap()).await;
+    assert_eq!(input_of(&json), json!([192, 192]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -336,12 +390,18 @@ async fn attention_lists_its_layers() {
     assert_eq!(status, 200);
     let layers = json["layers"].as_array().unwrap();
     assert_eq!(layers.len(), 14, "all bottlenecks but the first two");
-    assert_eq!(layers[0], json!({"layer": "2.0", "channels": 72, "stride": 8}));
+    assert_eq!(layers[0], json!({"layer": "2.0", "channels": 72, "height": 28, "width": 28, "stride": 8}));
+    // 7 pixels of the features are pooled to 3 cells of 2 each.
+    assert_eq!(layers[13], json!({"layer": "8.3", "channels": 960, "height": 3, "width": 3, "stride": 64}));
     let gate = &json["results"][0]["features"][0];
-    assert_eq!((&gate["name"], &gate["shape"]), (&json!("attention"), &json!([960, 1, 1])));
+    assert_eq!((&gate["name"], &gate["shape"]), (&json!("attention"), &json!([672, 7, 7])));
+    assert_eq!(gate["stride"], 32);
+    let wide = answer(server.post("/v1/attention?size=416x320&layer=8.3").body(JPEG).send().await.unwrap()).await.1;
+    assert_eq!(wide["layers"][13], json!({"layer": "8.3", "channels": 960, "height": 5, "width": 6, "stride": 64}));
+    assert_eq!(wide["results"][0]["features"][0]["stride"], 64, "of both axes");
     let (_, named) = answer(server.post("/v1/attention?layer=blocks.2.0").body(JPEG).send().await.unwrap()).await;
     let gate = &named["results"][0]["features"][0];
-    assert_eq!(gate["shape"], json!([72, 8, 8]));
+    assert_eq!(gate["shape"], json!([72, 28, 28]));
     let values = floats(&STANDARD.decode(gate["data"].as_str().unwrap()).unwrap(), "f32");
     assert!(values.iter().all(|v| (0.0..=1.0).contains(v)), "a sigmoid");
     let form =
@@ -455,6 +515,8 @@ async fn the_model_description_lists_levels_and_attention_layers() {
     assert_eq!(levels[3], json!({"level": "c4", "cut": "deepest", "channels": 112, "stride": 16}));
     assert_eq!(levels[8], json!({"level": "c4", "cut": "timm", "channels": 80, "stride": 16}));
     assert_eq!(features["attention"].as_array().unwrap().len(), 14);
+    let deepest = json!({"layer": "8.3", "channels": 960, "height": 1, "width": 1, "stride": 64});
+    assert_eq!(features["attention"][13], deepest, "at the model's own size");
 }
 
 /// Sends a thousand requests with random combinations of parameters, some valid and most not.

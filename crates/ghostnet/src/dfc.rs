@@ -56,6 +56,11 @@ impl Dfc {
         (self.project.shape.output, size)
     }
 
+    /// Pixels of the features for one of the gate as a graph output, in one direction.
+    pub(super) fn gate_stride(&self) -> usize {
+        if self.config.gate_at == GateAt::Before { 2 } else { 1 }
+    }
+
     pub(super) fn cost(&self, input: Size) -> Cost {
         [&self.project, &self.horizontal, &self.vertical].into_iter().map(|layer| layer.cost(input.pooled())).sum()
     }

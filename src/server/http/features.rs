@@ -17,7 +17,7 @@ use super::context::{query, request_context};
 use super::images::read_images;
 use super::middleware::Uncompressed;
 use crate::fair_share::Client;
-use crate::heatmap;
+use crate::heatmap::{self, ValueRange};
 use crate::preprocess::{Fit, Geometry, ImageInfo};
 use crate::server::app::App;
 use crate::server::encode::{EncodeTimer, encode_features};
@@ -25,8 +25,8 @@ use crate::server::parameters::{invalid, levels, prediction_options, size, tenso
 use crate::server::problem::Problem;
 use crate::server::retain::RetainBody;
 use crate::server::tensors::{AnswerTensor, ElementType, json, npz, safetensors};
-use crate::service::{Code, Error, Extracted, FeaturePlan, FeaturesRequest, Prediction, ServedModel};
-use ghostserve_ghostnet::{Cut, Output};
+use crate::service::{AttentionGate, Code, Error, Extracted, Extraction, FeaturePlan, FeaturesRequest, Prediction};
+use ghostserve_ghostnet::{Cut, Network, Output, Size};
 
 /// The format of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,10 +82,13 @@ pub(super) struct FeatureParameters {
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct AttentionParameters {
-    /// The bottleneck, such as `6.4`; the deepest that has attention if absent.
+    /// The bottleneck, such as `6.4`. If absent, the deepest whose gate has at least 7x7 cells at the size of this
+    /// request; at a size where none has, the one with the most cells.
     #[schemars(example = "6.4")]
     layer: Option<String>,
-    /// Size of the network's input, `N` or `WIDTHxHEIGHT`, in multiples of 32; the model's own size if absent.
+    /// Size of the network's input, `N` or `WIDTHxHEIGHT`, in multiples of 32. If absent, the model's own size, or a
+    /// larger one with a shorter side of 224 if that is smaller (and within the server's limit of pixels): on a small
+    /// input, the deep gates have too few cells to show anything.
     #[schemars(example = "416x320")]
     size: Option<String>,
     /// How an image is fitted into the input.
@@ -188,42 +191,84 @@ pub(super) async fn attention(
         return Err(invalid("a picture (`Accept: image/png`) has no `dtype`"));
     }
     let model = Arc::clone(app.service.model(parameters.model.as_deref())?);
-    let layer = attention_layer(&model, parameters.layer.as_deref())?;
+    let Some(features) = &model.features else {
+        return Err(Error::NoFeatures { model: model.manifest.id.clone() }.into());
+    };
+    let default_size = || features.attention_size(model.manifest.input.crop);
+    let size = parameters.size.as_deref().map(size).transpose()?.unwrap_or_else(default_size);
+    let gate = attention_gate(&AttentionGate::all(&features.network, size), parameters.layer.as_deref())?;
     let dtype = parameters.dtype.unwrap_or_default();
     let plan = app.service.plan_features(FeaturesRequest {
+        outputs: vec![gate.output],
         model,
-        outputs: vec![layer],
-        size: parameters.size.as_deref().map(size).transpose()?,
+        size: Some(size),
         fit: parameters.fit.unwrap_or_default(),
         predictions: None,
         element_bytes: dtype.bytes(),
         context: request_context(&app, client, request.headers(), start)?,
     })?;
+    if format == Png {
+        check_gate_has_cells(&plan, &gate)?;
+    }
     // Read, run and encode.
     answer(app, plan, AnswerStyle { format, dtype, unit: false, attention: true }, request, start).await
 }
 
-/// The output of the attention at a bottleneck, or at the deepest one that has attention.
-fn attention_layer(model: &ServedModel, layer: Option<&str>) -> Result<Output, Problem> {
-    let Some(features) = &model.features else {
-        return Err(Error::NoFeatures { model: model.manifest.id.clone() }.into());
-    };
-    let known: Vec<Output> = features.network.outputs().into_iter().filter(is_attention).collect();
+/// The gate of a bottleneck, or the default one.
+fn attention_gate(gates: &[AttentionGate], layer: Option<&str>) -> Result<AttentionGate, Problem> {
     let found = match layer {
-        None => known.last().copied(),
+        None => AttentionGate::default_of(gates),
         Some(name) => {
             let name = name.strip_prefix("blocks.").unwrap_or(name);
-            known.iter().find(|output| layer_name(**output) == name).copied()
+            gates.iter().find(|gate| gate.layer() == name)
         }
     };
-    found.ok_or_else(|| {
-        let names = known.iter().map(|output| layer_name(*output)).collect::<Vec<_>>().join(", ");
+    found.cloned().ok_or_else(|| {
+        let names = gates.iter().map(AttentionGate::layer).collect::<Vec<_>>().join(", ");
         invalid(match layer {
-            Some(_) if !known.is_empty() => format!("this model has no attention at that `layer`; it has {names}"),
+            Some(_) if !gates.is_empty() => format!("this model has no attention at that `layer`; it has {names}"),
             _ => "this model has no attention".to_owned(),
         })
     })
 }
+
+/// Refuses a picture of a single cell, before the image is read.
+fn check_gate_has_cells(plan: &FeaturePlan, gate: &AttentionGate) -> Result<(), Problem> {
+    let is_shown = |gate: &&AttentionGate| gate.cells().iter().product::<usize>() > 1;
+    if is_shown(&gate) {
+        return Ok(());
+    }
+    let Size { height, width } = plan.size();
+    let gates = plan.model().features.as_ref().map(|features| AttentionGate::all(&features.network, [height, width]));
+    let other = gates.as_deref().and_then(AttentionGate::default_of).filter(is_shown).map(|other| {
+        let [rows, columns] = other.cells();
+        format!("`layer={}`, which has {columns}x{rows}, or for ", other.layer())
+    });
+    Err(invalid(format!(
+        "the gate of `layer={}` has one cell at size {width}x{height}, so its picture would be of one colour; ask for \
+         {}a larger `size`, such as {LARGER_SIZE}",
+        gate.layer(),
+        other.unwrap_or_default(),
+    )))
+}
+
+/// Refuses a picture of a gate that is equally open everywhere.
+fn check_gate_varies(extraction: &Extraction) -> Result<(), Problem> {
+    let [channels, height, width] = *extraction.outputs.shape(0) else { return Ok(()) };
+    let mean = heatmap::channel_mean(extraction.outputs.data(0), [channels, height, width]);
+    let range = ValueRange::of(&mean);
+    if !range.is_one_value() {
+        return Ok(());
+    }
+    Err(invalid(format!(
+        "the gate has the same value, {:.3}, in all of its cells on this image, so its picture would be of one \
+         colour; ask for another `layer`, or for the numbers with `Accept: application/json`",
+        range.low
+    )))
+}
+
+/// A size at which every gate of the published networks has several cells.
+const LARGER_SIZE: usize = 224;
 
 /// The steps of both routes after the plan.
 async fn answer(
@@ -243,6 +288,9 @@ async fn answer(
     }
     // Run.
     let extracted = app.service.features(&plan, images.files).await?;
+    if let (true, Some(Ok(extraction))) = (png && style.attention, extracted.results.first()) {
+        check_gate_varies(extraction)?;
+    }
     // Encode.
     let timer = EncodeTimer::start(&app, &plan.model().features_statistics, start);
     let times = extracted.times;
@@ -254,6 +302,11 @@ async fn answer(
     let mut response = ([(header::CONTENT_TYPE, style.format.media_type())], body).into_response();
     add_server_timing(&mut response, images.read_time, times, encode_time);
     response.headers_mut().insert(header::VARY, HeaderValue::from_static("accept"));
+    if let (true, Some(name)) = (png, plan.request().outputs.first()) {
+        // The header says which layer a picture shows if the request did not, and names the file in browsers.
+        let name = format!("inline; filename=\"{name}.png\"");
+        response.headers_mut().extend(HeaderValue::from_str(&name).ok().map(|v| (header::CONTENT_DISPOSITION, v)));
+    }
     // Maps hardly compress, and compressing them would take longer than the network.
     response.extensions_mut().insert(Uncompressed);
     Ok(response)
@@ -280,6 +333,9 @@ enum FeatureItem<'a> {
 #[derive(Serialize)]
 struct FeatureHead<'a> {
     model: ModelRef<'a>,
+    /// The bottleneck of this answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    layer: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     layers: Vec<Layer>,
 }
@@ -291,6 +347,14 @@ pub(super) struct Layer {
     /// The value of the parameter `layer`.
     layer: String,
     channels: usize,
+    /// Cells of the gate from top to bottom, at the size of the network's input.
+    height: usize,
+    /// Cells of the gate from left to right, at the size of the network's input.
+    width: usize,
+    /// Pixels of the network's input per cell, in one direction. Cell (row, column) is computed around the square of
+    /// this side whose upper left corner is at (row * stride, column * stride). Where the stride does not divide the
+    /// input, no cell is computed of the rest at the right and lower edge. The gate is then enlarged to the size of
+    /// the features that it multiplies, so that its cells act on equal parts of the whole input.
     stride: usize,
 }
 
@@ -302,7 +366,7 @@ fn encode_answer(plan: &FeaturePlan, extracted: &Extracted, style: AnswerStyle) 
         let [channels, height, width] = extraction.outputs.shape(0) else { return Vec::new() };
         let (maps, shape) = (extraction.outputs.data(0), [*channels, *height, *width]);
         return heatmap::png(&match (style.attention, &extraction.view) {
-            (true, Some(view)) => heatmap::overlay(view, maps, shape),
+            (true, Some(view)) => heatmap::attention_figure(view, maps, shape),
             _ => heatmap::tiles(maps, shape),
         });
     }
@@ -335,19 +399,23 @@ fn encode_answer(plan: &FeaturePlan, extracted: &Extracted, style: AnswerStyle) 
         .collect();
     let manifest = &plan.model().manifest;
     let model = ModelRef::of(plan.model());
-    let layers = if style.attention { plan_layers(plan) } else { Vec::new() };
+    let attention = plan.model().features.as_ref().filter(|_| style.attention);
+    let layers = attention.map(|features| attention_layers(&features.network, plan.size())).unwrap_or_default();
+    let layer = attention.and(outputs.first()).map(|output| AttentionGate::layer_of(*output));
+    let head = FeatureHead { model, layer, layers };
     match style.format {
-        AnswerFormat::Json | AnswerFormat::Png => json(&FeatureHead { model, layers }, &items, &tensors, style.dtype),
+        AnswerFormat::Json | AnswerFormat::Png => json(&head, &items, &tensors, style.dtype),
         AnswerFormat::Safetensors | AnswerFormat::Npz => {
             let items: Vec<_> = items.into_iter().map(|(item, _)| item).collect();
             let strides: serde_json::Map<_, _> =
                 tensors.iter().filter(|t| t.stride > 0).map(|t| (t.name.clone(), t.stride.into())).collect();
-            let metadata = [
+            let mut metadata = vec![
                 ("model", manifest.id.clone()),
                 ("digest", plan.model().digest.to_string()),
                 ("results", text(&items)),
                 ("strides", text(&strides)),
             ];
+            metadata.extend(head.layer.clone().map(|layer| ("layer", layer)));
             if style.format == AnswerFormat::Safetensors {
                 return safetensors(&metadata, &tensors, style.dtype);
             }
@@ -358,7 +426,7 @@ fn encode_answer(plan: &FeaturePlan, extracted: &Extracted, style: AnswerStyle) 
                 results: Vec<FeatureItem<'a>>,
                 strides: serde_json::Map<String, serde_json::Value>,
             }
-            let about = text(&About { head: FeatureHead { model, layers }, results: items, strides });
+            let about = text(&About { head, results: items, strides });
             npz(&[("about.json", about.into_bytes())], &tensors, style.dtype)
         }
     }
@@ -370,25 +438,12 @@ fn text(value: &impl Serialize) -> String {
     serde_json::to_string(value).unwrap_or_default()
 }
 
-fn plan_layers(plan: &FeaturePlan) -> Vec<Layer> {
-    plan.model().features.as_ref().map(|features| attention_layers(&features.network, plan.size())).unwrap_or_default()
-}
-
 /// The bottlenecks with attention, and the shapes of their gates at an input size.
-pub(super) fn attention_layers(network: &ghostserve_ghostnet::Network, size: ghostserve_ghostnet::Size) -> Vec<Layer> {
-    let shapes = network.shapes(size);
-    let of = |output: Output| {
-        let shape = shapes.of(output)?;
-        Some(Layer { layer: layer_name(output), channels: *shape.shape.first()?, stride: shape.stride })
+pub(super) fn attention_layers(network: &Network, Size { height, width }: Size) -> Vec<Layer> {
+    let layer = |gate: &AttentionGate| {
+        let [height, width] = gate.cells();
+        let channels = *gate.shape.shape.first()?;
+        Some(Layer { layer: gate.layer(), channels, height, width, stride: gate.shape.stride })
     };
-    network.outputs().into_iter().filter(is_attention).filter_map(of).collect()
-}
-
-fn is_attention(output: &Output) -> bool {
-    matches!(output, Output::Attention { .. } | Output::OutputAttention { .. })
-}
-
-/// `6.4`, or `6.4.output`.
-fn layer_name(output: Output) -> String {
-    output.to_string().trim_start_matches("attention.").to_owned()
+    AttentionGate::all(network, [height, width]).iter().filter_map(layer).collect()
 }

@@ -91,6 +91,7 @@ fn map_content(schemas: &mut Schemas, attention: bool) -> Value {
     });
     if attention {
         let layer = schemas.answer::<Layer>();
+        schema["properties"]["layer"] = json!({ "type": "string", "description": "The bottleneck of this answer." });
         schema["properties"]["layers"] =
             json!({ "type": "array", "items": layer, "description": "The bottlenecks with DFC attention." });
     }
