@@ -153,7 +153,7 @@ const attempt = (method, path, operation) => {
       preview.hidden = !blob;
       if (blob) preview.src = URL.createObjectURL(blob);
     };
-    const button = make("button", { type: "button", className: "sample" }, "Use a sample");
+    const button = make("button", { type: "button" }, "Use a sample");
     button.addEventListener("click", async () => {
       input.value = "";
       sample = await samplePhotograph();
@@ -164,7 +164,7 @@ const attempt = (method, path, operation) => {
       show(input.files[0]);
     });
     field("photograph", input);
-    form.append(make("span"), button, make("span"), preview);
+    form.append(make("div", { className: "sample" }, button, preview));
   }
   for (const parameter of operation.parameters || []) {
     const values = choices(parameter);
@@ -259,7 +259,8 @@ const start = async () => {
     place.replaceChildren(make("p", {}, `The description cannot be read: ${error}`));
     return;
   }
-  document.getElementById("version").textContent = api.info.version;
+  const models = api.paths["/v1/models/{id}"].get.parameters[0].schema.examples;
+  document.getElementById("version").textContent = `${api.info.version}, serves ${models.join(", ")}`;
   document.getElementById("about").replaceChildren(prose(api.info.description));
   place.replaceChildren();
   for (const tag of api.tags) {
