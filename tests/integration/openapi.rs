@@ -247,3 +247,20 @@ async fn the_documentation_page_loads_nothing_from_other_hosts() {
         assert!(!text.contains("http://") && !text.contains("https://") && !text.contains("innerHTML"), "{path}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_documentation_page_shows_the_served_model_and_lists_of_values() {
+    let node = Command::new("node").arg("--version").output();
+    if !node.is_ok_and(|output| output.status.success()) {
+        assert!(std::env::var_os("GHOSTSERVE_NODE_MODULES").is_none(), "GHOSTSERVE_NODE_MODULES is set without node");
+        println!("SKIPPED: no node; install it (Debian: apt-get install nodejs)");
+        return;
+    }
+    let folder = write_model_folder(FOREIGN, "n1\tred\nn2\tgreen\nn3\tblue\n", "model.onnx", &colour_network(0.0));
+    let server = TestServer::with(|config| config.model = folder.path().to_str().unwrap().to_owned()).await;
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/docs_page.js");
+    let mut command = Command::new("node");
+    command.arg(script).arg(server.url("")).env("NO_PROXY", "*");
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
