@@ -1,7 +1,7 @@
-"""Generates the types of a running server with openapi-typescript, checks a program that uses them with openapi-fetch, and runs it.
+"""Generates the types of a running server with openapi-typescript, checks a program that uses them, and runs it.
 
-usage: typescript.py NODE_MODULES URL PHOTO, where NODE_MODULES is what `npm ci` installs from typescript/package-lock.json. The program prints
-the best label of the photograph.
+usage: typescript.py NODE_MODULES URL PHOTO, where NODE_MODULES is what `npm ci` installs from typescript/package-lock.json. The
+program prints the best label of the photograph.
 """
 
 from __future__ import annotations
