@@ -213,7 +213,7 @@ codes! {
 
 impl JsonSchema for Code {
     fn schema_name() -> Cow<'static, str> {
-        "Code".into()
+        "ErrorCode".into()
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::clients::python;
 use crate::images::{JPEG, png};
+use crate::models::{FOREIGN, colour_network, write_model_folder};
 use crate::server::TestServer;
 
 async fn fetch_document(server: &TestServer) -> Value {
@@ -24,6 +25,20 @@ fn references(value: &Value, found: &mut Vec<String>) {
             _ => references(member, found),
         }),
         Value::Array(items) => items.iter().for_each(|item| references(item, found)),
+        _ => {}
+    }
+}
+
+/// Calls `check` with every object of a value, and its place in it.
+fn visit(value: &Value, place: &str, check: &mut dyn FnMut(&str, &serde_json::Map<String, Value>)) {
+    match value {
+        Value::Object(members) => {
+            check(place, members);
+            members.iter().for_each(|(name, member)| visit(member, &format!("{place}/{name}"), check));
+        }
+        Value::Array(items) => {
+            items.iter().enumerate().for_each(|(i, item)| visit(item, &format!("{place}/{i}"), check));
+        }
         _ => {}
     }
 }
@@ -76,6 +91,76 @@ async fn every_route_is_described_and_every_reference_resolves() {
         text.lines().filter_map(|line| line.strip_prefix("ghostserve_http_requests_total{route=\"")?.split('"').next());
     for route in routes.filter(|route| *route != "unmatched") {
         assert!(document["paths"].get(route).is_some(), "{route} is not described");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn schemas_have_the_form_that_generators_read() {
+    let server = TestServer::start().await;
+    let document = fetch_document(&server).await;
+    visit(&document, "", &mut |place, object| {
+        assert!(!object.get("items").is_some_and(Value::is_boolean), "{place}: generators reject boolean schemas");
+        assert!(!object.contains_key("const"), "{place}: a constant is no enumeration for a generator");
+        assert!(!object.contains_key("prefixItems"), "{place}: generators know no tuples");
+        for choice in ["anyOf", "oneOf"].iter().filter_map(|choice| object.get(*choice)?.as_array()).flatten() {
+            assert!(choice.is_object(), "{place}: {choice}");
+            assert_ne!(choice["type"], "object", "{place}: an object of a choice must have a name");
+        }
+        if let Some(Value::Array(values)) = object.get("enum") {
+            assert!(object["type"] == "string" && values.iter().all(Value::is_string), "{place}: {values:?}");
+        }
+    });
+    let mut binary = 0;
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        for operation in methods.as_object().unwrap().values() {
+            assert_eq!(operation["tags"].as_array().map(Vec::len), Some(1), "{path}");
+            let bodies = [&operation["requestBody"], &operation["responses"]["200"]];
+            for (kind, content) in bodies.iter().filter_map(|body| body["content"].as_object()).flatten() {
+                let schema = &content["schema"];
+                assert!(schema.is_object(), "{path}: {kind} has no schema");
+                assert!(!kind.contains('*'), "{path}: generators know no range of media types");
+                if kind.ends_with("json") || kind.starts_with("text/") {
+                    continue;
+                }
+                binary += 1;
+                if kind == "multipart/form-data" {
+                    let form = document.pointer(schema["$ref"].as_str().unwrap().trim_start_matches('#')).unwrap();
+                    assert_eq!(form["properties"]["images"]["items"]["format"], "binary", "{path}");
+                } else {
+                    assert_eq!(*schema, json!({ "type": "string", "format": "binary" }), "{path}: {kind}");
+                }
+            }
+        }
+    }
+    assert!(binary >= 14, "{binary} binary bodies");
+    for name in ["Classified", "ImageOutcome", "ImageFailure", "FeatureMaps", "Fit", "Dtype", "InferRequest"] {
+        assert!(document["components"]["schemas"][name].is_object(), "{name} has no name of its own");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_document_begins_with_classification_and_names_the_served_model() {
+    let folder = write_model_folder(FOREIGN, "n1\tred\nn2\tgreen\nn3\tblue\n", "model.onnx", &colour_network(0.0));
+    let server = TestServer::with(|config| config.model = folder.path().to_str().unwrap().to_owned()).await;
+    let text = server.get("/openapi.json").await.text().await.unwrap();
+    let place = |path: &str| text.find(&format!("\"{path}\":{{")).unwrap();
+    for other in ["/v1/features", "/v1/models", "/v2", "/docs", "/metrics"] {
+        assert!(place("/v1/classify") < place(other), "{other}");
+    }
+    let document: Value = serde_json::from_str(&text).unwrap();
+    let mut named = 0;
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        for parameter in methods.as_object().unwrap().values().filter_map(|o| o["parameters"].as_array()).flatten() {
+            if ["model", "id"].iter().any(|name| parameter["name"] == *name) {
+                assert_eq!(parameter["schema"]["examples"][0], "colours", "{path}");
+                named += 1;
+            }
+        }
+    }
+    assert!(named >= 16, "{named}");
+    assert!(!text.contains("ghostnetv2-cifar10"));
+    for path in ["/docs", "/docs/docs.js"] {
+        assert!(!server.get(path).await.text().await.unwrap().contains("ghostnetv2-cifar10"), "{path}");
     }
 }
 
@@ -161,4 +246,21 @@ async fn the_documentation_page_loads_nothing_from_other_hosts() {
         let text = response.text().await.unwrap();
         assert!(!text.contains("http://") && !text.contains("https://") && !text.contains("innerHTML"), "{path}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_documentation_page_shows_the_served_model_and_lists_of_values() {
+    let node = Command::new("node").arg("--version").output();
+    if !node.is_ok_and(|output| output.status.success()) {
+        assert!(std::env::var_os("GHOSTSERVE_NODE_MODULES").is_none(), "GHOSTSERVE_NODE_MODULES is set without node");
+        println!("SKIPPED: no node; install it (Debian: apt-get install nodejs)");
+        return;
+    }
+    let folder = write_model_folder(FOREIGN, "n1\tred\nn2\tgreen\nn3\tblue\n", "model.onnx", &colour_network(0.0));
+    let server = TestServer::with(|config| config.model = folder.path().to_str().unwrap().to_owned()).await;
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/docs_page.js");
+    let mut command = Command::new("node");
+    command.arg(script).arg(server.url("")).env("NO_PROXY", "*");
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }

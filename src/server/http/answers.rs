@@ -41,6 +41,12 @@ impl ItemError {
     }
 }
 
+/// The outcome for an image that has an error.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct ImageFailure {
+    pub(super) error: ItemError,
+}
+
 /// Adds `Server-Timing` to an answer: `read;dur=0.1, decode;dur=1.5, …` in milliseconds.
 pub(super) fn add_server_timing(response: &mut Response, read: Duration, times: StageTimes, encode: Duration) {
     let stages = [

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::answers::{ItemError, ModelRef, add_server_timing};
+use super::answers::{ImageFailure, ItemError, ModelRef, add_server_timing};
 use super::context::{query, request_context};
 use super::images::read_images;
 use crate::fair_share::Client;
@@ -44,7 +44,7 @@ pub(super) struct ClassifyAnswer<'a> {
 #[serde(untagged)]
 pub(super) enum ImageOutcome<'a> {
     Ok(&'a ImageResult),
-    Failed { error: ItemError },
+    Failed(ImageFailure),
 }
 
 pub(super) async fn classify(
@@ -74,7 +74,7 @@ pub(super) async fn classify(
 }
 
 fn encode(model: &ServedModel, classified: &Classified) -> Vec<u8> {
-    let failed = |error: &Error| ImageOutcome::Failed { error: ItemError::of(error) };
+    let failed = |error: &Error| ImageOutcome::Failed(ImageFailure { error: ItemError::of(error) });
     let answer = ClassifyAnswer {
         model: ModelRef::of(model),
         results: classified.results.iter().map(|r| r.as_ref().map_or_else(failed, ImageOutcome::Ok)).collect(),

@@ -32,7 +32,7 @@ impl App {
             .route("/v1/models/{id}", get(models::show))
             .merge(oip_rest::infer_routes());
         let routes = middleware::shed_requests(api, self);
-        let routes = routes.merge(oip_rest::metadata_routes()).merge(openapi::routes(&self.config));
+        let routes = routes.merge(oip_rest::metadata_routes()).merge(openapi::routes(self));
         let routes =
             if self.config.addresses.admin_addr.is_none() { routes.merge(Self::administrative()) } else { routes };
         self.finish(routes)

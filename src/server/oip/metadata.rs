@@ -101,7 +101,7 @@ pub(in crate::server) fn metadata(model: &NamedModel) -> ModelMetadata {
 
 /// The configuration of a model, in Triton's form.
 #[derive(Serialize, JsonSchema)]
-#[schemars(rename = "Config")]
+#[schemars(rename = "ModelConfig")]
 pub(in crate::server) struct ModelConfig {
     pub(in crate::server) name: String,
     pub(in crate::server) platform: String,
@@ -223,7 +223,7 @@ pub(in crate::server) struct StatisticsAnswer {
 
 /// Statistics of one model.
 #[derive(Serialize, JsonSchema)]
-#[schemars(rename = "Statistics")]
+#[schemars(rename = "ModelStatistics")]
 pub(in crate::server) struct ModelStatistics {
     pub(in crate::server) name: String,
     pub(in crate::server) version: String,

@@ -41,6 +41,7 @@ pub(super) struct EncodedAnswer {
 /// An inference request of the Open Inference Protocol.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "InferRequest")]
 pub(in crate::server::http) struct JsonRequest<'a> {
     /// Returned with the answer.
     #[serde(default)]
@@ -57,6 +58,7 @@ pub(in crate::server::http) struct JsonRequest<'a> {
 /// A value of a parameter.
 #[derive(JsonSchema)]
 #[schemars(untagged)]
+#[schemars(rename = "Parameter")]
 enum JsonParameter {
     Bool(bool),
     Number(f64),
@@ -66,6 +68,7 @@ enum JsonParameter {
 /// An input tensor.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "InferInput")]
 struct JsonInput<'a> {
     name: String,
     /// The images first.
@@ -85,6 +88,7 @@ struct JsonInput<'a> {
 /// A requested output.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "RequestedOutput")]
 struct JsonWanted {
     name: String,
     /// `classification`: a number of classes instead of all probabilities. `binary_data`: whether it is sent as bytes.
@@ -355,6 +359,7 @@ pub(super) fn parse(
 
 /// An inference answer of the Open Inference Protocol.
 #[derive(Serialize, JsonSchema)]
+#[schemars(rename = "InferResponse")]
 pub(in crate::server::http) struct JsonAnswer<'a> {
     model_name: String,
     model_version: &'a str,
@@ -365,6 +370,7 @@ pub(in crate::server::http) struct JsonAnswer<'a> {
 
 /// An output tensor.
 #[derive(Serialize, JsonSchema)]
+#[schemars(rename = "InferOutput")]
 struct JsonOutput<'a> {
     name: &'a str,
     datatype: &'a str,

@@ -3,10 +3,9 @@
 
 mod errors;
 mod operations;
+mod schemas;
 mod v1;
 mod v2;
-
-use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Bytes;
@@ -14,15 +13,15 @@ use axum::extract::RawQuery;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use http::{HeaderName, HeaderValue, header};
-use schemars::JsonSchema;
-use schemars::generate::{SchemaGenerator, SchemaSettings};
+use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
 use super::context::no_parameters;
-use crate::config::Config;
 use crate::server::app::App;
+use crate::server::oip::{self, NamedModel};
 use crate::server::problem::{Problem, ProblemBody};
 use operations::Operation;
+use schemas::{Schemas, simplify};
 
 /// Content security policy of the page: it loads scripts, styles and data from this server only.
 const POLICY: HeaderValue = HeaderValue::from_static(
@@ -37,9 +36,9 @@ const PAGE: [(&str, &str, &str); 3] = [
 ];
 
 /// Routes of the document and the page.
-pub(super) fn routes(config: &Arc<Config>) -> Router<App> {
+pub(super) fn routes(app: &App) -> Router<App> {
     // Maps of strings always serialise.
-    let document = Bytes::from(serde_json::to_vec(&build_document(config)).unwrap_or_default());
+    let document = Bytes::from(serde_json::to_vec(&build_document(app)).unwrap_or_default());
     let handler = async move |RawQuery(query): RawQuery| -> Result<Response, Problem> {
         no_parameters(query.as_deref())?;
         Ok(([(header::CONTENT_TYPE, "application/json")], document).into_response())
@@ -51,113 +50,86 @@ pub(super) fn routes(config: &Arc<Config>) -> Router<App> {
     })
 }
 
-/// Generates the document's schemas. Those of answers are references, those of requests are inlined.
-struct Schemas {
-    answers: SchemaGenerator,
-    requests: SchemaGenerator,
+/// The parts of the document whose order readers see: operations are in the order in which they are explained.
+#[derive(Serialize)]
+struct Document {
+    openapi: &'static str,
+    info: Value,
+    servers: Value,
+    tags: Value,
+    #[serde(serialize_with = "in_order")]
+    paths: Vec<(&'static str, Map<String, Value>)>,
+    components: Value,
 }
 
-impl Schemas {
-    fn new() -> Self {
-        let settings = SchemaSettings::draft2020_12();
-        let answers = settings.clone().for_serialize().with(|s| s.definitions_path = "/components/schemas".into());
-        let requests = settings.for_deserialize().with(|s| s.inline_subschemas = true);
-        Self { answers: answers.into_generator(), requests: requests.into_generator() }
-    }
-
-    /// Schema of an answer.
-    fn answer<T: JsonSchema>(&mut self) -> Value {
-        self.answers.subschema_for::<T>().to_value()
-    }
-
-    /// Schema of a request's body.
-    fn request<T: JsonSchema>(&mut self) -> Value {
-        without_null(self.requests.subschema_for::<T>().to_value())
-    }
-
-    /// Query parameters that a struct is read from.
-    fn query<T: JsonSchema>(&mut self) -> Vec<Value> {
-        let schema = self.requests.subschema_for::<T>().to_value();
-        let properties = schema.get("properties").and_then(Value::as_object).cloned().unwrap_or_default();
-        let parameter = |(name, schema): (String, Value)| {
-            let mut schema = without_null(schema);
-            let description = schema.as_object_mut().and_then(|schema| schema.remove("description"));
-            json!({ "name": name, "in": "query", "description": description, "schema": schema })
-        };
-        properties.into_iter().map(parameter).collect()
-    }
+/// Writes pairs as an object that keeps their order.
+fn in_order<S: Serializer>(paths: &[(&str, Map<String, Value>)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(paths.iter().map(|(path, methods)| (path, methods)))
 }
 
-/// Removes `null` from the schema of an optional parameter: an absent parameter is not null.
-fn without_null(mut schema: Value) -> Value {
-    let Some(object) = schema.as_object_mut() else { return schema };
-    if let Some(Value::Array(types)) = object.get_mut("type") {
-        types.retain(|kind| kind != "null");
-        if let [single] = &types[..] {
-            let single = single.clone();
-            object.insert("type".into(), single);
-        }
+/// Names of the served models, for examples. The server's default model is the first one.
+struct ModelNames {
+    /// Names under `/v1`.
+    models: Vec<String>,
+    /// Names under `/v2`, where the feature maps of a model are a model of their own.
+    protocol: Vec<String>,
+}
+
+impl ModelNames {
+    fn of(app: &App) -> Self {
+        let default = app.service.default_model();
+        let mut models: Vec<_> = app.service.models().map(|model| model.manifest.id.clone()).collect();
+        let mut protocol: Vec<_> = oip::all(app).iter().map(NamedModel::name).collect();
+        models.sort_by_key(|name| name != default);
+        protocol.sort_by_key(|name| name != default);
+        Self { models, protocol }
     }
-    if let Some(Value::Array(choices)) = object.remove("anyOf") {
-        let choices: Vec<_> = choices.into_iter().filter(|choice| choice["type"] != "null").collect();
-        match &choices[..] {
-            [Value::Object(single)] => single.iter().for_each(|(k, v)| {
-                object.entry(k.clone()).or_insert_with(|| v.clone());
-            }),
-            _ => drop(object.insert("anyOf".into(), Value::Array(choices))),
-        }
+
+    /// Examples for a parameter of an operation, if it is the name of a model.
+    fn examples(&self, path: &str, parameter: &str) -> Option<&[String]> {
+        let names = if path.starts_with("/v2") { &self.protocol } else { &self.models };
+        matches!(parameter, "model" | "id").then_some(names)
     }
-    if object.get("default") == Some(&Value::Null) {
-        object.remove("default");
-    }
-    schema
 }
 
 /// Makes the document.
-fn build_document(config: &Config) -> Value {
+fn build_document(app: &App) -> Document {
+    let (config, names) = (&app.config, ModelNames::of(app));
     let mut schemas = Schemas::new();
-    let mut operations = v1::operations(&mut schemas, config);
+    let mut operations = v1::image_and_model_operations(&mut schemas, config);
     operations.extend(v2::operations(&mut schemas, config));
+    operations.extend(v1::operator_operations(config));
     let problem = schemas.answer::<ProblemBody<'_>>();
-    let mut paths: Map<String, Value> = Map::new();
+    let mut paths: Vec<(&str, Map<String, Value>)> = Vec::new();
     for operation in operations {
         let Operation { method, path, .. } = operation;
-        let described = operation.describe(config.load.shed_status, &problem);
-        if let Value::Object(methods) = paths.entry(path).or_insert_with(|| json!({})) {
-            methods.insert(method.into(), described);
+        let mut described = operation.describe(config.load.shed_status, &problem, &names);
+        simplify(&mut described);
+        match paths.iter_mut().find(|(other, _)| *other == path) {
+            Some((_, methods)) => drop(methods.insert(method.into(), described)),
+            None => paths.push((path, Map::from_iter([(method.into(), described)]))),
         }
     }
-    json!({
-        "openapi": "3.1.0",
-        "info": {
+    let mut components = json!({ "schemas": schemas.into_components() });
+    simplify(&mut components);
+    Document {
+        openapi: "3.1.0",
+        info: json!({
             "title": "GhostServe",
             "version": env!("CARGO_PKG_VERSION"),
             "description": "Classifies images and returns feature maps. Errors under /v1 are problem details (RFC \
                 9457) with a stable `code`. Errors under /v2 have the format of the Open Inference Protocol.",
             "license": { "name": "Apache-2.0", "identifier": "Apache-2.0" },
-        },
-        "servers": [{ "url": "/" }],
-        "tags": [
+        }),
+        servers: json!([{ "url": "/" }]),
+        tags: json!([
             { "name": "images", "description": "Predictions, feature maps and attention for images." },
             { "name": "models", "description": "The served models and their execution plans." },
             { "name": "inference", "description": "The Open Inference Protocol, version 2, for clients of Triton and \
                 KServe." },
             { "name": "operations", "description": "Endpoints for Prometheus, load balancers and container engines." },
-        ],
-        "paths": paths,
-        "components": { "schemas": schemas.answers.take_definitions(true) },
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_schema_of_an_optional_parameter_does_not_allow_null() {
-        let number = json!({"type": ["integer", "null"], "minimum": 1, "default": null});
-        assert_eq!(without_null(number), json!({"type": "integer", "minimum": 1}));
-        let choice = json!({"description": "d", "anyOf": [{"type": "string", "enum": ["a"]}, {"type": "null"}]});
-        assert_eq!(without_null(choice), json!({"description": "d", "type": "string", "enum": ["a"]}));
+        ]),
+        paths,
+        components,
     }
 }

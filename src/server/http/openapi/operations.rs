@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
+use super::ModelNames;
 use crate::config::ShedStatus;
 use crate::server::problem::status_and_title;
 use crate::service::Code;
@@ -54,7 +55,13 @@ impl Operation {
     }
 
     /// Returns the operation as it appears in the document.
-    pub(super) fn describe(self, shed: ShedStatus, problem: &Value) -> Value {
+    pub(super) fn describe(mut self, shed: ShedStatus, problem: &Value, names: &ModelNames) -> Value {
+        for parameter in &mut self.parameters {
+            let name = parameter["name"].as_str().unwrap_or_default();
+            if let Some(examples) = names.examples(self.path, name) {
+                parameter["schema"]["examples"] = examples.into();
+            }
+        }
         let request_id = json!({
             "description": "The request's id: the client's, if it is valid, else a generated one. The server's \
                 log contains it.",
@@ -109,12 +116,18 @@ impl Operation {
     }
 }
 
+/// Schema of a body that is not text. `format` is the word of OpenAPI 3.0, and the one that generators know; version
+/// 3.1 says it with `contentMediaType`.
+pub(super) fn binary() -> Value {
+    json!({ "type": "string", "format": "binary" })
+}
+
 /// Parameters of a path, which it names in braces.
 pub(super) fn path_parameters(path: &str) -> Vec<Value> {
     let names = path.split('{').skip(1).filter_map(|rest| rest.split('}').next());
     let describe = |name: &str| match name {
-        "version" => json!({ "type": "string", "description": "Version. Every model has one.", "example": "1" }),
-        _ => json!({ "type": "string", "description": "Name of the model.", "example": "ghostnetv2-cifar10" }),
+        "version" => json!({ "type": "string", "description": "Version. Every model has one.", "examples": ["1"] }),
+        _ => json!({ "type": "string", "description": "Name of the model." }),
     };
     names.map(|name| json!({ "name": name, "in": "path", "required": true, "schema": describe(name) })).collect()
 }
@@ -129,13 +142,13 @@ pub(super) fn headers() -> Vec<Value> {
             "x-request-timeout-ms",
             "Time that the client will wait for the answer, milliseconds. The server drops the request after it. A \
              deadline that cannot be met is rejected immediately (504).",
-            json!({ "type": "integer", "minimum": 1, "maximum": u32::MAX, "example": 1000 }),
+            json!({ "type": "integer", "minimum": 1, "maximum": u32::MAX, "examples": [1000] }),
         ),
         header(
             "priority",
             "Priority (RFC 9218). An urgency of 4 to 7 (`u=5`) means background work, which is done after all waiting \
              interactive requests.",
-            json!({ "type": "string", "example": "u=5" }),
+            json!({ "type": "string", "examples": ["u=5"] }),
         ),
         header(
             "x-request-id",

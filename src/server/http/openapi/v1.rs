@@ -2,12 +2,12 @@
 
 use serde_json::{Value, json};
 
-use super::Schemas;
 use super::errors::{ImageRoutes, image_errors};
-use super::operations::{Operation, headers};
+use super::operations::{Operation, binary, headers};
+use super::schemas::Schemas;
 use crate::config::Config;
 use crate::preprocess::{Geometry, ImageInfo};
-use crate::server::http::answers::{ItemError, ModelRef};
+use crate::server::http::answers::{ImageFailure, ModelRef};
 use crate::server::http::classify::{ClassifyAnswer, ClassifyParameters};
 use crate::server::http::features::{AttentionParameters, FeatureParameters, Layer};
 use crate::server::http::models::{Details, Listing};
@@ -15,50 +15,46 @@ use crate::server::tensors::ElementType;
 use crate::service::{Code, Prediction};
 
 /// Request body with one or several images.
-fn image_body(config: &Config, several: bool) -> Value {
-    let max_images = if several { config.request.max_images_per_request } else { 1 };
-    let file = json!({ "schema": { "type": "string", "contentMediaType": "application/octet-stream" } });
+fn image_body(schemas: &mut Schemas, config: &Config, several: bool) -> Value {
+    let (max_images, form, json) = match several {
+        true => (config.request.max_images_per_request, "ImagesForm", "ImagesJson"),
+        false => (1, "SingleImageForm", "SingleImageJson"),
+    };
+    let mut body = |name: &str, description: &str, items: Value, more: bool| {
+        let images = json!({
+            "type": "array", "description": description, "items": items, "minItems": 1, "maxItems": max_images,
+        });
+        let mut schema = json!({ "type": "object", "properties": { "images": images }, "required": ["images"] });
+        if !more {
+            schema["additionalProperties"] = false.into();
+        }
+        schemas.name(name, schema)
+    };
+    let text = json!({ "type": "string", "contentEncoding": "base64" });
+    let form = body(form, "Each file part is an image. The name of a part is ignored.", binary(), true);
+    let json = body(json, "Files as base64, or as base64 data URLs.", text, false);
+    // Generators reject the media type `image/*`, or send those characters as the type.
     json!({
         "required": true,
         "description": format!(
-            "Image files: JPEG, PNG, WebP, GIF, BMP or TIFF. The first bytes of a file determine its format. Maximum \
-             size of a single file: {} bytes, of a form or JSON: {} bytes.",
+            "Image files: JPEG, PNG, WebP, GIF, BMP or TIFF. The first bytes of a file determine its format, so \
+             `application/octet-stream` and any `image/` type are the same. Maximum size of a single file: {} bytes, \
+             of a form or JSON: {} bytes.",
             config.request.max_body_bytes, config.request.max_multi_body_bytes
         ),
         "content": {
-            "image/*": file,
-            "application/octet-stream": file,
-            "multipart/form-data": { "schema": {
-                "type": "object",
-                "properties": { "images": {
-                    "type": "array",
-                    "description": "Each file part is an image. Its name is ignored.",
-                    "items": { "type": "string", "contentMediaType": "application/octet-stream" },
-                    "minItems": 1,
-                    "maxItems": max_images,
-                } },
-                "required": ["images"],
-            } },
-            "application/json": { "schema": {
-                "type": "object",
-                "properties": { "images": {
-                    "type": "array",
-                    "items": { "type": "string", "contentEncoding": "base64", "description": "Base64 or a \
-                        base64 data URL." },
-                    "minItems": 1,
-                    "maxItems": max_images,
-                } },
-                "required": ["images"],
-                "additionalProperties": false,
-            } },
+            "application/octet-stream": { "schema": binary() },
+            "multipart/form-data": { "schema": form },
+            "application/json": { "schema": json },
         },
     })
 }
 
-/// Content of an answer with maps. Handlers write its JSON without a type, so its schema is written here.
-fn map_content(schemas: &mut Schemas, attention: bool) -> Value {
+/// Schema of the outcome for one image of an answer with maps: maps, or an error.
+fn image_maps(schemas: &mut Schemas) -> Value {
     let tensor = json!({
         "type": "object",
+        "description": "A tensor of one image.",
         "properties": {
             "name": { "type": "string" },
             "shape": { "type": "array", "items": { "type": "integer", "minimum": 1 } },
@@ -71,21 +67,27 @@ fn map_content(schemas: &mut Schemas, attention: bool) -> Value {
     });
     let success = json!({
         "type": "object",
+        "description": "The maps of one image.",
         "properties": {
             "image": schemas.answer::<ImageInfo>(),
             "geometry": schemas.answer::<Geometry>(),
             "predictions": { "type": "array", "items": schemas.answer::<Prediction>() },
-            "features": { "type": "array", "items": tensor },
+            "features": { "type": "array", "items": schemas.name("FeatureTensor", tensor) },
         },
         "required": ["image", "geometry", "features"],
     });
-    let error =
-        json!({ "type": "object", "properties": { "error": schemas.answer::<ItemError>() }, "required": ["error"] });
+    let (success, failure) = (schemas.name("ImageFeatures", success), schemas.answer::<ImageFailure>());
+    schemas.name("FeatureOutcome", json!({ "anyOf": [success, failure] }))
+}
+
+/// Content of an answer with maps. Handlers write its JSON without a type, so its schema is written here.
+fn map_content(schemas: &mut Schemas, attention: bool) -> Value {
+    let outcome = image_maps(schemas);
     let mut schema = json!({
         "type": "object",
         "properties": {
             "model": schemas.answer::<ModelRef<'_>>(),
-            "results": { "type": "array", "items": { "anyOf": [success, error] } },
+            "results": { "type": "array", "description": "One outcome per image, in order.", "items": outcome },
         },
         "required": ["model", "results"],
     });
@@ -95,19 +97,25 @@ fn map_content(schemas: &mut Schemas, attention: bool) -> Value {
         schema["properties"]["layers"] =
             json!({ "type": "array", "items": layer, "description": "The bottlenecks with DFC attention." });
     }
+    let schema = schemas.name(if attention { "AttentionMaps" } else { "FeatureMaps" }, schema);
     json!({
         "application/json": { "schema": schema },
-        "application/vnd.safetensors": {},
-        "application/x-npz": {},
-        "image/png": {},
+        "application/vnd.safetensors": { "schema": binary() },
+        "application/x-npz": { "schema": binary() },
+        "image/png": { "schema": binary() },
     })
 }
 
-/// Operations that are not part of the Open Inference Protocol.
-pub(super) fn operations(schemas: &mut Schemas, config: &Config) -> Vec<Operation> {
+/// Operations on images, then on models.
+pub(super) fn image_and_model_operations(schemas: &mut Schemas, config: &Config) -> Vec<Operation> {
     let mut operations = Vec::from(image_operations(schemas, config));
     operations.extend(model_operations(schemas));
-    operations.extend(document_operations());
+    operations
+}
+
+/// Operations for operators, and those that return the document.
+pub(super) fn operator_operations(config: &Config) -> Vec<Operation> {
+    let mut operations = Vec::from(document_operations());
     if config.addresses.admin_addr.is_none() {
         operations.extend(admin_operations());
     }
@@ -123,6 +131,7 @@ fn image_operations(schemas: &mut Schemas, config: &Config) -> [Operation; 3] {
         parameters.extend(headers());
     }
     let answer = json!({ "application/json": { "schema": schemas.answer::<ClassifyAnswer<'_>>() } });
+    let several_images = image_body(schemas, config, true);
     let post = |path, id, summary, description, routes| Operation {
         method: "post",
         path,
@@ -139,7 +148,7 @@ fn image_operations(schemas: &mut Schemas, config: &Config) -> [Operation; 3] {
     [
         Operation {
             parameters: classify,
-            body: Some(image_body(config, true)),
+            body: Some(several_images.clone()),
             answer,
             ..post(
                 "/v1/classify",
@@ -152,7 +161,7 @@ fn image_operations(schemas: &mut Schemas, config: &Config) -> [Operation; 3] {
         },
         Operation {
             parameters: features,
-            body: Some(image_body(config, true)),
+            body: Some(several_images),
             answer: map_content(schemas, false),
             ..post(
                 "/v1/features",
@@ -165,7 +174,7 @@ fn image_operations(schemas: &mut Schemas, config: &Config) -> [Operation; 3] {
         },
         Operation {
             parameters: attention,
-            body: Some(image_body(config, false)),
+            body: Some(image_body(schemas, config, false)),
             answer: map_content(schemas, true),
             ..post(
                 "/v1/attention",

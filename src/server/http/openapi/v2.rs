@@ -2,9 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::Schemas;
 use super::errors::{ImageRoutes, MODEL_ERRORS, image_errors};
-use super::operations::{Operation, headers, path_parameters};
+use super::operations::{Operation, binary, headers, path_parameters};
+use super::schemas::Schemas;
 use crate::config::Config;
 use crate::server::http::oip_rest::{IndexRequest, JsonAnswer, JsonRequest, Live, ModelReady, Ready};
 use crate::server::oip::{IndexEntry, ModelConfig, ModelMetadata, ServerMetadata, StatisticsAnswer};
@@ -17,10 +17,12 @@ const TAG: &str = "inference";
 pub(super) fn operations(schemas: &mut Schemas, config: &Config) -> Vec<Operation> {
     let error = json!({
         "type": "object",
-        "properties": { "error": { "type": "string" } },
+        "description": "An error of the Open Inference Protocol.",
+        "properties": { "error": { "type": "string", "description": "For people: the error, and what to do." } },
         "required": ["error"],
         "additionalProperties": false,
     });
+    let error = schemas.name("InferenceError", error);
     let mut operations = server_operations(schemas);
     operations.extend(repository_operations(schemas));
     operations.extend(model_operations(schemas));
@@ -143,12 +145,11 @@ fn infer_operations(schemas: &mut Schemas, config: &Config) -> Vec<Operation> {
         ),
         "content": {
             "application/json": { "schema": request },
-            "application/octet-stream": {
-                "schema": { "type": "string", "contentMediaType": "application/octet-stream" },
-            },
+            "application/octet-stream": { "schema": binary() },
         },
     });
-    let answer = json!({ "application/json": { "schema": answer }, "application/octet-stream": {} });
+    let answer =
+        json!({ "application/json": { "schema": answer }, "application/octet-stream": { "schema": binary() } });
     let paths = ["/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer"];
     let operation = |(path, id): (&'static str, &'static str)| Operation {
         method: "post",
