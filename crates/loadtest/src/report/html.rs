@@ -26,7 +26,8 @@ svg { width: 100%; height: auto; display: block; } svg text { font-size: 12px; f
 .range { stroke: var(--ink); stroke-width: 1.5; opacity: .7; }
 .key { display: inline-block; width: 1.4rem; border-top: 3px solid; margin: 0 .4rem .2rem 1rem; }
 .key.dashed { border-top-style: dashed; }
-.item { white-space: nowrap; } figure { margin: 1rem 0; break-inside: avoid; } tr, h2 { break-inside: avoid; break-after: avoid; }
+.item { white-space: nowrap; } figure { margin: 1rem 0; break-inside: avoid; } tr { break-inside: avoid; }
+h2 { break-after: avoid; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; margin: 1rem 0; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; } code { font-size: .9em; }
 @media print {
@@ -109,8 +110,8 @@ impl CampaignReport {
                 value.is_finite().then(|| RangeBar { name: target.target.name.clone(), value, range })
             };
             page.push_str(
-                "<figure><p class=\"axis\">throughput, successful responses per second; the thin line is the range over the \
-                 rounds</p>",
+                "<figure><p class=\"axis\">throughput, successful responses per second; the thin line is the range over \
+                 the rounds</p>",
             );
             let bars: Vec<_> = self.targets.iter().filter_map(bar).collect();
             page.push_str(&bar_chart("throughput", "/s", &axes.throughput, &bars));
@@ -266,8 +267,9 @@ impl CommonAxes {
         if objective <= 1.5 * finite.fold(0.0, f64::max) {
             latencies.push(objective);
         }
+        let medians = series().map(|series| series.median_of(Statistic::P50));
         let highest = series().map(|series| throughput_range(series).1);
-        Self { latency: ValueAxis::fitting(latencies), throughput: ValueAxis::from_zero(highest) }
+        Self { latency: ValueAxis::fitting(latencies, medians), throughput: ValueAxis::from_zero(highest) }
     }
 }
 
@@ -380,7 +382,8 @@ mod tests {
         assert!(page.contains("<td>–</td>") && !page.contains("NaN") && !page.contains("inf"));
         let row = page.split("<tr>").find(|row| row.starts_with("<td>one&lt;b&gt;")).unwrap();
         assert_eq!(row.split("</tr>").next().unwrap().matches("<td>–</td>").count(), 1, "the rejections");
-        assert_eq!(page.matches("class=\"dot").count() % 5, 4, "five per curve, and one per rate and statistic");
+        // Of the first target: five per curve, and the p50 and p99 of each rate. Of both: the goodput of each rate.
+        assert_eq!(page.matches("class=\"dot").count(), 2 * 5 + 2 * 2 + 2 * 2);
     }
 
     #[test]

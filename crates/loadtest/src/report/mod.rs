@@ -189,7 +189,9 @@ impl WorkloadSeries {
         // The curve ends at the share that one request has, or at p99.9, the last percentile of the tables.
         let decades = (largest as f64).log10().clamp(3.0, 6.0);
         let steps = (decades * STEPS_PER_DECADE as f64) as usize;
-        let even = (0..=steps).map(|i| 100.0 * (1.0 - 10f64.powf(-(i as f64) / STEPS_PER_DECADE as f64)));
+        // Rounded, so that p90 of this grid is exactly p90 of the tables.
+        let percent = |i: usize| 100.0 * (1.0 - 10f64.powf(-(i as f64) / STEPS_PER_DECADE as f64));
+        let even = (0..=steps).map(|i| (percent(i) * 1e9).round() / 1e9);
         let mut percents: Vec<f64> = even.chain(Statistic::ALL.into_iter().filter_map(Statistic::percent)).collect();
         percents.sort_by(f64::total_cmp);
         percents.dedup_by(|a, b| (*a - *b).abs() < 1e-9);

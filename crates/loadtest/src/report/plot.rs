@@ -21,7 +21,7 @@ const MAX_DOTS: usize = 30;
 /// Smallest end of an axis, so that an empty plot has one.
 const MIN_AXIS_END: f64 = 1e-9;
 
-/// Ratio of the largest to the smallest value from which an axis of latencies is logarithmic.
+/// Ratio of the largest latency to the smallest typical one from which an axis is logarithmic.
 const LOGARITHMIC_FROM: f64 = 40.0;
 
 /// Largest number of ticks of a logarithmic axis with ticks at 1, 2 and 5; a longer one has only powers of ten.
@@ -53,12 +53,15 @@ impl ValueAxis {
         Self { low: 0.0, high: largest * 1.05, is_logarithmic: false }
     }
 
-    /// An axis that fits the values: linear from zero, or logarithmic if they span more than a factor of 40.
-    pub(super) fn fitting(values: impl IntoIterator<Item = f64>) -> Self {
+    /// An axis that fits the values: linear from zero, or logarithmic if the largest is at least 40 times the smallest of
+    /// the `typical` ones, which a linear axis would show as zero.
+    pub(super) fn fitting(values: impl IntoIterator<Item = f64>, typical: impl IntoIterator<Item = f64>) -> Self {
         let values: Vec<f64> = values.into_iter().filter(|value| value.is_finite() && *value > 0.0).collect();
         let smallest = values.iter().copied().fold(f64::INFINITY, f64::min);
         let largest = values.iter().copied().fold(0.0, f64::max);
-        if largest / smallest < LOGARITHMIC_FROM || values.is_empty() {
+        // `f64::min` skips NaN.
+        let smallest_typical = typical.into_iter().fold(f64::INFINITY, f64::min);
+        if largest / smallest_typical.max(smallest) < LOGARITHMIC_FROM || values.is_empty() {
             return Self::from_zero(values);
         }
         Self { low: smallest / 1.15, high: largest * 1.15, is_logarithmic: true }
@@ -221,7 +224,7 @@ impl LinePlot<'_> {
         for (x, y) in points.iter().filter(|(x, _)| has_dot(*x)) {
             let (cx, cy) = (px(*x), py(*y));
             let x_value = match self.scale {
-                AxisScale::Percentile => format!("p{x}"),
+                AxisScale::Percentile => format!("p{}", (x * 1e6).round() / 1e6),
                 AxisScale::Linear => format!("{} {}", format_number(*x), self.x),
             };
             let tooltip = format!("{}, {x_value}: {} ({})", line.name, format_number(*y), self.y);
@@ -253,7 +256,7 @@ pub(super) fn bar_chart(title: &str, unit: &str, axis: &ValueAxis, bars: &[Range
     let mut svg = svg_start(ROW * bars.len() as f64 + 8.0, title);
     for (row, bar) in bars.iter().enumerate() {
         let y = ROW * row as f64 + 6.0;
-        let name = if bar.name.chars().count() > MAX_NAME {
+        let name: String = if bar.name.chars().count() > MAX_NAME {
             bar.name.chars().take(MAX_NAME - 1).chain(['…']).collect()
         } else {
             bar.name.clone()
@@ -331,12 +334,13 @@ mod tests {
 
     #[test]
     fn an_axis_of_values_far_apart_is_logarithmic_and_leaves_no_room_empty() {
-        assert!(!ValueAxis::fitting([10.0, 300.0]).is_logarithmic && !ValueAxis::fitting([]).is_logarithmic);
+        assert!(!ValueAxis::fitting([1.0, 10.0, 300.0], [10.0]).is_logarithmic);
+        assert!(!ValueAxis::fitting([], []).is_logarithmic);
         for (low, high, ticks) in [
             (3.0, 900.0, vec![5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0]),
             (0.4, 90_000.0, vec![1.0, 10.0, 100.0, 1000.0, 10_000.0, 100_000.0]),
         ] {
-            let axis = ValueAxis::fitting([high, low, f64::NAN]);
+            let axis = ValueAxis::fitting([high, low, f64::NAN], [low, f64::NAN]);
             assert!(axis.is_logarithmic && axis.position(low) < 0.06 && axis.position(high) > 0.94);
             assert_eq!(axis.ticks(), ticks);
         }
