@@ -141,7 +141,7 @@ mod tests {
     #[test]
     fn what_was_not_measured_is_a_dash() {
         let text = sample_without_rejections().to_string();
-        let is_row = |line: &str, name| line.starts_with(name) && !line.contains(": ");
+        let is_row = |line: &str, name: &str| line.starts_with(name) && !line.contains(": ");
         let row = |name: &str| text.lines().find(|line| is_row(line, name)).unwrap_or_default().to_owned();
         assert_eq!(row("one").matches('–').count(), 1, "the median of the rejections: {text}");
         assert_eq!(row("two").matches('–').count(), 6, "all latencies: {text}");
