@@ -16,8 +16,11 @@ use crate::config::values;
 use ghostserve_loadtest::report::Statistic;
 use ghostserve_loadtest::{
     CampaignEvent, CampaignPlan, CampaignReport, ImageSet, LoadTarget, PreparedEndpoint, RequestFormat, RunSettings,
-    Workload, run_campaign,
+    Workload, command_without_credentials, run_campaign,
 };
+
+/// Longest time to wait for what a server says about itself.
+const MAX_IDENTIFY_TIME: Duration = Duration::from_secs(2);
 
 /// Load-test an HTTP server that takes an image as its body: this one or any other.
 ///
@@ -132,7 +135,9 @@ impl BenchArgs {
         let report = tokio.block_on(async {
             let mut endpoints = Vec::with_capacity(targets.len());
             for target in targets {
-                endpoints.push(Arc::new(PreparedEndpoint::prepare(target, &images, &format, self.timeout).await?));
+                let mut endpoint = PreparedEndpoint::prepare(target, &images, &format, self.timeout).await?;
+                endpoint.identify_server(&format, self.timeout.min(MAX_IDENTIFY_TIME)).await;
+                endpoints.push(Arc::new(endpoint));
             }
             let stop = CancellationToken::new();
             let interrupted = stop.clone();
@@ -144,7 +149,9 @@ impl BenchArgs {
             let progress = RunProgress::new(&plan);
             let report = run_campaign(&endpoints, &plan, &stop, &|event| progress.show(&event)).await;
             progress.0.finish_and_clear();
-            anyhow::Ok(report?)
+            let mut report = report?;
+            report.environment.command = command_without_credentials(command_line());
+            anyhow::Ok(report)
         })?;
 
         if let Some(path) = &self.html {
@@ -222,6 +229,12 @@ fn target_url(text: &str) -> String {
     format!("http://{host}:{port}/v1/classify")
 }
 
+/// The command line of this process, with the program's name in place of its path.
+fn command_line() -> impl Iterator<Item = String> {
+    let arguments = std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned());
+    std::iter::once("ghostserve".to_owned()).chain(arguments)
+}
+
 /// The exit code by whether the first target's 99th percentile is within the bound in every load.
 fn verdict(report: &CampaignReport, bound: Duration) -> ExitCode {
     let bound = bound.as_secs_f64() * 1e3;
@@ -230,6 +243,10 @@ fn verdict(report: &CampaignReport, bound: Duration) -> ExitCode {
         series.iter().find(|series| series.median_of(Statistic::P99).partial_cmp(&bound).is_none_or(|o| o.is_gt()));
     match too_slow {
         None => ExitCode::SUCCESS,
+        Some(series) if series.median_of(Statistic::P99).is_nan() => {
+            eprintln!("error: {}: expected a p99 of at most {bound} ms, but no request succeeded", series.workload);
+            ExitCode::FAILURE
+        }
         Some(series) => {
             eprintln!(
                 "error: {}: expected a p99 of at most {bound} ms, found {:.1} ms",

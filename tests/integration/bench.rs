@@ -62,7 +62,7 @@ async fn serve(mut stream: TcpStream, reaction_to: fn(usize) -> Reaction, count:
             return;
         }
         let text = String::from_utf8_lossy(&bytes[..head]).into_owned();
-        let length = text.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+        let length = text.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap_or("0");
         let whole = head + length.parse::<usize>().unwrap();
         while bytes.len() < whole {
             if stream.read_buf(&mut bytes).await.unwrap_or(0) == 0 {
@@ -195,7 +195,9 @@ async fn the_program_writes_its_reports_and_fails_when_an_expectation_is_not_met
     };
     let two = format!("two=http://{address}/other");
     let (json_name, html_name) = (json.to_str().unwrap().to_owned(), html.to_str().unwrap().to_owned());
-    let args = [&two, "--rounds", "2", "--rates", "50,100", "--json", &json_name, "--html", &html_name];
+    let measured = [&two, "--rounds", "2", "--rates", "50,100"];
+    let written = ["--json", &json_name, "--html", &html_name, "--header", "authorization: Bearer s3cret"];
+    let args = [&measured[..], &written].concat();
     let mut command = bench(&args);
     let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
@@ -203,7 +205,17 @@ async fn the_program_writes_its_reports_and_fails_when_an_expectation_is_not_met
     assert!(text.contains("open loop, 100.0 requests/s") && text.contains("÷ the first"), "{text}");
     let report: serde_json::Value = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
     assert_eq!(report["targets"][1]["loads"][1]["rounds"].as_array().map(Vec::len), Some(2));
-    assert!(std::fs::read_to_string(html).unwrap().contains("<svg"));
+    let page = std::fs::read_to_string(html).unwrap();
+    assert!(page.contains("<svg"));
+    // Both state when and how they were made, and no credentials.
+    let started = report["started"].as_str().unwrap();
+    assert!(started.starts_with("20") && started.ends_with('Z'), "{started}");
+    assert!(report["command"].as_str().unwrap().starts_with("ghostserve bench one="), "{}", report["command"]);
+    assert!(report["machine"]["cores"].as_u64().unwrap() >= 1 && report["targets"][0]["server"].is_null());
+    assert!(page.contains(&started[..10]) && page.contains("authorization: …"));
+    for output in [&text, &page, &report.to_string()] {
+        assert!(!output.contains("s3cret"), "{output}");
+    }
 
     let mut command = bench(&["--expect-p99", "0.001ms"]);
     let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();

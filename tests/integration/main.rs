@@ -8,6 +8,7 @@ mod bench;
 mod classify;
 mod cli;
 mod clients;
+mod docs;
 mod fake_hub;
 mod features;
 mod grpc;

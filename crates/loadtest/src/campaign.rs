@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use super::environment::without_credentials;
 use super::report::{TargetReport, WorkloadSeries};
 use super::run::{RunObserver, RunProgress, RunSettings, Workload, measure};
 use super::search::SaturationSearch;
-use super::{CampaignReport, LoadTestError, PreparedEndpoint, RunMeasurement};
+use super::{CampaignReport, Environment, LoadTarget, LoadTestError, PreparedEndpoint, RunMeasurement};
 
 /// What a campaign measures.
 #[derive(Clone, Debug)]
@@ -58,6 +59,7 @@ pub async fn run_campaign(
     stop: &tokio_util::sync::CancellationToken,
     on_event: &dyn Fn(CampaignEvent<'_>),
 ) -> Result<CampaignReport, LoadTestError> {
+    let environment = Environment::now();
     let on_progress = |progress| on_event(CampaignEvent::RunProgressed(progress));
     let observer = RunObserver { on_progress: &on_progress, stop: stop.clone() };
     let run =
@@ -101,6 +103,7 @@ pub async fn run_campaign(
         }
     }
     Ok(CampaignReport {
+        environment,
         images: plan.images.clone(),
         settings: plan.settings.clone(),
         targets,
@@ -111,7 +114,12 @@ pub async fn run_campaign(
 /// A report of `endpoint` with no run yet.
 fn empty_report(endpoint: &PreparedEndpoint, plan: &CampaignPlan) -> TargetReport {
     TargetReport {
-        target: endpoint.target.clone(),
+        target: LoadTarget {
+            name: without_credentials(&endpoint.target.name),
+            url: without_credentials(&endpoint.target.url),
+            ..endpoint.target.clone()
+        },
+        server: endpoint.server.clone(),
         series: plan.workloads.iter().map(|workload| WorkloadSeries::new(*workload)).collect(),
         search_runs: Vec::new(),
         highest_rate: None,

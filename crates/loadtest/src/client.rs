@@ -35,9 +35,14 @@ pub(super) enum Connection {
 impl Connection {
     pub(super) async fn open(destination: &Destination) -> io::Result<Self> {
         match &destination.method {
-            None => Ok(Self::Http(HttpConnection::open(destination.address).await?)),
+            None => Self::open_http(destination.address).await,
             Some(method) => Ok(Self::Grpc(GrpcConnection::open(destination.address, method.clone()).await?)),
         }
+    }
+
+    /// Opens an HTTP connection to an address, whatever protocol the measured requests have.
+    pub(super) async fn open_http(address: SocketAddr) -> io::Result<Self> {
+        Ok(Self::Http(HttpConnection::open(address).await?))
     }
 
     /// Sends a request and reads its response; stores at most `body_limit` bytes of the body.

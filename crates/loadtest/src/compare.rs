@@ -26,12 +26,15 @@ pub struct StatisticRatio {
 }
 
 impl StatisticRatio {
-    /// Computes the ratio of `values` to `base`: one value per round, paired by position.
+    /// Computes the ratio of `values` to `base`: one value per round, paired by position. Rounds without a value (NaN)
+    /// do not count.
     #[must_use]
     pub fn of(values: &[f64], base: &[f64]) -> Self {
+        let finite_median = |values: &[f64]| median(values.iter().copied().filter(|value| value.is_finite()));
+        // `f64::min` and `f64::max` skip NaN.
         let rounds = || values.iter().zip(base).map(|(value, base)| value / base);
         Self {
-            of_medians: median(values.iter().copied()) / median(base.iter().copied()),
+            of_medians: finite_median(values) / finite_median(base),
             min: rounds().fold(f64::INFINITY, f64::min),
             max: rounds().fold(f64::NEG_INFINITY, f64::max),
         }

@@ -11,10 +11,13 @@ use super::client::{Connection, ExchangeError};
 use super::grpc::{self, GrpcMethod};
 use super::images::ImageFile;
 use super::target::TargetProtocol;
-use super::{ImageSet, LoadTarget, LoadTestError};
+use super::{ImageSet, LoadTarget, LoadTestError, ServerInfo};
 
 /// Length of the error body that is shown if the first request is refused, bytes.
 const SHOWN_BODY: usize = 300;
+
+/// Length of the metrics that are read, bytes.
+const METRICS_LIMIT: usize = 4 << 20;
 
 /// Boundary between the parts of a multipart body; long enough not to occur in an image by chance.
 const BOUNDARY: &str = "ghostserve-bench-7c1b1a60d9f14f0fa6e3c04b0d5a4c39";
@@ -41,6 +44,8 @@ pub struct PreparedEndpoint {
     pub target: LoadTarget,
     /// Destinations of connections: one, or several of a mix.
     pub(super) destinations: Vec<Destination>,
+    /// What the server says about itself; set by [`PreparedEndpoint::identify_server`].
+    pub server: Option<ServerInfo>,
 }
 
 /// The server address that a connection is opened to, and its requests.
@@ -71,7 +76,27 @@ impl PreparedEndpoint {
         for part in std::iter::once(&target).chain(&target.others) {
             destinations.push(Destination::prepare(part, images, format, time_limit).await?);
         }
-        Ok(Self { target, destinations })
+        Ok(Self { target, destinations, server: None })
+    }
+
+    /// Asks the server at its first address for `/metrics`, with the headers of `format`, and stores what a GhostServe
+    /// says about itself there. If another port has the metrics, `/v2` and `/v1/models` tell less. All answers together
+    /// may take up to `time_limit`; any failure means that nothing is known.
+    pub async fn identify_server(&mut self, format: &RequestFormat, time_limit: Duration) {
+        let Some(destination) = self.destinations.first() else { return };
+        let get = async |path| {
+            let request = format.encode_get(&self.target, path);
+            let mut connection = Connection::open_http(destination.address).await.ok()?;
+            let response = connection.exchange(&request, METRICS_LIMIT).await.ok()?;
+            (response.status == 200).then(|| String::from_utf8_lossy(&response.body).into_owned())
+        };
+        let identify = async {
+            if let Some(info) = get("/metrics").await.and_then(|text| ServerInfo::from_metrics(&text)) {
+                return Some(info);
+            }
+            ServerInfo::from_metadata(&get("/v2").await?, &get("/v1/models").await?)
+        };
+        self.server = time::timeout(time_limit, identify).await.ok().flatten();
     }
 }
 
@@ -168,6 +193,20 @@ impl RequestFormat {
         }
     }
 
+    /// Encodes a GET request with the configured headers, which may authorise it. It has no body.
+    fn encode_get(&self, target: &LoadTarget, path: &str) -> Bytes {
+        let mut head = format!("GET {path} HTTP/1.1\r\n");
+        let sets_host = |line: &String| line.split(':').next().is_some_and(|n| n.trim().eq_ignore_ascii_case("host"));
+        if !self.headers.iter().any(sets_host) {
+            head += &format!("host: {}\r\n", target.authority);
+        }
+        for line in self.headers.iter().filter(|line| !is_header_of_the_image(line)) {
+            head += line.trim();
+            head += "\r\n";
+        }
+        (head + "\r\n").into()
+    }
+
     /// Encodes an HTTP request, head and body in one buffer, so that one write can send it.
     fn encode(&self, target: &LoadTarget, file: &ImageFile) -> Bytes {
         let image_type = self.content_type.as_deref().unwrap_or_else(|| file.content_type());
@@ -205,6 +244,12 @@ impl RequestFormat {
     }
 }
 
+/// Whether a header line describes the image's body or the wanted form of its answer.
+fn is_header_of_the_image(line: &str) -> bool {
+    let name = line.split(':').next().unwrap_or_default().trim().to_ascii_lowercase();
+    name == "accept" || name == "range" || name.starts_with("content-")
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -234,6 +279,15 @@ mod tests {
             let format = RequestFormat { headers: vec![line.to_owned()], ..RequestFormat::default() };
             assert!(format.validate().is_err(), "{line}");
         }
+    }
+
+    #[test]
+    fn a_request_for_the_metrics_carries_credentials_and_no_header_of_the_image() {
+        let headers = ["authorization: Bearer x", "Accept: image/png", "content-language: en"].map(str::to_owned);
+        let target = LoadTarget::parse("http://example:81/classify").unwrap();
+        let format = RequestFormat { headers: headers.to_vec(), ..RequestFormat::default() };
+        let text = String::from_utf8(format.encode_get(&target, "/metrics").to_vec()).unwrap();
+        assert_eq!(text, "GET /metrics HTTP/1.1\r\nhost: example:81\r\nauthorization: Bearer x\r\n\r\n");
     }
 
     #[test]

@@ -37,24 +37,6 @@ impl LatencyHistogram {
         Duration::from_secs_f64(self.0.mean() / 1e6)
     }
 
-    /// Points of the percentile curve: percent and latency. They are evenly spaced in the logarithm of the share of
-    /// slower requests, and end at the share that one request has.
-    #[must_use]
-    pub fn curve(&self) -> Vec<(f64, Duration)> {
-        const STEPS_PER_DECADE: f64 = 40.0;
-        if self.0.is_empty() {
-            return Vec::new();
-        }
-        let decades = (self.count() as f64).log10().clamp(0.1, 6.0);
-        let steps = (decades * STEPS_PER_DECADE).ceil() as usize;
-        let points = (0..=steps).map(|i| {
-            let slower = 10f64.powf(-(i as f64 / STEPS_PER_DECADE).min(decades));
-            let percent = 100.0 * (1.0 - slower);
-            (percent, self.percentile(percent))
-        });
-        points.collect()
-    }
-
     /// The non-empty buckets: the highest latency of each, and its count.
     #[must_use]
     pub fn buckets(&self) -> Vec<(Duration, u64)> {
@@ -208,17 +190,13 @@ mod tests {
     #[test]
     fn percentiles_agree_with_sorted_values() {
         let mut latencies = LatencyHistogram::new().unwrap();
-        assert_eq!((latencies.percentile(99.0), latencies.curve().len()), (Duration::ZERO, 0));
+        assert_eq!(latencies.percentile(99.0), Duration::ZERO);
         let times: Vec<u64> = (1..=1000).map(|i| i * 100).collect();
         times.iter().for_each(|us| latencies.record(Duration::from_micros(*us)));
         for (percent, index) in [(50.0, 499), (90.0, 899), (99.0, 989), (99.85, 998), (100.0, 999)] {
             let percentile = latencies.percentile(percent).as_micros() as f64;
             assert!((percentile / times[index] as f64 - 1.0).abs() < 0.001, "{percent}: {percentile}");
         }
-        let curve = latencies.curve();
-        assert!(curve.is_sorted_by(|a, b| a.0 <= b.0 && a.1 <= b.1));
-        let last = curve.last().unwrap().0;
-        assert!((last - 99.9).abs() < 1e-6, "a curve of 1000 requests ends at p99.9: {last}");
         assert_eq!(latencies.buckets().iter().map(|(_, count)| count).sum::<u64>(), 1000);
     }
 

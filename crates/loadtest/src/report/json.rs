@@ -25,6 +25,7 @@ impl CampaignReport {
             json!({
                 "name": target.target.name,
                 "url": target.target.url,
+                "server": target.server,
                 "loads": series.collect::<Vec<_>>(),
                 "search": target.search_runs.iter().map(run_json).collect::<Vec<_>>(),
                 "highest_rate": target.highest_rate,
@@ -32,6 +33,9 @@ impl CampaignReport {
         });
         json!({
             "ghostserve": env!("CARGO_PKG_VERSION"),
+            "started": self.environment.started,
+            "machine": self.environment.machine,
+            "command": self.environment.command,
             "images": self.images,
             "duration_s": settings.duration.as_secs_f64(),
             "warm_up_s": settings.warm_up.as_secs_f64(),
@@ -88,7 +92,20 @@ fn bucket_counts(latencies: &LatencyHistogram) -> Vec<(u64, u64)> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use crate::report::tests::sample;
+    use crate::report::tests::{CONDITIONS, sample, sample_without_rejections};
+
+    #[test]
+    fn the_json_has_the_conditions_and_null_for_what_was_not_measured() {
+        let json = sample_without_rejections().to_json();
+        let text = json.to_string();
+        CONDITIONS.iter().for_each(|condition| assert!(text.contains(condition), "{condition}"));
+        assert_eq!(json["started"], "2026-01-31T12:30:59Z");
+        assert_eq!(json["machine"]["memory_bytes"], 3u64 << 30);
+        assert_eq!(json["targets"][0]["server"]["models"][0]["plan"]["workers"], "2");
+        assert!(json["targets"][1]["server"].is_null());
+        let medians = &json["targets"][1]["loads"][0]["medians"];
+        assert!(medians["p50"].is_null() && medians["rejected p50"].is_null() && medians["failed"].is_number());
+    }
 
     #[test]
     fn the_json_has_statistics_ratios_and_raw_counts() {

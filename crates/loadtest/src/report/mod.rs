@@ -7,11 +7,16 @@ mod text;
 
 use std::time::Duration;
 
-use super::{LoadTarget, RunMeasurement, RunSettings, StatisticRatio, Workload, median};
+use super::{
+    Environment, LatencyHistogram, LoadTarget, RunMeasurement, RunSettings, ServerInfo, StatisticRatio, Workload,
+    median,
+};
 
 /// The results of a campaign.
 #[derive(Clone, Debug)]
 pub struct CampaignReport {
+    /// When, where and with which command the campaign ran.
+    pub environment: Environment,
     /// Description of the images.
     pub images: String,
     /// Settings of every run.
@@ -27,6 +32,8 @@ pub struct CampaignReport {
 pub struct TargetReport {
     /// The target.
     pub target: LoadTarget,
+    /// What the server said about itself before the campaign; `None` if it is no GhostServe or did not answer.
+    pub server: Option<ServerInfo>,
     /// One series per workload.
     pub series: Vec<WorkloadSeries>,
     /// The runs of a saturation search, in order.
@@ -115,23 +122,39 @@ impl Statistic {
         }
     }
 
-    /// Value of this statistic in one run.
+    /// The percentile of the successful requests that this statistic is; `None` for the others.
+    #[must_use]
+    pub fn percent(self) -> Option<f64> {
+        match self {
+            Self::P50 => Some(50.0),
+            Self::P90 => Some(90.0),
+            Self::P95 => Some(95.0),
+            Self::P99 => Some(99.0),
+            Self::P999 => Some(99.9),
+            _ => None,
+        }
+    }
+
+    /// Value of this statistic in one run; NaN if the run has no request that it describes, such as a rejected one.
     #[must_use]
     pub fn of(self, run: &RunMeasurement) -> f64 {
         match self {
             Self::Throughput => run.throughput(),
             Self::Goodput => run.goodput(),
-            Self::P50 => milliseconds(run.success.percentile(50.0)),
-            Self::P90 => milliseconds(run.success.percentile(90.0)),
-            Self::P95 => milliseconds(run.success.percentile(95.0)),
-            Self::P99 => milliseconds(run.success.percentile(99.0)),
-            Self::P999 => milliseconds(run.success.percentile(99.9)),
-            Self::Max => milliseconds(run.success.max()),
-            Self::Mean => milliseconds(run.success.mean()),
-            Self::RejectedP50 => milliseconds(run.rejected.percentile(50.0)),
+            Self::RejectedP50 => latency_of(&run.rejected, |rejected| rejected.percentile(50.0)),
+            Self::Max => latency_of(&run.success, LatencyHistogram::max),
+            Self::Mean => latency_of(&run.success, LatencyHistogram::mean),
+            Self::P50 | Self::P90 | Self::P95 | Self::P99 | Self::P999 => {
+                latency_of(&run.success, |success| success.percentile(self.percent().unwrap_or(f64::NAN)))
+            }
             Self::Failures => 100.0 * run.failure_share(),
         }
     }
+}
+
+/// A latency of a histogram, milliseconds; NaN if the histogram is empty.
+fn latency_of(latencies: &LatencyHistogram, of: impl Fn(&LatencyHistogram) -> Duration) -> f64 {
+    if latencies.count() == 0 { f64::NAN } else { milliseconds(of(latencies)) }
 }
 
 fn milliseconds(time: Duration) -> f64 {
@@ -150,10 +173,30 @@ impl WorkloadSeries {
         self.rounds.iter().map(|run| statistic.of(run)).collect()
     }
 
-    /// Median of a statistic over the rounds; NaN if there are none.
+    /// Median of a statistic over the rounds that have it; NaN if none has.
     #[must_use]
     pub fn median_of(&self, statistic: Statistic) -> f64 {
-        median(self.rounds_of(statistic))
+        median(self.rounds_of(statistic).into_iter().filter(|value| value.is_finite()))
+    }
+
+    /// Latency curve over the percentiles: percent and milliseconds. Each value is the median over the rounds, as in
+    /// the tables, and the percentiles of the tables are among the points.
+    #[must_use]
+    pub fn curve(&self) -> Vec<(f64, f64)> {
+        const STEPS_PER_DECADE: usize = 20;
+        let rounds: Vec<_> = self.rounds.iter().map(|run| &run.success).filter(|round| round.count() > 0).collect();
+        let Some(largest) = rounds.iter().map(|round| round.count()).max() else { return Vec::new() };
+        // The curve ends at the share that one request has, or at p99.9, the last percentile of the tables.
+        let decades = (largest as f64).log10().clamp(3.0, 6.0);
+        let steps = (decades * STEPS_PER_DECADE as f64) as usize;
+        // Rounded, so that p90 of this grid is exactly p90 of the tables.
+        let percent = |i: usize| 100.0 * (1.0 - 10f64.powf(-(i as f64) / STEPS_PER_DECADE as f64));
+        let even = (0..=steps).map(|i| (percent(i) * 1e9).round() / 1e9);
+        let mut percents: Vec<f64> = even.chain(Statistic::ALL.into_iter().filter_map(Statistic::percent)).collect();
+        percents.sort_by(f64::total_cmp);
+        percents.dedup_by(|a, b| (*a - *b).abs() < 1e-9);
+        let value = |percent| median(rounds.iter().map(|round| milliseconds(round.percentile(percent))));
+        percents.into_iter().map(|percent| (percent, value(percent))).collect()
     }
 }
 
@@ -163,7 +206,8 @@ impl CampaignReport {
     pub fn ratio(&self, target: usize, series: usize, statistic: Statistic) -> Option<StatisticRatio> {
         let rounds_of = |target: usize| Some(self.targets.get(target)?.series.get(series)?.rounds_of(statistic));
         let (values, base) = (rounds_of(target)?, rounds_of(0)?);
-        (!values.is_empty() && !base.is_empty()).then(|| StatisticRatio::of(&values, &base))
+        let measured = |values: &[f64]| values.iter().any(|value| value.is_finite());
+        (measured(&values) && measured(&base)).then(|| StatisticRatio::of(&values, &base))
     }
 
     /// The workloads, in the order of the series.
@@ -218,6 +262,62 @@ fn format_number(value: f64) -> String {
 #[allow(clippy::unwrap_used)]
 pub(super) mod tests {
     use super::*;
+    use crate::{Machine, ServedModel};
+
+    fn environment() -> Environment {
+        let machine = Machine {
+            system: "Some Linux 1".to_owned(),
+            architecture: "x86_64".to_owned(),
+            processor: Some("Some Processor <9>".to_owned()),
+            cores: Some(12),
+            memory_bytes: Some(3 << 30),
+        };
+        let command = "ghostserve bench 'one<b>=http://localhost:1/'".to_owned();
+        Environment { started: "2026-01-31T12:30:59Z".to_owned(), machine, command }
+    }
+
+    fn server() -> ServerInfo {
+        let plan = [("provider", "cpu"), ("workers", "2")].map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let model = ServedModel {
+            name: "birds".to_owned(),
+            architecture: "ghostnetv2_100".to_owned(),
+            digest: "sha256:0123".to_owned(),
+            plan: plan.into(),
+        };
+        ServerInfo {
+            version: "9.8.7".to_owned(),
+            revision: "abcdef0".to_owned(),
+            onnxruntime: "1.2.3".to_owned(),
+            models: vec![model],
+        }
+    }
+
+    /// What every form of the report says about the conditions of [`sample`].
+    pub(crate) const CONDITIONS: [&str; 11] = [
+        "2026-01-31",
+        "12:30:59",
+        "Some Linux 1",
+        "12",
+        "x86_64",
+        "9.8.7",
+        "abcdef0",
+        "1.2.3",
+        "birds",
+        "sha256:0123",
+        env!("CARGO_PKG_VERSION"),
+    ];
+
+    /// A report without rejections, whose second target has no successful request.
+    pub(crate) fn sample_without_rejections() -> CampaignReport {
+        let mut report = sample();
+        for series in report.targets.iter_mut().flat_map(|target| &mut target.series) {
+            series.rounds.iter_mut().for_each(|run| run.rejected.0.clear());
+        }
+        for series in &mut report.targets[1].series {
+            series.rounds.iter_mut().for_each(|run| run.success.0.clear());
+        }
+        report
+    }
 
     /// Two targets, two loads, two rounds: the second target is half as fast.
     pub(crate) fn sample() -> CampaignReport {
@@ -235,6 +335,7 @@ pub(super) mod tests {
         let workloads = [50.0, 100.0].map(|arrival_rate| Workload::OpenLoop { arrival_rate });
         let target = |name: &str, slower| TargetReport {
             target: LoadTarget::parse(&format!("{name}=http://localhost:1/")).unwrap(),
+            server: (slower == 1).then(server),
             series: workloads
                 .iter()
                 .map(|&workload| WorkloadSeries {
@@ -256,6 +357,7 @@ pub(super) mod tests {
             check_json: false,
         };
         CampaignReport {
+            environment: environment(),
             images: "3 images".to_owned(),
             settings,
             slo_percentile: 99.0,
@@ -274,6 +376,40 @@ pub(super) mod tests {
         assert!((ratio.of_medians - 0.5).abs() < 1e-9);
         assert!(report.ratio(1, 7, Statistic::Throughput).is_none());
         assert_eq!(report.targets[0].problems(), ["8 × status 500"]);
+    }
+
+    #[test]
+    fn a_statistic_without_requests_has_no_value_and_no_ratio() {
+        let report = sample_without_rejections();
+        let [first, second] = [0, 1].map(|target| &report.targets[target].series[0]);
+        assert!(first.median_of(Statistic::RejectedP50).is_nan());
+        for statistic in [Statistic::P50, Statistic::P999, Statistic::Max, Statistic::Mean] {
+            assert!(first.median_of(statistic) > 0.0 && second.median_of(statistic).is_nan(), "{statistic:?}");
+            assert!(report.ratio(1, 0, statistic).is_none());
+        }
+        assert!(report.ratio(1, 0, Statistic::RejectedP50).is_none() && second.curve().is_empty());
+    }
+
+    #[test]
+    fn a_median_is_over_the_rounds_that_have_the_statistic() {
+        let mut series = sample().targets.remove(0).series.remove(0);
+        series.rounds[0].rejected.0.clear();
+        assert!((series.median_of(Statistic::RejectedP50) - 0.5).abs() < 1e-3);
+    }
+
+    #[test]
+    fn the_curve_has_the_values_of_the_table() {
+        let mut series = sample().targets.remove(0).series.remove(0);
+        // A slow round: the median over the rounds differs from the percentile of all requests.
+        series.rounds[1].success.0.record_n(5_000_000, 60).unwrap();
+        series.rounds.push(series.rounds[0].clone());
+        let curve = series.curve();
+        for statistic in Statistic::ALL {
+            let Some(percent) = statistic.percent() else { continue };
+            let point = curve.iter().find(|(at, _)| (at - percent).abs() < 1e-9).unwrap();
+            assert_eq!(format_number(point.1), format_number(series.median_of(statistic)), "{}", statistic.name());
+        }
+        assert!(curve.is_sorted_by(|a, b| a.0 < b.0 && a.1 <= b.1));
     }
 
     #[test]

@@ -19,7 +19,15 @@ const COLUMNS: [Statistic; 8] = [
 
 impl Display for CampaignReport {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let settings = &self.settings;
+        let (settings, environment) = (&self.settings, &self.environment);
+        writeln!(f, "ghostserve bench {}, {}", env!("CARGO_PKG_VERSION"), environment.started_for_people())?;
+        writeln!(f, "{}", environment.machine.summary())?;
+        if !environment.command.is_empty() {
+            writeln!(f, "{}", environment.command)?;
+        }
+        for target in &self.targets {
+            write_server(f, target)?;
+        }
         let rounds = self.targets.first().and_then(|t| t.series.first()).map_or(0, |series| series.rounds.len());
         writeln!(
             f,
@@ -84,7 +92,7 @@ impl CampaignReport {
     fn ratio_row(&self, target: usize, series: usize) -> Vec<String> {
         let mut row = vec!["  ÷ the first".to_owned()];
         row.extend(COLUMNS.iter().map(|statistic| match (statistic, self.ratio(target, series, *statistic)) {
-            (Statistic::RejectedP50, _) | (_, None) => String::new(),
+            (Statistic::RejectedP50, _) | (_, None) => "–".to_owned(),
             (_, Some(ratio)) => format!("{:.2}", ratio.of_medians),
         }));
         let range = |statistic, name| {
@@ -97,14 +105,21 @@ impl CampaignReport {
     }
 }
 
+/// Writes what a target's server says about itself.
+fn write_server(f: &mut Formatter<'_>, target: &TargetReport) -> fmt::Result {
+    let Some(server) = &target.server else { return Ok(()) };
+    writeln!(f, "{}: {}", target.target.name, server.program())?;
+    server.models.iter().try_for_each(|model| {
+        let plan = model.plan_summary();
+        writeln!(f, "  {}{}{plan}", model.identity(), if plan.is_empty() { "" } else { "; " })
+    })
+}
+
 /// The cells of a target's statistics; `None` if it has no such series.
 fn target_row(target: &TargetReport, series: usize) -> Option<Vec<String>> {
     let series = target.series.get(series)?;
     let mut row = vec![target.target.name.clone()];
-    row.extend(COLUMNS.iter().map(|statistic| match statistic {
-        Statistic::RejectedP50 if series.rounds.iter().all(|run| run.rejected.count() == 0) => "–".to_owned(),
-        statistic => format_number(series.median_of(*statistic)),
-    }));
+    row.extend(COLUMNS.iter().map(|statistic| format_number(series.median_of(*statistic))));
     let all = RunMeasurement::merged(&series.rounds);
     row.push(all.map(|all| format_counts(all.statuses)).unwrap_or_default());
     Some(row)
@@ -113,7 +128,25 @@ fn target_row(target: &TargetReport, series: usize) -> Option<Vec<String>> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use crate::report::tests::sample;
+    use crate::report::tests::{CONDITIONS, sample, sample_without_rejections};
+
+    #[test]
+    fn the_text_states_the_conditions() {
+        let text = sample().to_string();
+        CONDITIONS.iter().for_each(|condition| assert!(text.contains(condition), "{condition}: {text}"));
+        assert!(text.contains("Some Processor <9>") && text.contains("3.0 GiB"), "{text}");
+        assert!(text.contains("ghostserve bench 'one<b>=http://localhost:1/'"), "{text}");
+    }
+
+    #[test]
+    fn what_was_not_measured_is_a_dash() {
+        let text = sample_without_rejections().to_string();
+        let is_row = |line: &str, name: &str| line.starts_with(name) && !line.contains(": ");
+        let row = |name: &str| text.lines().find(|line| is_row(line, name)).unwrap_or_default().to_owned();
+        assert_eq!(row("one").matches('–').count(), 1, "the median of the rejections: {text}");
+        assert_eq!(row("two").matches('–').count(), 6, "all latencies: {text}");
+        assert!(!text.contains("NaN") && !text.contains("inf"), "{text}");
+    }
 
     #[test]
     fn a_table_has_one_row_per_target_and_one_for_its_ratios() {
