@@ -55,8 +55,9 @@ impl ValueRange {
     #[must_use]
     pub fn is_one_value(&self) -> bool {
         let size = self.low.abs().max(self.high.abs());
+        let span = self.high - self.low;
         // Not a number and no values at all have no range either.
-        !(self.high - self.low > size * ROUNDING)
+        span.is_nan() || span <= size * ROUNDING
     }
 
     /// Where a value is between the lowest (0) and the highest (1); 0 if all values are the same.
