@@ -55,17 +55,41 @@ lint: ## Check formatting, clippy and documentation; warnings are errors.
 deny: ## Check licences, sources and duplicates of the dependencies (needs cargo-deny; ARGS="advisories" needs network).
 	$(CARGO) deny check $(or $(ARGS),bans licenses sources)
 
-# The virtual environment of the client tests; TORCH=1 includes PyTorch.
+# The virtual environment of the client tests; TORCH=1 includes PyTorch. The node packages are those of the TypeScript client.
 CLIENTS := .runtime/clients
+NODE_MODULES := .runtime/typescript/node_modules
 .PHONY: clients
-clients: ## Create the Python environment of the client tests (TORCH=1: with PyTorch).
+clients: clients-python clients-typescript ## Install what the client tests need (TORCH=1: with PyTorch).
+
+.PHONY: clients-python
+clients-python:
 	@test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
 	@$(CLIENTS)/bin/pip install --quiet --disable-pip-version-check \
-		-r tests/clients/requirements$(if $(TORCH),-torch).txt
+		-r tests/clients/requirements$(if $(TORCH),-torch).txt -r tests/clients/requirements-generated.txt
+
+.PHONY: clients-typescript
+clients-typescript:
+	@if command -v npm >/dev/null; then \
+		mkdir -p .runtime/typescript && cp tests/clients/typescript/package*.json .runtime/typescript/ && \
+		npm --prefix .runtime/typescript ci --silent --no-audit --no-fund; \
+	else echo "no npm: the test of the TypeScript client will be skipped (Debian: apt-get install nodejs npm)" >&2; fi
 
 .PHONY: test-clients
-test-clients: runtime clients ## Run the examples of docs/clients.md (TORCH=1: also compare a detection head with timm).
-	GHOSTSERVE_CLIENTS_PYTHON=$(abspath $(CLIENTS)/bin/python) $(CARGO) test --quiet --test integration clients -- --nocapture
+test-clients: runtime clients ## Run the manual's snippets and generated clients (TORCH=1: also fine-tuning and a detection head).
+	GHOSTSERVE_CLIENTS_PYTHON=$(abspath $(CLIENTS)/bin/python) \
+		$(CARGO) test --quiet --test integration -- clients init --nocapture
+
+.PHONY: test-python-client
+test-python-client: runtime clients-python ## Test the Python package: against a server, its types, its style (SERVER=URL: a running one).
+ifneq ($(filter http%,$(SERVER)),)
+	cd clients/python && PYTHONPATH=src GHOSTSERVE_URL=$(SERVER) $(abspath $(CLIENTS)/bin/python) -m pytest -q
+else
+	GHOSTSERVE_CLIENTS_PYTHON=$(abspath $(CLIENTS)/bin/python) $(CARGO) test --quiet --test integration python_client -- --nocapture
+endif
+
+.PHONY: test-readme
+test-readme: ## Run the README's commands in a fresh clone (ARGS="--binary FILE --image NAME --runtime FOLDER --port 0").
+	$(PYTHON) tests/readme/first_hour.py $(ARGS)
 
 # The Python tools that check deploy/. The programs buildah, haproxy, prometheus and node (Debian) and kubectl must be installed.
 DEPLOY_PYTHON := .runtime/deploy/venv/bin/python
@@ -120,15 +144,17 @@ test-wire: runtime clients ## Compare what clients see of two builds, byte for b
 	$(CLIENTS)/bin/python tests/wire/compare.py $(OLD) $(NEW) $(ARGS)
 
 .PHONY: test-deploy
-test-deploy: $(DEPLOY_PYTHON) ## Run all checks of deploy/: linters, schemas, rules, test-image, test-dist, test-balance, test-observe.
+test-deploy: $(DEPLOY_PYTHON) ## Run all checks of deploy/: linters, test-image, test-dist, test-balance, test-observe (KEEP=1: the image).
 	$(DEPLOY_PYTHON) tests/deploy/static.py
-	@$(MAKE) --no-print-directory test-image ARGS="--binary .runtime/deploy/ghostserve"
+	@$(MAKE) --no-print-directory test-image ARGS="--binary .runtime/deploy/ghostserve $(if $(KEEP),--keep)"
 	@$(MAKE) --no-print-directory test-dist test-balance test-observe SERVER=.runtime/deploy/ghostserve
 
 .PHONY: goldens
 goldens: ## Regenerate the reference values and images of the tests (needs Python with tests/goldens/requirements.txt).
 	$(PYTHON) tests/goldens/make_network.py
 	$(PYTHON) tests/goldens/make_images.py
+	$(PYTHON) tests/goldens/make_scaled.py
+	$(PYTHON) tests/goldens/make_resizes.py
 
 .PHONY: test-training
 test-training: ## Smoke-test the training recipe (needs Python with models/training/requirements.txt).

@@ -18,8 +18,8 @@ use crate::model::ModelFolder;
 ///
 /// FOLDER holds one folder per class, named by label or by WordNet id, with images in it: FOLDER/cat/0001.jpg. Files
 /// elsewhere are left out, with a warning. With --json, the report is one object: {"model", "digest", "all": {"label",
-/// "images", "top1", "top5"}, "classes": [as `all`, in the order of the outputs], "failed": [{"file", "error"}],
-/// "left_out": [paths]}. If any file fails, the exit status is 1.
+/// "images", "top1", "top5"}, "classes": [as "all", in the order of the outputs], "failed": [{"file", "error"}],
+/// "left_out": ["path"]}. If any file fails, the exit status is 1.
 #[derive(Debug, Args)]
 pub(super) struct EvalArgs {
     /// The embedded model's name, or a model folder.

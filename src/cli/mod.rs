@@ -80,9 +80,22 @@ impl RuntimeArgs {
     }
 }
 
-/// Parses the process's arguments, runs the subcommand and returns its exit code.
+/// Keeps ONNX Runtime from writing an identifier of the machine into the user's cache folder. The session's own setting
+/// switches off only that it is sent.
+#[allow(unsafe_code)]
+fn disable_runtime_telemetry() {
+    const VARIABLE: &str = "ORT_DISABLE_TELEMETRY";
+    if std::env::var_os(VARIABLE).is_none() {
+        // SAFETY: `main` calls this before there is another thread that could read the environment.
+        unsafe { std::env::set_var(VARIABLE, "1") };
+    }
+}
+
+/// Parses the process's arguments, runs the subcommand and returns its exit code. The process must have no other thread
+/// when it is called.
 #[must_use]
 pub fn main() -> ExitCode {
+    disable_runtime_telemetry();
     let mut command = Cli::command();
     // Only this flag needs the runtime's version, for which a library is loaded.
     if std::env::args_os().nth(1).is_some_and(|argument| argument == "--version") {

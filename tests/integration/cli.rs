@@ -331,6 +331,19 @@ fn packages_get_completions_and_manual_pages() {
 }
 
 #[test]
+fn nothing_is_written_into_the_users_folders() {
+    let home = tempfile::tempdir().unwrap();
+    let photo = home.path().join("photo.jpg");
+    std::fs::write(&photo, JPEG).unwrap();
+    let mut command = ghostserve();
+    command.args(["classify", "ghostnetv2-cifar10"]).arg(&photo).env("HOME", home.path());
+    command.env_remove("XDG_CACHE_HOME").env_remove("ORT_DISABLE_TELEMETRY");
+    assert!(command.output().unwrap().status.success());
+    let files: Vec<_> = std::fs::read_dir(home.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(files, ["photo.jpg"], "ONNX Runtime's telemetry stores an identifier of the machine");
+}
+
+#[test]
 fn misspelt_variables_are_reported_and_do_no_harm() {
     let output = ghostserve().args(["inspect", "ghostnetv2_100"]).env("GHOSTSERVE_ONNXRUNTIM", "x").output().unwrap();
     let err = String::from_utf8(output.stderr).unwrap();
