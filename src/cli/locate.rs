@@ -58,8 +58,8 @@ impl PullFlag {
                 Some(name) =>
                     format!("no model `{model}` on disk: did you mean {name}? `{command}` asks the hub for it"),
                 None => format!(
-                    "no model `{model}` on disk, which is a folder with a {MANIFEST_FILE}; if it is a repository of the \
-                     hub, fetch it with `{command}`, or add --pull"
+                    "no model `{model}` on disk, which is a folder with a {MANIFEST_FILE}; if it is a repository of \
+                     the hub, fetch it with `{command}`, or add --pull"
                 ),
             });
         }

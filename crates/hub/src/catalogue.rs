@@ -19,7 +19,7 @@ pub const IMAGENET_LABELS: &str = include_str!("../../../models/imagenet-1k/labe
 /// Number of lines of [`IMAGENET_LABELS`].
 pub(super) const IMAGENET_CLASSES: usize = 1000;
 
-/// The catalogue's name that is most like `text`, for messages about names that do not exist; `None` if none is like it.
+/// The catalogue's name that is most like `text`, for messages about names that do not exist; `None` if none is.
 ///
 /// A name without its tag, such as `ghostnetv2_100`, counts as the name.
 #[must_use]
