@@ -77,7 +77,7 @@ clients-typescript:
 .PHONY: test-clients
 test-clients: runtime clients ## Run the manual's snippets and generated clients (TORCH=1: also fine-tuning and a detection head).
 	GHOSTSERVE_CLIENTS_PYTHON=$(abspath $(CLIENTS)/bin/python) \
-		$(CARGO) test --quiet --test integration -- clients init --nocapture
+		$(CARGO) test --quiet --test integration -- clients fine_tuning --nocapture
 
 .PHONY: test-python-client
 test-python-client: runtime clients-python ## Test the Python package: against a server, its types, its style (SERVER=URL: a running one).

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use clap::Command;
+use strsim::levenshtein;
 
 /// What the names of our variables begin with.
 const PREFIX: &str = "GHOSTSERVE_";
@@ -74,27 +75,11 @@ fn is_service_link(name: &str, value: &str) -> bool {
 }
 
 fn nearest(name: &str, known: &BTreeSet<String>) -> Option<String> {
-    let distances = known.iter().map(|candidate| (wrong_letters(name, candidate), candidate));
+    let distances = known.iter().map(|candidate| (levenshtein(name, candidate), candidate));
     let (distance, candidate) = distances.min()?;
     // In a short name, three other letters make another word.
     let bound = MAX_WRONG_LETTERS.min((name.len() - PREFIX.len()) / 2);
     (distance <= bound).then(|| candidate.clone())
-}
-
-/// The Levenshtein distance: how many letters must be added, removed or replaced.
-fn wrong_letters(left: &str, right: &str) -> usize {
-    let right: Vec<char> = right.chars().collect();
-    let mut row: Vec<usize> = (0..=right.len()).collect();
-    for (i, letter) in left.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, other) in right.iter().enumerate() {
-            let replaced = diagonal + usize::from(letter != *other);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[right.len()]
 }
 
 #[cfg(test)]
@@ -115,7 +100,6 @@ mod tests {
         );
         assert_eq!(unknown(&[("GHOSTSERVE_COLOUR", "1")]), [("GHOSTSERVE_COLOUR".to_owned(), None)]);
         assert_eq!(unknown(&[("GHOSTSERVE_A", "1")]), [("GHOSTSERVE_A".to_owned(), None)]);
-        assert_eq!(wrong_letters("kitten", "sitting"), 3);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::thread::available_parallelism;
 use std::time::Duration;
 
 use clap::Args;
+use clap::builder::BoolishValueParser;
 
 use super::values;
 use crate::plan::PlanOptions;
@@ -44,7 +45,7 @@ pub struct Execution {
 
     /// Measure nothing at the start. Values that are not set are then one worker per core, one thread and four
     /// images.
-    #[arg(long, env = "GHOSTSERVE_NO_CALIBRATION")]
+    #[arg(long, env = "GHOSTSERVE_NO_CALIBRATION", value_parser = BoolishValueParser::new())]
     pub no_calibration: bool,
 
     // The command line fills in the default folder. `None` in a finished configuration means that no plan is stored.

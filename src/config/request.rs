@@ -1,6 +1,7 @@
 //! Bounds of one request.
 
 use clap::Args;
+use clap::builder::BoolishValueParser;
 
 use super::values;
 use crate::preprocess::ImageLimits;
@@ -69,7 +70,7 @@ pub struct RequestLimits {
 
     /// Decode large JPEG files at their full size. By default they are decoded at 1/2, 1/4 or 1/8 of it, where the
     /// model's input is still much smaller.
-    #[arg(long, env = "GHOSTSERVE_EXACT_DECODE")]
+    #[arg(long, env = "GHOSTSERVE_EXACT_DECODE", value_parser = BoolishValueParser::new())]
     pub exact_decode: bool,
 }
 

@@ -1,5 +1,7 @@
 //! The networks with short names, and the labels of their classes.
 
+use strsim::levenshtein;
+
 /// Networks that can be pulled by name alone: repositories of these names under `timm/`.
 pub const CATALOGUE: [&str; 6] = [
     "ghostnet_100.in1k",
@@ -27,27 +29,11 @@ pub fn nearest_name(text: &str) -> Option<&'static str> {
     let text = text.strip_prefix("timm/").unwrap_or(text).to_lowercase();
     let distance = |name: &str| {
         let short = name.split('.').next().unwrap_or(name);
-        edit_distance(&text, name).min(edit_distance(&text, short))
+        levenshtein(&text, name).min(levenshtein(&text, short))
     };
     let nearest = CATALOGUE.into_iter().map(|name| (distance(name), name)).min()?;
     // More than a quarter of the letters wrong is another name.
     (nearest.0 * 4 <= text.len()).then_some(nearest.1)
-}
-
-/// Number of letters to insert, delete or replace to turn `a` into `b`.
-fn edit_distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, from) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, to) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(from != *to);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]
