@@ -110,8 +110,8 @@ impl CampaignReport {
                 value.is_finite().then(|| RangeBar { name: target.target.name.clone(), value, range })
             };
             page.push_str(
-                "<figure><p class=\"axis\">throughput, successful responses per second; the thin line is the range over \
-                 the rounds</p>",
+                "<figure><p class=\"axis\">throughput, successful responses per second; the thin line is the range \
+                 over the rounds</p>",
             );
             let bars: Vec<_> = self.targets.iter().filter_map(bar).collect();
             page.push_str(&bar_chart("throughput", "/s", &axes.throughput, &bars));
@@ -333,7 +333,10 @@ mod tests {
         let mut report = sample();
         // The second workload is overload: 50 times as slow.
         for target in &mut report.targets {
-            target.series[1].rounds.iter_mut().for_each(|run| run.success.0.record_n(10_000_000, 90).unwrap());
+            for run in &mut target.series[1].rounds {
+                run.success.0.record_n(10_000_000, 90).unwrap();
+                *run.statuses.entry(200).or_default() += 90;
+            }
         }
         let page = report.to_html();
         let axes = latency_axes(&page);

@@ -53,8 +53,8 @@ impl ValueAxis {
         Self { low: 0.0, high: largest * 1.05, is_logarithmic: false }
     }
 
-    /// An axis that fits the values: linear from zero, or logarithmic if the largest is at least 40 times the smallest of
-    /// the `typical` ones, which a linear axis would show as zero.
+    /// An axis that fits the values: linear from zero, or logarithmic if the largest is at least 40 times the smallest
+    /// of the `typical` ones, which a linear axis would show as zero.
     pub(super) fn fitting(values: impl IntoIterator<Item = f64>, typical: impl IntoIterator<Item = f64>) -> Self {
         let values: Vec<f64> = values.into_iter().filter(|value| value.is_finite() && *value > 0.0).collect();
         let smallest = values.iter().copied().fold(f64::INFINITY, f64::min);
