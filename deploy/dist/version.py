@@ -23,6 +23,12 @@ PLACES = {
     "Dockerfile": [rf"^ARG VERSION=({NUMBER})$"],
     "deploy/kubernetes/base/kustomization.yaml": [rf"^    newTag: ({NUMBER})$"],
     "deploy/kubernetes/overlays/kserve/kustomization.yaml": [rf"^    newTag: ({NUMBER})$"],
+    "docs/kubernetes.md": [
+        rf"^TAG=({NUMBER})$",
+        rf"^    newTag: ({NUMBER})$",
+        rf"^FROM registry.example.com/team/ghostserve:({NUMBER})$",
+        rf"image `ghostserve:({NUMBER})`",
+    ],
     "clients/python/pyproject.toml": [rf'^version = "({NUMBER})"$'],
     "clients/python/src/ghostserve/__init__.py": [rf'^__version__ = "({NUMBER})"$'],
 }
