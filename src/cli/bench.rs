@@ -214,9 +214,12 @@ impl BenchArgs {
     }
 }
 
-/// The URL of a target that is written as an address, `localhost:8080`, `:8080` or `8080`. URLs, also those with a
-/// name, stay as they are.
+/// The URL of a target that is written as an address, `localhost:8080`, `:8080` or `8080`, with or without a name
+/// (`old=:8080`). URLs stay as they are.
 fn target_url(text: &str) -> String {
+    if let Some((name, address)) = text.split_once('=').filter(|(name, _)| !name.contains([':', '/'])) {
+        return format!("{name}={}", target_url(address));
+    }
     let (host, port) = text.rsplit_once(':').unwrap_or(("", text));
     let is_host = |host: &str| {
         let name = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
@@ -310,6 +313,8 @@ mod tests {
             ("grpc://a:1", "grpc://a:1"),
             ("localhost", "localhost"),
             ("localhost:8080/x", "localhost:8080/x"),
+            ("old=:8080", "old=http://127.0.0.1:8080/v1/classify"),
+            ("http://host/?a=:80", "http://host/?a=:80"),
         ] {
             assert_eq!(target_url(text), url, "{text}");
         }

@@ -41,7 +41,11 @@ fn timeout(app: &App, headers: &HeaderMap) -> Result<Duration, Problem> {
 
 /// The parameters in the query.
 pub(super) fn query<P: DeserializeOwned>(parameters: Result<Query<P>, QueryRejection>) -> Result<P, Problem> {
-    parameters.map(|Query(parameters)| parameters).map_err(|e| invalid(e.body_text()))
+    parameters.map(|Query(parameters)| parameters).map_err(|rejection| {
+        // The cause names the parameter and what is wrong with it; the words before it are about axum's extractor.
+        let cause = std::error::Error::source(&rejection).map(ToString::to_string);
+        invalid(format!("query parameters: {}", cause.unwrap_or_else(|| rejection.body_text())))
+    })
 }
 
 /// Refuses a query on a path that takes none: the client expects an effect that it would not have.
