@@ -6,6 +6,9 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -27,6 +30,7 @@ from ghostserve import (
     ServerError,
     UnavailableError,
 )
+from ghostserve.__main__ import main
 from ghostserve._calls import server_timing
 from ghostserve._tensors import parse_safetensors
 
@@ -163,10 +167,17 @@ def test_wrong_arguments_are_refused_before_anything_is_sent() -> None:
         lambda: client.classify(b"image", deadline=0),
         lambda: client.classify(b"image", priority=8),
         lambda: client.classify_many([], concurrency=0),
+        lambda: client.classify(b"image", request_id="caf\u00e9"),
+        lambda: client.classify(b"image", request_id="a\nb"),
+        lambda: client.classify(b"image", request_id="a b"),
+        lambda: client.classify(b"image", request_id=""),
+        lambda: client.classify(b"image", request_id="a" * 129),
         lambda: Client(retries=-1),
     ):
         with pytest.raises(ValueError, match=r"found|no images"):
             call()
+    client.classify(b"image", request_id="a~!" * 40)
+    server.requests.clear()
     for wrong in (3, "text file", [None]):
         if wrong == "text file":
             with pytest.raises(OSError, match="text file"):
@@ -307,3 +318,220 @@ def test_boxes_are_converted_for_each_direction() -> None:
     assert geometry.to_input((1, 2, 3, 4), 8) == (3 / 8, 5 / 8, 7 / 8, 13 / 8)
     assert geometry.to_photo((3, 5, 7, 13)) == (1, 2, 3, 4)
     assert geometry.to_photo((0.375, 0.625, 0.875, 1.625), 8) == (1, 2, 3, 4)
+
+
+WRONG_ADDRESSES = [
+    "http://localhost:80a0",
+    "localhost:8080",
+    "",
+    "http://",
+    "ftp://localhost",
+    "http://local host",
+    "http://localhost:99999",
+    "http://localhost/?a=b",
+    "http://local\nhost",
+]
+
+
+@pytest.mark.parametrize("address", WRONG_ADDRESSES)
+def test_a_wrong_address_is_refused_by_the_constructor(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for kind in (Client, AsyncClient):
+        with pytest.raises(ValueError, match=r"^base_url must be like http://localhost:8080, found '"):
+            kind(address)
+        if address:
+            with pytest.raises(ValueError, match=r"^admin_url must be like"):
+                kind(admin_url=address)
+    assert main(["a.jpg", "--url", address]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        f"error: base_url must be like http://localhost:8080, found {address!r}"
+    ]
+
+
+@pytest.mark.parametrize("address", ["http://localhost", "https://[::1]:8443/", "http://user:word@host:1/path/"])
+def test_other_addresses_are_taken(address: str) -> None:
+    paths = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        paths.append(str(request.url.copy_with(userinfo=b"")))
+        return good()
+
+    Client(address, transport=httpx.MockTransport(answer)).classify(b"image")
+    assert paths == [str(httpx.URL(address.rstrip("/") + "/v1/classify").copy_with(userinfo=b""))]
+
+
+@contextmanager
+def slow_server(seconds: float) -> Iterator[tuple[str, list[tuple[int, float]]]]:
+    """A server on the network that takes its time. Yields its address, and the deadline and time of each request."""
+    seen: list[tuple[int, float]] = []
+
+    class Slow(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            seen.append((int(self.headers.get("x-request-timeout-ms", 0)), time.monotonic()))
+            self.rfile.read(int(self.headers["content-length"]))
+            time.sleep(seconds)
+            body = good().content
+            self.send_response(200)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    class Quiet(ThreadingHTTPServer):
+        def handle_error(self, *arguments: object) -> None:
+            """The client left."""
+
+    with Quiet(("127.0.0.1", 0), Slow) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", seen
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_the_deadline_covers_the_wait_for_a_connection() -> None:
+    with slow_server(1.0) as (address, seen), Client(address, max_connections=1, retries=0) as client:
+        first = threading.Thread(target=client.classify, args=(b"image",))
+        first.start()
+        while not seen:
+            time.sleep(0.001)
+        start = time.monotonic()
+        with pytest.raises(DeadlineExceededError, match="no connection was free before the deadline") as caught:
+            client.classify(b"image", deadline=0.2)
+        assert (caught.value.status, caught.value.code) == (504, "deadline_exceeded")
+        assert 0.2 <= time.monotonic() - start < 0.8
+        # One that gets a connection in time sends what the wait has left of its deadline.
+        start = time.monotonic()
+        client.classify(b"image", deadline=9)
+        first.join()
+    assert len(seen) == 2
+    assert seen[1][0] == pytest.approx(9000 - (seen[1][1] - start) * 1000, abs=150)
+
+
+def test_the_deadline_covers_the_wait_for_a_connection_in_asyncio() -> None:
+    async def ask(address: str, seen: list[tuple[int, float]]) -> float:
+        async with AsyncClient(address, max_connections=1, retries=0) as client:
+            first = asyncio.create_task(client.classify(b"image"))
+            while not seen:
+                await asyncio.sleep(0.001)
+            start = time.monotonic()
+            with pytest.raises(DeadlineExceededError, match="no connection was free before the deadline"):
+                await client.classify(b"image", deadline=0.2)
+            assert 0.2 <= time.monotonic() - start < 0.8
+            start = time.monotonic()
+            await client.classify(b"image", deadline=9)
+            await first
+            return start
+
+    with slow_server(1.0) as (address, seen):
+        start = asyncio.run(ask(address, seen))
+    assert len(seen) == 2
+    assert seen[1][0] == pytest.approx(9000 - (seen[1][1] - start) * 1000, abs=150)
+
+
+def test_leaving_many_images_early_waits_for_no_open_request() -> None:
+    with slow_server(1.0) as (address, seen), Client(address) as client:
+        results = client.classify_many(itertools.repeat(b"image"), concurrency=2)
+        assert isinstance(next(results), Result)
+        sent = len(seen)
+        while len(seen) == sent:
+            time.sleep(0.001)
+        start = time.monotonic()
+        results.close()
+        assert time.monotonic() - start < 0.6
+        sent = len(seen)
+        # The requests that were open end, and none follow.
+        while any(thread.name.startswith("ghostserve") for thread in threading.enumerate()):
+            assert time.monotonic() - start < 20
+            time.sleep(0.01)
+        assert len(seen) <= sent + 2
+
+
+REFUSED = [problem(429, "overloaded", {"retry-after": "0"})] * 5
+
+
+def test_refusals_leave_the_attempts_for_failed_connections() -> None:
+    lost = httpx.ConnectError("lost")
+    server = Server(*REFUSED, lost, lost)
+    assert labels(server.client().classify_many([b"image"])) == ["cat"]
+    assert len(server.requests) == 8
+    with pytest.raises(ConnectionFailedError):
+        labels(Server(lost, *REFUSED, lost, lost).client().classify_many([b"image"]))
+
+
+def test_health_is_false_if_a_proxy_gives_up() -> None:
+    assert not Server(httpx.Response(504, text="<html>")).client().ready()
+    assert not Server(httpx.Response(504, text="<html>")).client().live()
+
+    async def ask() -> list[bool]:
+        transport = httpx.MockTransport(lambda request: httpx.Response(504, text="<html>"))
+        async with AsyncClient("http://server", transport=transport) as client:
+            return [await client.ready(), await client.live()]
+
+    assert asyncio.run(ask()) == [False, False]
+
+
+def about(request: httpx.Request) -> httpx.Response:
+    summary = {"id": "m", "architecture": "a", "digest": "d", "classes": 1, "default": True}
+    details = {**summary, "labels": [{"label": "cat"}], "input": {"size": [1, 2]}}
+    return httpx.Response(200, json={"models": [summary], **details})
+
+
+def test_deadline_and_priority_of_the_client_are_those_of_every_request() -> None:
+    requests: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        requests.append(request)
+        return about(request)
+
+    async def ask() -> None:
+        transport = httpx.MockTransport(answer)
+        async with AsyncClient("http://server", transport=transport, deadline=2, priority=6) as client:
+            await client.models()
+            await client.model()
+            await client.metrics()
+            await client.ready()
+
+    with Client("http://server", transport=httpx.MockTransport(answer), deadline=2, priority=6) as client:
+        client.models()
+        client.model()
+        client.metrics()
+        client.ready()
+    asyncio.run(ask())
+    assert len(requests) == 10
+    assert all(1000 < int(request.headers["x-request-timeout-ms"]) <= 2000 for request in requests)
+    assert {request.headers["priority"] for request in requests} == {"u=6"}
+
+
+def test_a_file_that_cannot_be_read_ends_many_images_in_its_turn(tmp_path: Path) -> None:
+    results = Server().client().classify_many([b"a", tmp_path / "missing.jpg", b"b"])
+    assert isinstance(next(results), Result)
+    with pytest.raises(FileNotFoundError):
+        next(results)
+    assert list(results) == []
+    for kind in (Client, AsyncClient):
+        assert "`OSError`" in (kind.classify_many.__doc__ or "")
+
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def test_the_licence_is_part_of_the_package() -> None:
+    project = (PACKAGE / "pyproject.toml").read_text(encoding="utf-8")
+    assert 'license-files = ["LICENSE"]' in project
+    assert '"LICENSE"]' in project.split("[tool.hatch.build.targets.sdist]")[1].splitlines()[1]
+    assert "Apache License" in (PACKAGE / "LICENSE").read_text(encoding="utf-8")
+    original = PACKAGE.parents[1] / "LICENSE"
+    if original.exists():
+        assert (PACKAGE / "LICENSE").read_bytes() == original.read_bytes()
+
+
+def test_nothing_tells_to_install_from_where_the_package_is_not() -> None:
+    for path in [PACKAGE / "README.md", *(PACKAGE / "src").rglob("*.py")]:
+        assert "install 'ghostserve" not in path.read_text(encoding="utf-8"), path

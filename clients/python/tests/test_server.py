@@ -195,6 +195,25 @@ def test_the_program_prints_a_line_per_image(url: str, photo: Path, capsys: pyte
     assert "nothing.jpg" in capsys.readouterr().err
 
 
+def test_the_program_goes_on_after_a_file_that_cannot_be_read(
+    url: str, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(photo, tmp_path / "a.jpg")
+    (tmp_path / "text.jpg").write_text("no image")
+    shutil.copy(photo, tmp_path / "b.jpg")
+    names = ["missing.jpg", "a.jpg", "text.jpg", ".", "b.jpg", "gone.jpg"]
+    assert main([str(tmp_path / name) for name in names] + ["--url", url]) == 1
+    captured = capsys.readouterr()
+    assert [line.split(": ")[0] for line in captured.out.splitlines()] == [
+        str(tmp_path / n) for n in ("a.jpg", "b.jpg")
+    ]
+    errors = captured.err.splitlines()
+    assert f"{tmp_path / 'missing.jpg'}: error: No such file or directory" in errors
+    assert {line.split(": error: ")[0] for line in errors} == {
+        str(tmp_path / name) for name in ("missing.jpg", "text.jpg", ".", "gone.jpg")
+    }
+
+
 README = Path(__file__).resolve().parents[1] / "README.md"
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -41,6 +42,47 @@ T = TypeVar("T")
 SAFETENSORS = "application/vnd.safetensors"
 PNG = "image/png"
 
+#: httpcore's name of the moment at which a request has a connection and is about to be sent.
+SENDING = "http11.send_request_headers.started"
+_DEADLINE = "x-request-timeout-ms"
+
+
+def server_address(name: str, url: str) -> str:
+    """The URL of a server, to which paths can be appended. Raises `ValueError` with the argument's name if not."""
+    try:
+        parsed = httpx.URL(url)
+        valid = parsed.scheme in ("http", "https") and parsed.host and not (parsed.query or parsed.fragment)
+        # httpx would escape a space in a host, and fail to find it.
+        valid = valid and "%" not in parsed.host and (parsed.port or 0) <= 65535
+    except httpx.InvalidURL:
+        valid = False
+    if not valid:
+        raise ValueError(f"{name} must be like http://localhost:8080, found {url!r}")
+    return url.rstrip("/")
+
+
+def time_limits(timeout: float | None, remaining: float | None) -> httpx.Timeout:
+    """The limits of an attempt that has so many seconds left.
+
+    Other requests of this program hold the connections of the pool, so only the deadline limits the wait for one. An
+    answer has a second more: the server's own one about the deadline shall arrive.
+    """
+    limits = [seconds for seconds in (timeout, None if remaining is None else remaining + 1) if seconds is not None]
+    return httpx.Timeout(min(limits, default=None), pool=remaining)
+
+
+def renew(request: Any, timeout: float | None, remaining: float | None) -> None:
+    """Sets what is left of the deadline in a request of httpcore that is about to be sent."""
+    if remaining is not None:
+        request.extensions["timeout"].update(time_limits(timeout, remaining).as_dict())
+        value = milliseconds(remaining).encode()
+        request.headers[:] = [(k, value if k.lower() == _DEADLINE.encode() else v) for k, v in request.headers]
+
+
+def milliseconds(remaining: float) -> str:
+    """The text of seconds in the deadline's header."""
+    return str(max(1, math.ceil(remaining * 1000)))
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -54,17 +96,22 @@ class Options:
     request_id: str | None = None
 
     def __post_init__(self) -> None:
-        """Checks what the server would refuse."""
+        """Checks what the server would refuse or ignore."""
         if self.deadline is not None and not 0 < self.deadline < math.inf:
             raise ValueError(f"deadline must be a number of seconds above 0, found {self.deadline}")
         if self.priority is not None and not 0 <= self.priority <= 7:
             raise ValueError(f"priority must be between 0 and 7, found {self.priority}")
+        # The server would replace another one.
+        if self.request_id is not None and not re.fullmatch(r"[!-~]{1,128}", self.request_id):
+            raise ValueError(
+                f"request_id must be 1 to 128 characters of printable ASCII without spaces, found {self.request_id!r}"
+            )
 
     def headers(self, remaining: float | None) -> dict[str, str]:
         """The headers of an attempt that has so many seconds left."""
         headers = {}
         if remaining is not None:
-            headers["x-request-timeout-ms"] = str(max(1, math.ceil(remaining * 1000)))
+            headers[_DEADLINE] = milliseconds(remaining)
         if self.priority is not None:
             headers["priority"] = f"u={self.priority}"
         if self.request_id is not None:
@@ -157,24 +204,24 @@ def attention_image(
     return Call("POST", "/v1/attention", _bytes, params, {"accept": PNG}, load_all(image), options)
 
 
-def models() -> Call[tuple[ModelSummary, ...]]:
+def models(options: Options) -> Call[tuple[ModelSummary, ...]]:
     """`GET /v1/models`."""
-    return Call("GET", "/v1/models", lambda r: tuple(_summary(model) for model in _json(r)["models"]))
+    return Call("GET", "/v1/models", lambda r: tuple(_summary(model) for model in _json(r)["models"]), options=options)
 
 
-def model(name: str) -> Call[ModelDetails]:
+def model(name: str, options: Options) -> Call[ModelDetails]:
     """`GET /v1/models/{id}`."""
-    return Call("GET", f"/v1/models/{quote(name, safe='')}", _details)
+    return Call("GET", f"/v1/models/{quote(name, safe='')}", _details, options=options)
 
 
-def health(path: str) -> Call[None]:
+def health(path: str, options: Options) -> Call[None]:
     """`GET /livez` or `/readyz`: an error says that it is not."""
-    return Call("GET", path, lambda response: None, admin=True)
+    return Call("GET", path, lambda response: None, options=options, admin=True)
 
 
-def metrics() -> Call[str]:
+def metrics(options: Options) -> Call[str]:
     """`GET /metrics`."""
-    return Call("GET", "/metrics", lambda response: response.text, admin=True)
+    return Call("GET", "/metrics", lambda response: response.text, options=options, admin=True)
 
 
 def _params(parameters: Mapping[str, Any]) -> dict[str, str]:

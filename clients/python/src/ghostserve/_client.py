@@ -17,6 +17,7 @@ from . import _calls, _many
 from ._calls import Call, Options
 from ._errors import (
     ConnectionFailedError,
+    DeadlineExceededError,
     GhostServeError,
     InvalidResponseError,
     RequestTimeoutError,
@@ -73,21 +74,23 @@ class Client:
         """Makes a client; nothing is sent yet.
 
         - `timeout`: seconds to connect, and between two parts of an answer. `None`: no limit.
-        - `deadline`: seconds until an answer must be there, over all attempts. The server drops work that would be
-          later. `None`: the server's own limit.
+        - `deadline`: seconds until an answer must be there, over all attempts and the wait for a connection. The
+          server drops work that would be later. `None`: the server's own limit.
         - `priority`: 0 to 7; from 4 requests are background work, which gets the cores that others leave free.
         - `retries`: how often a refused request (429, 503) is repeated after the time that the server names, and one
           whose connection failed. 0: never. A `Retry` sets more.
-        - `max_connections`: limits the pool; further requests wait for a connection.
+        - `max_connections`: limits the pool; further requests wait for a connection until their deadline.
         - `headers`: sent with every request, for a proxy that asks for authentication.
         - `verify`: False, or an `ssl.SSLContext` with your certificates, for a proxy with TLS.
         - `admin_url`: of the server's private port, if it has one: health and metrics are there.
         - `transport`: replaces the network, in tests.
+
+        Raises `ValueError` for an argument that no request could be sent with.
         """
         # Checks the defaults here, and not at the first request.
         Options(deadline=deadline, priority=priority)
-        self._base_url = base_url.rstrip("/")
-        self._admin_url = (admin_url or base_url).rstrip("/")
+        self._base_url = _calls.server_address("base_url", base_url)
+        self._admin_url = _calls.server_address("admin_url", admin_url) if admin_url else self._base_url
         self._timeout = timeout
         self._deadline = deadline
         self._priority = priority
@@ -151,7 +154,11 @@ class Client:
         At most `concurrency` requests are open, and at most twice as many images are in memory. A refused image is sent
         again after the time that the server names, and fewer are sent at once from then on; one that is refused for
         longer than `patience` seconds raises the server's error. An invalid image is an `ImageError` and stops nothing.
-        `priority=5` leaves the server to its other users first.
+        A file that cannot be read raises its `OSError` when its result is due, and ends the iteration: to go on after
+        it, read the files yourself and pass bytes. `priority=5` leaves the server to its other users first.
+
+        Leaving the loop early does not wait for open requests. They end in the background, within `timeout`, and their
+        results are dropped; until then the program does not end.
         """
         _many.check(concurrency, patience)
         options = self._options(deadline, priority, None)
@@ -249,7 +256,7 @@ class Client:
 
     def models(self) -> tuple[ModelSummary, ...]:
         """Returns the models that the server serves."""
-        return self._send(_calls.models(), self._retry)
+        return self._send(_calls.models(self._options()), self._retry)
 
     def model(self, name: str | None = None) -> ModelDetails:
         """Returns all about a model; without a name, about the default model."""
@@ -257,21 +264,26 @@ class Client:
             name = next((model.id for model in self.models() if model.default), None)
             if name is None:
                 raise InvalidResponseError("the server has no default model; name one")
-        return self._send(_calls.model(name), self._retry)
+        return self._send(_calls.model(name, self._options()), self._retry)
 
     def live(self) -> bool:
-        """Returns whether a server answers that it is alive."""
+        """Returns whether a server answers in time that it is alive."""
         return self._health("/livez")
 
     def ready(self) -> bool:
-        """Returns whether the server should receive requests. False if it starts, stops, or cannot be reached."""
+        """Returns whether the server should receive requests.
+
+        False if it starts or stops, cannot be reached, or does not answer in time.
+        """
         return self._health("/readyz")
 
     def metrics(self) -> str:
         """Returns the metrics in Prometheus' text format."""
-        return self._send(_calls.metrics(), self._retry)
+        return self._send(_calls.metrics(self._options()), self._retry)
 
-    def _options(self, deadline: float | None, priority: int | None, request_id: str | None) -> Options:
+    def _options(
+        self, deadline: float | None = None, priority: int | None = None, request_id: str | None = None
+    ) -> Options:
         return Options(
             self._deadline if deadline is None else deadline,
             self._priority if priority is None else priority,
@@ -280,8 +292,8 @@ class Client:
 
     def _health(self, path: str) -> bool:
         try:
-            self._send(_calls.health(path), Retry(attempts=0))
-        except (UnavailableError, ConnectionFailedError, RequestTimeoutError):
+            self._send(_calls.health(path, self._options()), Retry(attempts=0))
+        except (UnavailableError, ConnectionFailedError, RequestTimeoutError, DeadlineExceededError):
             return False
         return True
 
@@ -299,19 +311,26 @@ class Client:
 
     def _attempt(self, call: Call[T], attempts: Attempts) -> T:
         """Sends a request once."""
-        attempts.check_deadline()
-        remaining = attempts.remaining()
-        timeouts = [seconds for seconds in (self._timeout, remaining and remaining + 1) if seconds is not None]
+        remaining = attempts.time_to_send()
+
+        def trace(event: str, info: Mapping[str, Any]) -> None:
+            if event == _calls.SENDING:
+                _calls.renew(info["request"], self._timeout, attempts.time_to_send())
+
         try:
             response = self._http.request(
                 call.method,
                 (self._admin_url if call.admin else self._base_url) + call.path,
                 params=call.params or None,
                 headers={**call.headers, **call.options.headers(remaining)},
-                # Waiting for a connection of the pool has no limit: other requests of this program hold them.
-                timeout=httpx.Timeout(min(timeouts, default=None), pool=None),
+                timeout=_calls.time_limits(self._timeout, remaining),
+                # The wait for a connection uses time up: what is left is known when the request is sent.
+                extensions=None if remaining is None else {"trace": trace},
                 **call.body(),
             )
+        except httpx.PoolTimeout as error:
+            detail = "no connection was free before the deadline"
+            raise DeadlineExceededError(504, "deadline_exceeded", detail) from error
         except httpx.TimeoutException as error:
             raise RequestTimeoutError(f"no answer from {self._base_url} in time ({type(error).__name__})") from error
         except httpx.TransportError as error:
@@ -372,4 +391,4 @@ class Client:
             with places:
                 stop.set()
                 places.notify_all()
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)

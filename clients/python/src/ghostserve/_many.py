@@ -73,6 +73,8 @@ class ImageAttempts:
     #: Seconds that the image may be put back.
     patience: float
     failed: int = 0
+    #: How many of the failures were of the connection. Refusals do not use up its attempts.
+    disconnected: int = 0
     first_failure: float | None = None
 
     def handle(self, error: GhostServeError) -> ImageError | float:
@@ -84,7 +86,8 @@ class ImageAttempts:
         if isinstance(error, (OverloadedError, UnavailableError, DeadlineExceededError)):
             attempts_left = True
         elif isinstance(error, ConnectionFailedError):
-            attempts_left = self.failed < self.retry.attempts
+            attempts_left = self.disconnected < self.retry.attempts
+            self.disconnected += 1
         else:
             raise error
         now = time.monotonic()

@@ -49,11 +49,12 @@ class Attempts:
         """Seconds until the deadline; `None` without one."""
         return None if self._end is None else self._end - time.monotonic()
 
-    def check_deadline(self) -> None:
-        """Raises `DeadlineExceededError` if the deadline passed before the request could be sent."""
+    def time_to_send(self) -> float | None:
+        """What remains. Raises `DeadlineExceededError` if the deadline passed before the request could be sent."""
         remaining = self.remaining()
         if remaining is not None and remaining <= 0:
             raise DeadlineExceededError(504, "deadline_exceeded", "the deadline passed before the request was sent")
+        return remaining
 
     def wait_after(self, error: GhostServeError) -> float | None:
         """Seconds to wait before the next attempt; `None` if the error is final."""

@@ -31,7 +31,7 @@ class Tensor:
     def numpy(self) -> NDArray[np.floating[Any]]:
         """The tensor as a read-only NumPy array that shares its memory.
 
-        Raises `ImportError` without NumPy, which `pip install 'ghostserve[numpy]'` installs.
+        Raises `ImportError` without NumPy, which `pip install numpy` installs.
         """
         import numpy as np
 
