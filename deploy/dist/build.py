@@ -291,7 +291,8 @@ def main():
     made = [f"{name}.tar.gz", f"{name}.cdx.json"]
     if not arguments.no_deb:
         requirements = depends([binary, runtime / LIBRARY]) + ["init-system-helpers", "passwd"]
-        package = f"ghostserve_{number.replace('-', '~')}_{architecture}.deb"
+        # GitHub replaces a `~` in the name of a file, so only the version inside has it.
+        package = f"ghostserve_{number}_{architecture}.deb"
         content = debian_files(binary, files)
         write_debian(output / package, control(number, architecture, requirements, content), content, time)
         made.append(package)

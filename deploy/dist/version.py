@@ -69,9 +69,8 @@ def check(root=ROOT):
     wrong = sorted({f"{name} ({found})" for name, found in named(root) if found != version})
     if wrong:
         raise VersionError(f"Cargo.toml has version {version}, other files do not: {', '.join(wrong)}; run version.py set")
-    _, text = sections((root / "CHANGELOG.md").read_text()).get(version, (None, ""))
-    if not text:
-        raise VersionError(f"CHANGELOG.md has no section `## [{version}] - …` with an entry; add it")
+    if version not in sections((root / "CHANGELOG.md").read_text()):
+        raise VersionError(f"CHANGELOG.md has no section `## [{version}] - …`; run version.py set")
     return version
 
 
@@ -110,7 +109,9 @@ def notes(tag=None, root=ROOT):
     if tag is not None and tag != f"v{version}":
         raise VersionError(f"the tag is {tag}, but the files name version {version}; tag v{version}, or run version.py set")
     if tag is not None and not re.fullmatch(r"\d{4}-\d\d-\d\d", day):
-        raise VersionError(f"version {version} has no day in CHANGELOG.md; run version.py date before the tag")
+        raise VersionError(f"version {version} has no date in CHANGELOG.md; run version.py date before the tag")
+    if not text:
+        raise VersionError(f"the section of version {version} in CHANGELOG.md is empty: write down what changed")
     return text
 
 

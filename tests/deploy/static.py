@@ -241,10 +241,11 @@ def check_versions():
                 (root / name).write_text((ROOT / name).read_text())
         version.write("98.7.6", root)
         check({found for _, found in version.named(root)} == {"98.7.6"}, "version.py set reaches every file")
-        rejects(lambda: version.check(root), "has no section", "a version without changes is refused")
+        check(version.check(root) == "98.7.6", "a version that is opened passes the checks")
+        rejects(lambda: version.notes(None, root), "is empty", "notes without changes are refused")
         changelog = root / "CHANGELOG.md"
         changelog.write_text(changelog.read_text().replace("Unreleased\n", "Unreleased\n\n- A change.\n", 1))
-        rejects(lambda: version.notes("v98.7.6", root), "has no day", "a release without a day is refused")
+        rejects(lambda: version.notes("v98.7.6", root), "has no date", "a release without a date is refused")
         version.date("2031-01-31", root)
         check(version.notes("v98.7.6", root) == "- A change.", "the notes are those of the version alone")
         rejects(lambda: version.notes("v98.7.5", root), "the tag is v98.7.5", "another tag is refused")
