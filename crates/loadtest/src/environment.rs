@@ -6,7 +6,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 
 /// Words that mark the name of a query parameter as a credential.
-const SECRET_WORDS: [&str; 7] = ["key", "token", "secret", "password", "passwd", "signature", "auth"];
+const SECRET_WORDS: [&str; 10] =
+    ["key", "token", "secret", "password", "passwd", "pwd", "sig", "auth", "code", "credential"];
 
 /// Replaces a value that may be a credential.
 const HIDDEN: &str = "…";
@@ -18,7 +19,7 @@ pub struct Environment {
     pub started: String,
     /// The machine of the load generator.
     pub machine: Machine,
-    /// The command line without credentials; empty if the caller did not set it.
+    /// The command line, without what looks like a credential; empty if the caller did not set it.
     pub command: String,
 }
 

@@ -124,7 +124,7 @@ impl fmt::Display for CropMode {
 
 /// The size to which a photograph is resized before the crop, in pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected whole pixels: a number such as 256, or [height, width]")]
 pub enum Resize {
     /// A square. With [`CropMode::Center`] this is torchvision's `Resize(side)`: the shorter side gets this length,
     /// and the longer one is rounded down.
@@ -438,6 +438,8 @@ fn check_input(raw: RawInput) -> Result<InputSpec, ManifestError> {
 /// The file is empty, or has an empty line between labels.
 pub fn parse_labels(text: &str) -> Result<Vec<Label>, ManifestError> {
     let labels: Vec<Label> = text
+        // Editors on Windows write a byte order mark.
+        .trim_start_matches('\u{feff}')
         .trim_end()
         .lines()
         .map(|line| match line.split_once('\t') {
@@ -573,7 +575,7 @@ file = "labels.txt"
             ("mean = [0.485", "mean = [nan", "input.mean"),
             ("resize = 64", "resize = 64\nresise = 3", "resise"),
             ("resize = 64", "", "resize"),
-            ("resize = 64", "resize = \"64\"", "resize"),
+            ("resize = 64", "resize = \"64\"", "or [height, width]"),
             ("resize = 64", "resize = 64\ninterpolation = \"cubic\"", "bicubic"),
             ("resize = 64", "resize = 64\ncrop_mode = \"centre\"", "center"),
         ] {
@@ -624,5 +626,6 @@ file = "labels.txt"
         assert_eq!(labels[1], Label { name: "cat".into(), wnid: None });
         assert!(parse_labels("a\n\nb\n").is_err());
         assert!(parse_labels("").is_err());
+        assert_eq!(parse_labels("\u{feff}a\n").unwrap()[0].name, "a");
     }
 }

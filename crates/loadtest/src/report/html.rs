@@ -160,7 +160,7 @@ impl CampaignReport {
             }
             page.push_str("<tr class=\"ratio\"><td>÷ the first</td>");
             for statistic in Statistic::ALL {
-                let ratio = self.ratio(target_index, index, statistic).filter(|ratio| ratio.of_medians.is_finite());
+                let ratio = self.ratio(target_index, index, statistic);
                 let cell =
                     ratio.map(|r| format!("<td title=\"{:.2} to {:.2}\">{:.2}</td>", r.min, r.max, r.of_medians));
                 page.push_str(&cell.unwrap_or_else(|| "<td>–</td>".to_owned()));

@@ -206,8 +206,8 @@ impl CampaignReport {
     pub fn ratio(&self, target: usize, series: usize, statistic: Statistic) -> Option<StatisticRatio> {
         let rounds_of = |target: usize| Some(self.targets.get(target)?.series.get(series)?.rounds_of(statistic));
         let (values, base) = (rounds_of(target)?, rounds_of(0)?);
-        let measured = |values: &[f64]| values.iter().any(|value| value.is_finite());
-        (measured(&values) && measured(&base)).then(|| StatisticRatio::of(&values, &base))
+        let ratio = StatisticRatio::of(&values, &base);
+        [ratio.of_medians, ratio.min, ratio.max].iter().all(|value| value.is_finite()).then_some(ratio)
     }
 
     /// The workloads, in the order of the series.

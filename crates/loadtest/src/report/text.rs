@@ -146,6 +146,12 @@ mod tests {
         assert_eq!(row("one").matches('–').count(), 1, "the median of the rejections: {text}");
         assert_eq!(row("two").matches('–').count(), 6, "all latencies: {text}");
         assert!(!text.contains("NaN") && !text.contains("inf"), "{text}");
+
+        // The ratios, too, if it is the first target that never succeeded.
+        let mut report = sample_without_rejections();
+        report.targets.swap(0, 1);
+        let text = report.to_string();
+        assert!(!text.contains("NaN") && !text.contains("inf"), "{text}");
     }
 
     #[test]
