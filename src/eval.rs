@@ -202,7 +202,10 @@ impl Samples {
                 return Err(EvalError::UnknownClass { path: folder.to_owned(), found: name, expected });
             };
             for path in list(&class_folder)? {
-                if path.is_file() && !is_hidden(&path) { files.push((path, class)) } else { left_out.push(path) }
+                // Some data sets have no endings, so only another ending than an image's is a stray file.
+                let may_be_image = path.extension().is_none() || ends_like_an_image(&path);
+                let is_sample = path.is_file() && !is_hidden(&path) && may_be_image;
+                if is_sample { files.push((path, class)) } else { left_out.push(path) }
             }
         }
         if files.is_empty() { Err(EvalError::Empty(folder.to_owned())) } else { Ok(Self { files, left_out }) }
@@ -260,10 +263,15 @@ pub struct Tally {
     pub top5: usize,
 }
 
+fn lossy_path<S: serde::Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&path.display())
+}
+
 /// An image that could not be read.
 #[derive(Clone, Debug, Serialize)]
 pub struct EvalFailure {
-    /// The image file.
+    /// The image file. A name that is not UTF-8 is written with replacement characters.
+    #[serde(serialize_with = "lossy_path")]
     pub file: PathBuf,
     /// Why it could not be read.
     pub error: String,

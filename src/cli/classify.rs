@@ -59,7 +59,7 @@ impl ClassifyArgs {
             let name = file.display();
             match result {
                 Ok((image, predictions)) if self.json => {
-                    let line = json!({"file": file, "image": image, "predictions": predictions});
+                    let line = json!({"file": file.to_string_lossy(), "image": image, "predictions": predictions});
                     writeln!(out, "{line}")?;
                 }
                 Ok((image, predictions)) => {
@@ -72,7 +72,7 @@ impl ClassifyArgs {
                 Err(error) => {
                     let error = errors::describe(&error);
                     if self.json {
-                        writeln!(out, "{}", json!({"file": file, "error": error}))?;
+                        writeln!(out, "{}", json!({"file": file.to_string_lossy(), "error": error}))?;
                     }
                     eprintln!("error: {name}: {error}");
                     code = ExitCode::FAILURE;

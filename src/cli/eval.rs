@@ -1,5 +1,6 @@
 //! `ghostserve eval`.
 
+use std::borrow::Cow;
 use std::io::{Write, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -72,7 +73,7 @@ impl EvalArgs {
                 model: &loaded.manifest.id,
                 digest: loaded.digest.as_str(),
                 report: &report,
-                left_out: samples.left_out(),
+                left_out: samples.left_out().iter().map(|path| path.to_string_lossy()).collect(),
             };
             writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?;
         } else {
@@ -89,7 +90,7 @@ struct JsonReport<'a> {
     digest: &'a str,
     #[serde(flatten)]
     report: &'a EvalReport,
-    left_out: &'a [PathBuf],
+    left_out: Vec<Cow<'a, str>>,
 }
 
 fn print(report: &EvalReport, out: &mut impl Write) -> std::io::Result<()> {

@@ -9,7 +9,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::locate::PullFlag;
-use super::{build, values};
+use super::{build, errors, values};
 use crate::model::ModelFolder;
 use ghostserve_ghostnet::{Form, ModulePacking, Network, Output, PRESETS, Size, StageRow, Target, preset};
 use ghostserve_kernels::native_block;
@@ -129,7 +129,9 @@ impl InspectArgs {
             None => {
                 let loaded = match self.pull.locate(&self.model) {
                     Ok(model) => ModelFolder::resolve(&model)?.load()?,
-                    Err(error) => bail!("{error:#}; or a preset: {}", PRESETS.join(", ")),
+                    // A model that could not be fetched is no misspelt preset.
+                    Err(error) if self.pull.is_set() => return Err(error),
+                    Err(error) => bail!("{}; or a preset: {}", errors::describe(&error), PRESETS.join(", ")),
                 };
                 let model = Some(ModelDescription {
                     id: loaded.manifest.id.clone(),

@@ -21,6 +21,11 @@ pub(super) struct PullFlag {
 }
 
 impl PullFlag {
+    /// Whether the flag is given.
+    pub(super) fn is_set(self) -> bool {
+        self.pull
+    }
+
     /// The embedded model's name or a model folder. With the flag, fetches a model that the hub has and that is not
     /// on disk, into the folder that `ghostserve pull` would make.
     ///
@@ -37,19 +42,24 @@ impl PullFlag {
                 shell_word(model)
             );
         }
+        if path.is_dir() && CATALOGUE.contains(&model) {
+            bail!(
+                "{model} is a folder without a {MANIFEST_FILE}: remove it, or choose another with `ghostserve pull \
+                 {model} -o DIR`"
+            );
+        }
         // A path that only looks like owner/name: its folder is there, without a manifest.
         let reference = Reference::parse(model).ok().filter(|_| !path.is_dir());
         let Some(reference) = reference else { bail!(unknown(model)) };
         let folder = PathBuf::from(reference.model_id());
         let command = format!("ghostserve pull {}", shell_word(model));
-        if is_pulled_from(&folder, &reference) {
-            if self.pull && !model.contains('@') {
+        // A revision may be another one than that of the folder.
+        if is_pulled_from(&folder, &reference) && !model.contains('@') {
+            if self.pull {
                 return Ok(folder.display().to_string());
             }
-            if !self.pull {
-                let found = folder.display();
-                bail!("no model `{model}` on disk; {found} was pulled from there: give `{found}`, or add --pull");
-            }
+            let found = folder.display();
+            bail!("no model `{model}` on disk; {found} was pulled from there: give `{found}`, or add --pull");
         }
         if !self.pull {
             let known = CATALOGUE.contains(&model);

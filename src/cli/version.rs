@@ -11,7 +11,7 @@ pub(super) fn long_version() -> String {
     let runtime = Runtime::load(library.as_deref().map(Path::new));
     let runtime = match &runtime {
         Ok(runtime) => runtime.version().to_owned(),
-        Err(_) => format!("not found (`make runtime` fetches it, {LIBRARY_ENV} or --onnxruntime says where it is)"),
+        Err(error) => error.to_string(),
     };
     format!(
         "{}\ncommit        {BUILD_REVISION}\nONNX Runtime  {runtime}\nplatform      {}-{}",

@@ -18,9 +18,11 @@ pub(super) struct StagedFolder {
 }
 
 impl StagedFolder {
-    /// Makes an empty temporary folder beside `target`.
-    pub(super) fn beside(target: &Path) -> Result<Self, InitError> {
-        let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    /// Makes an empty temporary folder: in `target` if that exists, because it may be on another disk than its parent,
+    /// and its parent may be read-only; else beside it, so that the finished folder appears in one step.
+    pub(super) fn create(target: &Path) -> Result<Self, InitError> {
+        let beside = || target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let parent = if target.is_dir() { target } else { beside() };
         fs::create_dir_all(parent).map_err(InitError::io("make the folder", parent))?;
         let path = parent.join(format!(".init-{}", uuid::Uuid::new_v4()));
         fs::create_dir(&path).map_err(InitError::io("make the folder", &path))?;
@@ -54,9 +56,11 @@ impl StagedFolder {
     pub(super) fn conflict(&self) -> Result<Option<PathBuf>, InitError> {
         for file in &self.files {
             let target = self.target.join(file);
-            if target.exists()
-                && !same_contents(&self.path.join(file), &target).map_err(InitError::io("read", &target))?
-            {
+            // A link that leads nowhere is the user's, too: it has no contents that could be the same.
+            let is_link_to_nothing = !target.exists() && fs::symlink_metadata(&target).is_ok();
+            let is_other =
+                || Ok(!same_contents(&self.path.join(file), &target).map_err(InitError::io("read", &target))?);
+            if is_link_to_nothing || (target.exists() && is_other()?) {
                 return Ok(Some(target));
             }
         }

@@ -19,7 +19,7 @@ use crate::eval::{Classifier, EvalError};
 use crate::model::{ModelError, ModelFolder};
 use crate::runtime::{Backend, Runtime, RuntimeError};
 use folder::StagedFolder;
-use ghostserve_ghostnet::Config;
+use ghostserve_ghostnet::{Config, preset};
 use ghostserve_hub::{FolderOutcome, IMAGENET_LABELS};
 use ghostserve_manifest::{
     Architecture, Digest, InputSpec, MANIFEST_FILE, Manifest, ManifestError, NetworkSpec, OutputKind, parse_labels,
@@ -141,7 +141,11 @@ pub fn init(
     let bytes = fs::read(path).map_err(InitError::io("read", path))?;
     let config_path = request.architecture.filter(|name| name.ends_with(".toml")).map(Path::new);
     let config = config_path.map(read_config).transpose()?;
-    let facts = network::describe(&bytes, request.architecture, config).map_err(unusable)?;
+    let mut facts = network::describe(&bytes, request.architecture, config).map_err(unusable)?;
+    if let Some(config) = config_path {
+        // In the folder, the configuration file has its own name; the path on this machine is nobody else's concern.
+        facts.architecture = Architecture::Preset(name_of(config));
+    }
     let mut notes = facts.notes.clone();
 
     let (labels_text, output) = labels(request, &facts, &mut notes)?;
@@ -150,14 +154,15 @@ pub fn init(
 
     let id = model_id(request);
     let folder = request.folder.map_or_else(|| PathBuf::from(&id), Path::to_owned);
+    if folder.exists() && !folder.is_dir() {
+        let found = folder.display();
+        return Err(InitError::Option(format!("{found} is a file: choose the folder to make with -o")));
+    }
     let manifest = Manifest {
         id,
         description: request.description.map_or_else(|| default_description(path, &facts), str::to_owned),
         network: NetworkSpec {
-            architecture: match config_path {
-                Some(config) => Architecture::Preset(name_of(config)),
-                None => facts.architecture.clone(),
-            },
+            architecture: facts.architecture.clone(),
             weights: weights_name(path, &folder, &facts),
             digest: Some(Digest::of(&bytes)),
             output: request.output.map_or_else(|| output.kind().map_err(unusable), Ok)?,
@@ -171,7 +176,7 @@ pub fn init(
     ]);
     let manifest = Manifest::parse(&text).map_err(InitError::Manifest)?;
 
-    let mut staged = StagedFolder::beside(&folder)?;
+    let mut staged = StagedFolder::create(&folder)?;
     staged.copy(path, Path::new(&manifest.network.weights))?;
     let beside = path.parent().unwrap_or(Path::new(""));
     for file in &facts.external_files {
@@ -250,7 +255,12 @@ fn labels<'f>(
 /// Whether a network of 1000 classes is one of ImageNet's: one of timm's, or one whose name says so.
 fn is_imagenet(path: &Path, facts: &NetworkFacts) -> bool {
     let name = name_of(path).to_lowercase();
-    matches!(facts.architecture, Architecture::Preset(_)) || ["in1k", "imagenet"].iter().any(|part| name.contains(part))
+    is_preset(&facts.architecture) || ["in1k", "imagenet"].iter().any(|part| name.contains(part))
+}
+
+/// Whether an architecture is one of timm's, rather than a configuration file or a foreign graph.
+fn is_preset(architecture: &Architecture) -> bool {
+    matches!(architecture, Architecture::Preset(name) if preset(name).is_some())
 }
 
 /// The pre-processing: what the user says, then what the file says, then the preset.
@@ -278,8 +288,8 @@ fn input_spec(
         return Ok(options.apply(options.preset.unwrap_or(InputPreset::Timm), size));
     }
     let own_family = match &facts.architecture {
-        Architecture::Preset(name) => Some(&name[..]),
-        Architecture::Onnx => None,
+        Architecture::Preset(name) if is_preset(&facts.architecture) => Some(&name[..]),
+        _ => None,
     };
     let guess = guess_preset(&[name_of(request.file)], own_family);
     let preset = choose(&guess).map_err(|source| InitError::Io {

@@ -128,10 +128,15 @@ fn describe_onnx(summary: &OnnxSummary) -> Result<NetworkFacts, String> {
     let shape = image_shape(input)?;
     let mut notes = Vec::new();
     if let Some(batch) = shape[0].fixed() {
-        notes.push(format!(
-            "the graph takes exactly {batch} image(s) a run, so nothing is batched; an export with a dynamic batch \
-             dimension serves more"
-        ));
+        notes.push(match batch {
+            1 => "the graph takes one image a run, so nothing is batched; an export with a dynamic batch dimension \
+                  serves more"
+                .to_owned(),
+            _ => format!(
+                "the graph computes {batch} images a run, also for one; an export with a dynamic batch dimension is \
+                 faster"
+            ),
+        });
     }
     let outputs: Vec<_> = summary.outputs.iter().filter_map(scores_of).collect();
     if outputs.is_empty() {

@@ -190,6 +190,41 @@ fn weights_of_another_network_are_named_at_the_load() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
+fn a_folder_that_exists_may_be_on_another_disk() {
+    let home = Home::new();
+    home.write("net.safetensors", weights_of("ghostnet_050", 2));
+    home.write("labels.txt", "a\nb\n");
+    // A file system of its own on Linux, as a volume is.
+    let disk = tempfile::tempdir_in("/dev/shm").unwrap();
+    std::os::unix::fs::symlink(disk.path(), home.path("volume")).unwrap();
+    let words = ["init", "net.safetensors", "--labels", "labels.txt", "--size", "64", "-o", "volume"];
+    home.succeeds(&words);
+    let names = || std::fs::read_dir(disk.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
+    let mut found = names();
+    found.sort();
+    assert_eq!(found, ["labels.txt", "manifest.toml", "weights.safetensors"]);
+
+    // A link of the user's that leads nowhere is not replaced.
+    std::fs::remove_file(disk.path().join("labels.txt")).unwrap();
+    std::os::unix::fs::symlink("elsewhere.txt", disk.path().join("labels.txt")).unwrap();
+    let error = home.fails(&words);
+    assert!(error.contains("labels.txt") && error.contains("--force"), "{error}");
+    home.write("taken", "");
+    let error = home.fails(&["init", "net.safetensors", "--labels", "labels.txt", "-o", "taken"]);
+    assert!(error.contains("taken is a file: choose the folder to make with -o"), "{error}");
+}
+
+#[test]
+fn a_catalogue_name_that_is_another_folder_is_explained() {
+    let home = Home::new();
+    std::fs::create_dir(home.path("ghostnetv2_100.in1k")).unwrap();
+    home.write("a.jpg", JPEG);
+    let error = home.fails(&["classify", "ghostnetv2_100.in1k", "a.jpg", "--pull"]);
+    assert!(error.contains("is a folder without a manifest.toml: remove it"), "{error}");
+}
+
+#[test]
 fn a_model_that_is_not_on_disk_is_pulled_or_says_how() {
     let repository = Repository::new(synthetic_weights());
     let hub = FakeHub::start(move |request, stream| repository.answer(request, stream));
