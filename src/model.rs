@@ -89,9 +89,7 @@ impl Backbone {
         let lowered = self.network.lower(&*file, &target).map_err(error)?;
         Ok(OnnxSource::Memory(lowered.graph.into_onnx(&self.metadata).into()))
     }
-}
 
-impl Backbone {
     /// Adds to an error about tensors which network the weights belong to, if it is a known one.
     fn explain(&self, error: ModelError) -> ModelError {
         let ModelError::Build { path, source: BuildError::Weights(mismatch) } = error else { return error };

@@ -65,7 +65,8 @@ pub struct Config {
 /// The listeners that `ghostserve health` can check.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct Addresses {
-    /// Address and port for clients: HOST:PORT, or :PORT or PORT for all addresses of the machine.
+    /// Address and port for clients: HOST:PORT, or :PORT or PORT for all IPv4 addresses of the machine;
+    /// [::]:PORT includes IPv6.
     #[arg(
         long,
         env = "GHOSTSERVE_LISTEN",

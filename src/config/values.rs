@@ -3,8 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
-/// Parses an address: `127.0.0.1:8080`, `[::1]:8080`, `localhost:8080`; `:8080` or `8080` is all addresses of the
-/// machine. Of a name with several addresses, the first IPv4 address is taken.
+/// Parses an address: `127.0.0.1:8080`, `[::1]:8080`, `localhost:8080`; `:8080` or `8080` is all IPv4 addresses of
+/// the machine. Of a name with several addresses, the first IPv4 address is taken.
 pub(crate) fn address(text: &str) -> Result<SocketAddr, String> {
     let text = text.trim();
     let wrong = |reason: &str| {
@@ -100,10 +100,11 @@ mod tests {
             (":8080", "0.0.0.0:8080"),
             ("8080", "0.0.0.0:8080"),
             ("0", "0.0.0.0:0"),
-            ("localhost:9000", "127.0.0.1:9000"),
         ] {
             assert_eq!(address(text).map(|found| found.to_string()), Ok(expected.to_owned()), "{text}");
         }
+        // Some machines know `localhost` only as ::1.
+        assert!(address("localhost:9000").is_ok_and(|found| found.ip().is_loopback() && found.port() == 9000));
         for (text, words) in [
             ("", "the address is empty"),
             ("localhost", "the port is missing"),

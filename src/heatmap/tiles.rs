@@ -5,8 +5,12 @@ use image::{Rgb, RgbImage};
 use super::ValueRange;
 use super::colours::colour_at;
 
-/// Smaller maps are enlarged, each element to a square, to at least this shorter side in pixels.
+/// Smaller maps are enlarged, each element to a square, to at least this shorter side in pixels, unless the longer one
+/// would exceed [`MAX_TILE`].
 const MIN_TILE: usize = 48;
+/// Maps are not enlarged beyond this longer side in pixels: the picture of narrow maps would take a hundred times their
+/// memory.
+const MAX_TILE: usize = 512;
 /// Pixels between tiles.
 const GAP: usize = 2;
 const BACKGROUND: Rgb<u8> = Rgb([24, 24, 24]);
@@ -15,7 +19,8 @@ const BACKGROUND: Rgb<u8> = Rgb([24, 24, 24]);
 /// channel's lowest to its highest value. A channel of one value is grey, which no colour of the map is.
 #[must_use]
 pub fn tiles(maps: &[f32], [channels, height, width]: [usize; 3]) -> RgbImage {
-    let enlarge = MIN_TILE.div_ceil(height.min(width).max(1));
+    let largest = (MAX_TILE / height.max(width).max(1)).max(1);
+    let enlarge = MIN_TILE.div_ceil(height.min(width).max(1)).min(largest);
     let columns = (1..=channels).find(|n| n * n >= channels).unwrap_or(1);
     let rows = channels.div_ceil(columns);
     let offset = |count: usize, side: usize| (count * (side * enlarge + GAP) + GAP) as u32;

@@ -89,5 +89,9 @@ mod tests {
             let expected = Path::new(folder).join(LIBRARY_FILE);
             assert!(candidates(Path::new(program)).any(|path| path == expected), "{program}: {folder}");
         }
+        // The library that was installed with the program comes before one of another package.
+        let found: Vec<_> = candidates(Path::new("/usr/bin/ghostserve")).collect();
+        let position = |folder: &str| found.iter().position(|path| *path == Path::new(folder).join(LIBRARY_FILE));
+        assert!(position("/usr/lib/ghostserve") < position("/usr/lib"));
     }
 }

@@ -25,7 +25,7 @@ use crate::server::parameters::{invalid, levels, prediction_options, size, tenso
 use crate::server::problem::Problem;
 use crate::server::retain::RetainBody;
 use crate::server::tensors::{AnswerTensor, ElementType, json, npz, safetensors};
-use crate::service::{AttentionGate, Code, Error, Extracted, Extraction, FeaturePlan, FeaturesRequest, Prediction};
+use crate::service::{AttentionGate, Code, Error, Extracted, FeaturePlan, FeaturesRequest, Prediction};
 use ghostserve_ghostnet::{Cut, Network, Output, Size};
 
 /// The format of an answer.
@@ -196,7 +196,9 @@ pub(super) async fn attention(
     };
     let default_size = || features.attention_size(model.manifest.input.crop);
     let size = parameters.size.as_deref().map(size).transpose()?.unwrap_or_else(default_size);
-    let gate = attention_gate(&AttentionGate::all(&features.network, size), parameters.layer.as_deref())?;
+    let gates = AttentionGate::all(&features.network, size);
+    let gate = attention_gate(&gates, parameters.layer.as_deref())?;
+    let larger = features.attention_size(size);
     let dtype = parameters.dtype.unwrap_or_default();
     let plan = app.service.plan_features(FeaturesRequest {
         outputs: vec![gate.output],
@@ -208,7 +210,7 @@ pub(super) async fn attention(
         context: request_context(&app, client, request.headers(), start)?,
     })?;
     if format == Png {
-        check_gate_has_cells(&plan, &gate)?;
+        check_gate_has_cells(&gate, &gates, size, larger)?;
     }
     // Read, run and encode.
     answer(app, plan, AnswerStyle { format, dtype, unit: false, attention: true }, request, start).await
@@ -232,43 +234,48 @@ fn attention_gate(gates: &[AttentionGate], layer: Option<&str>) -> Result<Attent
     })
 }
 
-/// Refuses a picture of a single cell, before the image is read.
-fn check_gate_has_cells(plan: &FeaturePlan, gate: &AttentionGate) -> Result<(), Problem> {
+/// Refuses a picture of a single cell, before the image is read. `gates` are all at this size of the input, and `larger`
+/// is the size that shows more, if there is one.
+fn check_gate_has_cells(
+    gate: &AttentionGate,
+    gates: &[AttentionGate],
+    size: [usize; 2],
+    larger: [usize; 2],
+) -> Result<(), Problem> {
     let is_shown = |gate: &&AttentionGate| gate.cells().iter().product::<usize>() > 1;
     if is_shown(&gate) {
         return Ok(());
     }
-    let Size { height, width } = plan.size();
-    let gates = plan.model().features.as_ref().map(|features| AttentionGate::all(&features.network, [height, width]));
-    let other = gates.as_deref().and_then(AttentionGate::default_of).filter(is_shown).map(|other| {
+    let other = AttentionGate::default_of(gates).filter(is_shown).map(|other| {
         let [rows, columns] = other.cells();
-        format!("`layer={}`, which has {columns}x{rows}, or for ", other.layer())
+        format!("`layer={}`, which has {columns}x{rows}", other.layer())
     });
-    Err(invalid(format!(
-        "the gate of `layer={}` has one cell at size {width}x{height}, so its picture would be of one colour; ask for \
-         {}a larger `size`, such as {LARGER_SIZE}",
-        gate.layer(),
-        other.unwrap_or_default(),
-    )))
+    let [larger_height, larger_width] = larger;
+    let larger = (larger != size).then(|| format!("a larger `size`, such as {larger_width}x{larger_height}"));
+    let advice: Vec<_> = other.into_iter().chain(larger).collect();
+    let [height, width] = size;
+    let mut detail = format!(
+        "the gate of `layer={}` has one cell at size {width}x{height}, so its picture would be of one colour",
+        gate.layer()
+    );
+    if !advice.is_empty() {
+        detail += &format!("; ask for {}", advice.join(", or for "));
+    }
+    Err(invalid(detail))
 }
 
-/// Refuses a picture of a gate that is equally open everywhere.
-fn check_gate_varies(extraction: &Extraction) -> Result<(), Problem> {
-    let [channels, height, width] = *extraction.outputs.shape(0) else { return Ok(()) };
-    let mean = heatmap::channel_mean(extraction.outputs.data(0), [channels, height, width]);
-    let range = ValueRange::of(&mean);
+/// Refuses a picture of a gate that is equally open everywhere. `gate` has the shape channels × height × width.
+fn check_gate_varies(gate: &[f32], shape: [usize; 3]) -> Result<(), Problem> {
+    let range = ValueRange::of(&heatmap::channel_mean(gate, shape));
     if !range.is_one_value() {
         return Ok(());
     }
+    let value = if range.low.is_finite() { format!(" ({:.3})", range.low) } else { String::new() };
     Err(invalid(format!(
-        "the gate has the same value, {:.3}, in all of its cells on this image, so its picture would be of one \
-         colour; ask for another `layer`, or for the numbers with `Accept: application/json`",
-        range.low
+        "the gate has the same value{value} in all of its cells on this image, so its picture would be of one \
+         colour; ask for another `layer`, or for the numbers with `Accept: application/json`"
     )))
 }
-
-/// A size at which every gate of the published networks has several cells.
-const LARGER_SIZE: usize = 224;
 
 /// The steps of both routes after the plan.
 async fn answer(
@@ -288,8 +295,10 @@ async fn answer(
     }
     // Run.
     let extracted = app.service.features(&plan, images.files).await?;
-    if let (true, Some(Ok(extraction))) = (png && style.attention, extracted.results.first()) {
-        check_gate_varies(extraction)?;
+    if let (true, Some(Ok(extraction))) = (png && style.attention, extracted.results.first())
+        && let [channels, height, width] = *extraction.outputs.shape(0)
+    {
+        check_gate_varies(extraction.outputs.data(0), [channels, height, width])?;
     }
     // Encode.
     let timer = EncodeTimer::start(&app, &plan.model().features_statistics, start);
@@ -446,4 +455,19 @@ pub(super) fn attention_layers(network: &Network, Size { height, width }: Size) 
         Some(Layer { layer: gate.layer(), channels, height, width, stride: gate.shape.stride })
     };
     AttentionGate::all(network, [height, width]).iter().filter_map(layer).collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gate_of_one_value_has_no_picture() {
+        // Two channels whose mean is the same in all cells.
+        let one_value = [0.2, 0.4, 0.6, 0.8, 0.8, 0.6, 0.4, 0.2];
+        assert!(check_gate_varies(&one_value, [2, 2, 2]).is_err());
+        assert!(check_gate_varies(&[f32::NAN; 4], [1, 2, 2]).is_err());
+        assert!(check_gate_varies(&[0.2, 0.4, 0.6, 0.8], [1, 2, 2]).is_ok());
+    }
 }

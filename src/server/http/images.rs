@@ -196,8 +196,8 @@ fn body_kind(content_type: Option<&[u8]>) -> Result<BodyKind, Problem> {
     }
 }
 
-/// Size of a compressed file that all but certainly holds a line break: its bytes are nearly random, and two of 256
-/// values are line breaks.
+/// Size of a compressed file that holds a line break if it is of a photograph: its bytes are nearly random, and two of
+/// 256 values are line breaks.
 const SURELY_HAS_LINE_BREAKS: usize = 4096;
 
 /// Whether bytes that were sent as a form are no longer a whole image. `curl -d @FILE` leaves out line breaks and, in
@@ -205,8 +205,15 @@ const SURELY_HAS_LINE_BREAKS: usize = 4096;
 fn is_damaged_by_a_form(body: &[u8]) -> bool {
     let has = |wanted: &[u8]| body.iter().any(|byte| wanted.contains(byte));
     let is_compressed = !matches!(Format::sniff(body), Ok(Format::Bmp | Format::Tiff));
-    let is_long = is_compressed && body.len() >= SURELY_HAS_LINE_BREAKS;
+    let is_long = is_compressed && body.len() >= SURELY_HAS_LINE_BREAKS && is_varied(body);
     !body.is_empty() && !has(b"\r\n") && (is_long || !has(&[0]))
+}
+
+/// Whether the bytes are as varied as those of a photograph. Files of images of one colour repeat a few bytes.
+fn is_varied(body: &[u8]) -> bool {
+    let mut values = [false; 256];
+    body.iter().for_each(|byte| values[usize::from(*byte)] = true);
+    values.into_iter().filter(|seen| *seen).count() >= 128
 }
 
 fn damaged_by_a_form() -> Problem {

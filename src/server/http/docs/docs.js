@@ -148,7 +148,7 @@ const attempt = (method, path, operation) => {
   let sample = null;
   if (images) {
     const input = make("input", { type: "file", accept: "image/*" });
-    const show = (blob) => {
+    const showPreview = (blob) => {
       if (preview.src) URL.revokeObjectURL(preview.src);
       preview.hidden = !blob;
       if (blob) preview.src = URL.createObjectURL(blob);
@@ -157,11 +157,11 @@ const attempt = (method, path, operation) => {
     button.addEventListener("click", async () => {
       input.value = "";
       sample = await samplePhotograph();
-      show(sample);
+      showPreview(sample);
     });
     input.addEventListener("change", () => {
       sample = null;
-      show(input.files[0]);
+      showPreview(input.files[0]);
     });
     field("photograph", input);
     form.append(make("div", { className: "sample" }, button, preview));

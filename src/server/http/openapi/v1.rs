@@ -96,6 +96,7 @@ fn map_content(schemas: &mut Schemas, attention: bool) -> Value {
         schema["properties"]["layer"] = json!({ "type": "string", "description": "The bottleneck of this answer." });
         schema["properties"]["layers"] =
             json!({ "type": "array", "items": layer, "description": "The bottlenecks with DFC attention." });
+        schema["required"] = json!(["model", "layer", "layers", "results"]);
     }
     let schema = schemas.name(if attention { "AttentionMaps" } else { "FeatureMaps" }, schema);
     json!({
