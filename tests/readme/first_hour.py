@@ -345,7 +345,10 @@ def make_stand_ins(home, options, environment):
 
 def newcomers_environment(home, port):
     """This process's environment without settings of the server, and with what the README says the reader has."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("GHOSTSERVE_", "MAKE", "MFLAGS"))}
+    # Variables of the command line of `make test-readme` are in the environment, too, and the README's `make` would take
+    # them for its own.
+    of_make = ("ARGS", "CARGO", "EP", "KEEP", "MAKE", "MFLAGS", "PRECISION", "PYTHON", "SERVER")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("GHOSTSERVE_", *of_make))}
     # No plan of an earlier start.
     environment["XDG_CACHE_HOME"] = str(home / "cache")
     environment["FIRST_HOUR_LEFT"] = str(home / "left")
