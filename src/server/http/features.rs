@@ -234,8 +234,8 @@ fn attention_gate(gates: &[AttentionGate], layer: Option<&str>) -> Result<Attent
     })
 }
 
-/// Refuses a picture of a single cell, before the image is read. `gates` are all at this size of the input, and `larger`
-/// is the size that shows more, if there is one.
+/// Refuses a picture of a single cell, before the image is read. `gates` are all at this size of the input, and
+/// `larger` is the size that shows more, if there is one.
 fn check_gate_has_cells(
     gate: &AttentionGate,
     gates: &[AttentionGate],
