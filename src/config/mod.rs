@@ -66,7 +66,7 @@ pub struct Config {
 #[derive(Clone, Copy, Debug, Args)]
 pub struct Addresses {
     /// Address and port for clients: HOST:PORT, or :PORT or PORT for all IPv4 addresses of the machine;
-    /// [::]:PORT includes IPv6.
+    /// `[::]:PORT` includes IPv6.
     #[arg(
         long,
         env = "GHOSTSERVE_LISTEN",
